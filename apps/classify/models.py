@@ -1,0 +1,103 @@
+"""Three small classifiers on images `[B, C, S, S]`: an MLP, a CNN, an LSTM over rows.
+
+Shapes were chosen by measured step time on one thread (batch 100, AdamW): 0.6 ms for
+`mlp(100, 2)`, 3 ms for `cnn(8, 2)`, 3 ms for `lstm(64, 1)` on 28x28 images.
+"""
+
+import torch
+from torch import Tensor, nn
+
+NAMES = ("mlp", "cnn", "lstm")
+
+
+def mlp(width: int, depth: int, classes: int, channels: int = 1, size: int = 28):
+    """Multi-layer perceptron: `depth` hidden layers of `width` ReLU units."""
+    sizes = [channels * size * size] + [width] * depth
+    layers: list[nn.Module] = [nn.Flatten()]
+    for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [nn.Linear(n_in, n_out), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], classes))
+
+
+class CNN(nn.Module):
+    """`depth` 3x3 convolutions and a linear layer; `width` filters, then `2 * width`.
+
+    The first two convolutions are followed by 2x2 max pooling. Pooling comes before
+    ReLU: the same function, because ReLU is monotone, on a quarter of the values.
+    `norm` puts BatchNorm between the two.
+    """
+
+    def __init__(self, width, depth, classes, channels=1, size=28, norm=False):
+        super().__init__()
+        layers: list[nn.Module] = []
+        for i in range(depth):
+            filters = width if i == 0 else 2 * width
+            layers.append(nn.Conv2d(channels, filters, 3, padding=1, bias=not norm))
+            channels = filters
+            if i < 2:
+                layers.append(nn.MaxPool2d(2))
+                size //= 2
+            if norm:
+                layers.append(nn.BatchNorm2d(filters))
+            layers.append(nn.ReLU())
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(channels * size * size, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # channels_last halves the time of a step on CPU; weights keep their layout
+        x = x.contiguous(memory_format=torch.channels_last)
+        return self.classifier(self.features(x).flatten(1))  # [B, classes]
+
+
+class LSTM(nn.Module):
+    """Reads an image row by row: `size` steps of `channels * size` values.
+
+    `width` is the hidden size, `depth` the number of stacked layers; the last hidden
+    state is classified.
+    """
+
+    def __init__(self, width, depth, classes, channels=1, size=28):
+        super().__init__()
+        self.recurrent = nn.LSTM(channels * size, width, depth, batch_first=True)
+        self.classifier = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.transpose(1, 2).flatten(2)  # [B, S, C * S]
+        _, (hidden, _) = self.recurrent(rows)  # [depth, B, width]
+        return self.classifier(hidden[-1])  # [B, classes]
+
+
+def build(
+    name: str,
+    width: int,
+    depth: int,
+    classes: int,
+    channels: int = 1,
+    size: int = 28,
+    seed: int = 0,
+    norm: bool = False,
+) -> nn.Module:
+    """Model `name` with an initialisation that depends on `seed` alone.
+
+    Raises ValueError for an unknown name, `width` or `depth` below 1 (an MLP may have
+    depth 0: softmax regression), an image too small to pool, `norm` without a CNN.
+
+    >>> model = build("mlp", width=100, depth=2, classes=10)
+    >>> sum(p.numel() for p in model.parameters())
+    89610
+    """
+    if name not in NAMES:
+        raise ValueError(f"model {name!r} is unknown; choose one of {', '.join(NAMES)}")
+    if width < 1 or depth < (0 if name == "mlp" else 1):
+        raise ValueError(f"{name} needs width and depth >= 1, got {width} and {depth}")
+    if name == "cnn" and size < 4:
+        raise ValueError(f"cnn needs images of at least 4x4 pixels, got {size}x{size}")
+    if norm and name != "cnn":
+        raise ValueError(f"norm=true is an option of the cnn, not of the {name}")
+    with torch.random.fork_rng(devices=[]):  # the caller's generator is left alone
+        torch.manual_seed(seed)
+        if name == "mlp":
+            return mlp(width, depth, classes, channels, size)
+        if name == "cnn":
+            return CNN(width, depth, classes, channels, size, norm)
+        return LSTM(width, depth, classes, channels, size)
