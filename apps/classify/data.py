@@ -1,15 +1,16 @@
 """Labelled images as standardised tensors, split by a seed.
 
-    load("mnist5k", seed=0)             5,000 digits, 3500 / 500 / 1000
-    load("mnist", seed=0)               all of MNIST; its own 10,000 test images
-    load("cifar10", seed=0, data_dir=D) CIFAR-10, found in D or $SPARSEKIT_DATA
-    load("images.npz", seed=0)          yours: x [N, S, S] or [N, C, S, S], y [N]
+* `load("mnist5k", seed=0)`: 5,000 digits, 3500 / 500 / 1000
+* `load("mnist", seed=0)`: all of MNIST, with its own 10,000 test images
+* `load("cifar10", seed=0, data_dir=D)`: found in D or $SPARSEKIT_DATA
+* `load("images.npz", seed=0)`: yours, x [N, S, S] or [N, C, S, S], y [N]
 """
 
 import io
 import os
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -130,8 +131,8 @@ def _images(dataset: str, data_dir: str | Path | None) -> Images:
             raise FileNotFoundError(f"no such file: {path}")
         return _npz(path, path.stat().st_mtime_ns)
     raise ValueError(
-        f"dataset {dataset!r} is unknown; choose one of {', '.join(NAMES)}, or give the "
-        "path of an .npz file with arrays x and y"
+        f"dataset {dataset!r} is unknown; choose one of {', '.join(NAMES)}, or give "
+        "the path of an .npz file with arrays x and y"
     )
 
 
@@ -218,13 +219,14 @@ def _cifar10(folder: Path) -> Images:
         with np.load(jpeg, allow_pickle=False) as arrays:
             blob, cuts = arrays["blob"].tobytes(), arrays["offsets"]
             y, is_train = arrays["labels"].astype(np.int64), arrays["is_train"]
-        pairs = zip(cuts[:-1], cuts[1:], strict=True)
+        pairs = pairwise(cuts)
         decoded = [np.asarray(Image.open(io.BytesIO(blob[a:b]))) for a, b in pairs]
         x = np.stack(decoded).transpose(0, 3, 1, 2)  # [N, 3, 32, 32] uint8
         return Images(x[is_train], y[is_train], 10, (x[~is_train], y[~is_train]))
     raise FileNotFoundError(
-        f"CIFAR-10 is not in {folder}: set SPARSEKIT_DATA (or data_dir) to a folder with "
-        "cifar-10-batches-bin, the official binary version unpacked, or cifar10_jpeg.npz"
+        f"CIFAR-10 is not in {folder}: set SPARSEKIT_DATA (or data_dir) to a folder "
+        "with cifar-10-batches-bin (the official binary version, unpacked) or "
+        "cifar10_jpeg.npz"
     )
 
 

@@ -113,8 +113,8 @@ def _blur(x: Tensor, sigma: float) -> Tensor:
     kernel = torch.softmax(-offsets.square() / (2 * sigma**2), 0)
     planes = x.reshape(n * channels, 1, height, width)
     planes = F.pad(planes, (radius,) * 4, mode="replicate")
-    planes = F.conv2d(F.conv2d(planes, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
-    return planes.view_as(x)
+    planes = F.conv2d(planes, kernel.view(1, 1, 1, -1))
+    return F.conv2d(planes, kernel.view(1, 1, -1, 1)).view_as(x)
 
 
 def _occlude(x: Tensor, share: float, generator: torch.Generator) -> Tensor:

@@ -4,6 +4,8 @@ Shapes were chosen by measured step time on one thread (batch 100, AdamW): 0.6 m
 `mlp(100, 2)`, 3 ms for `cnn(8, 2)`, 3 ms for `lstm(64, 1)` on 28x28 images.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +16,7 @@ def mlp(width: int, depth: int, classes: int, channels: int = 1, size: int = 28)
     """Multi-layer perceptron: `depth` hidden layers of `width` ReLU units."""
     sizes = [channels * size * size] + [width] * depth
     layers: list[nn.Module] = [nn.Flatten()]
-    for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True):
+    for n_in, n_out in pairwise(sizes):
         layers += [nn.Linear(n_in, n_out), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], classes))
 

@@ -1,0 +1,214 @@
+"""A sparsity method from its name and a table of options.
+
+Options are the fields of the method's dataclass. Fields that hold a time (`begin`,
+`end`, `every`, `at`, `rewind_to`) are an integer of optimizer steps, or text with a
+unit: "2 epochs", "75%" of the training. So a run keeps its meaning when the batch, the
+data or the number of epochs change.
+
+    build("rigl", 0.9, {"every": "1 epoch", "end": "75%", "allocation": "er"}, 35, 350)
+    build("oneshot", 0.5, {"pattern": "2:4", "at": 100}, 35, 350)
+    build("my_method.py", 0.9, {}, 35, 350)
+"""
+
+import importlib.util
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
+from math import isfinite
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from sparsekit import allocation
+from sparsekit.method import Method, discover, method_in
+from sparsekit.patterns import NM, Block, Columns, Pattern, Rows, Unstructured
+
+TIMES = ("begin", "end", "every", "at", "rewind_to")
+ALLOCATIONS = {name: getattr(allocation, name) for name in ("uniform", "er", "erk")}
+
+# The fields' own defaults are for trainings of 30,000 steps and more. Every method that
+# has the field gets the same time here, so that none is tuned.
+TIME_DEFAULTS = {"every": "1 epoch", "end": "75%"}
+
+
+def names() -> list[str]:
+    """Names that `--method` takes: no sparsity at all, then every discovered method."""
+    return ["dense", *discover()]
+
+
+def method_class(name: str) -> type[Method] | None:
+    """The class behind a name, or in a file `PATH.py` or `PATH.py:Class`.
+
+    None for "dense". Raises ValueError for an unknown name, listing the known ones.
+    """
+    if name == "dense":
+        return None
+    path, _, attribute = name.partition(":")
+    if not path.endswith(".py"):
+        known = discover()
+        if name not in known:
+            raise ValueError(
+                f"method {name!r} is unknown; choose one of {', '.join(names())}, or "
+                "give a file: my_method.py or my_method.py:Class"
+            )
+        return known[name]
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no such method file: {path}")
+    unique = f"sparsekit_method_file_{Path(path).stem}"
+    spec = importlib.util.spec_from_file_location(unique, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[unique] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    if not attribute:
+        return method_in(module)
+    found = getattr(module, attribute, None)
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise ValueError(f"{path} has no subclass of Method named {attribute!r}")
+    return found
+
+
+def build(
+    name: str,
+    sparsity: float,
+    options: Mapping[str, Any],
+    steps_per_epoch: int,
+    total_steps: int,
+) -> Method | None:
+    """The method with its times in steps; None for "dense".
+
+    Times not given are "1 epoch" for `every` and "75%" for `end`. Two methods differ:
+    one-shot pruning happens at "75%" instead of before training, and the rounds of
+    iterative pruning share the training equally.
+
+    Raises ValueError for an unknown name or option, a wrong type, a sparsity outside
+    [0, 1).
+
+    >>> build("rigl", 0.9, {"every": "2 epochs"}, 35, 350).end  # 75 %
+    262
+    """
+    cls = method_class(name)
+    if cls is None:
+        if options:
+            raise ValueError(f"method 'dense' takes no options, got {sorted(options)}")
+        return None
+    known = {field.name: field for field in fields(cls) if field.name != "sparsity"}
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(
+            f"method {name!r} has no option {unknown[0]!r}; it has "
+            f"{', '.join(known) or 'none'}"
+        )
+    given = _time_defaults(name, known, options, total_steps) | dict(options)
+    hints = get_type_hints(cls)
+    values = {}
+    for key, value in given.items():
+        if key in TIMES:
+            values[key] = in_steps(key, value, steps_per_epoch, total_steps)
+        else:
+            values[key] = _converted(key, value, hints[key])
+    return cls(sparsity=sparsity, **values)
+
+
+def in_steps(
+    key: str, value: Any, steps_per_epoch: int, total_steps: int
+) -> int | None:
+    """A time as optimizer steps; at least 1 for `every`.
+
+    >>> in_steps("end", "75%", 35, 350), in_steps("every", "2 epochs", 35, 350)
+    (262, 70)
+    """
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    match = re.fullmatch(r"\s*([0-9.]+)\s*(%|epochs?|steps?|)\s*", str(value))
+    if match is None or isinstance(value, (float, bool)):
+        raise ValueError(
+            f"{key} is a time: an integer of steps, '2 epochs' or '75%', got {value!r}"
+        )
+    number, unit = float(match[1]), match[2].rstrip("s")
+    scale = {"%": total_steps / 100, "epoch": steps_per_epoch}.get(unit, 1)
+    return max(round(number * scale), 1 if key == "every" else 0)
+
+
+def _time_defaults(
+    name: str, known: Mapping[str, Any], options: Mapping[str, Any], total: int
+) -> dict[str, Any]:
+    defaults = {key: time for key, time in TIME_DEFAULTS.items() if key in known}
+    if name == "oneshot":
+        defaults["at"] = "75%"
+    if name == "imp":
+        rounds = int(options.get("rounds", known["rounds"].default))
+        defaults["every"] = max(1, total // (rounds + 1))
+    return defaults
+
+
+def _converted(key: str, value: Any, hint: Any) -> Any:
+    """An option's value, from text where needed, in the type of its field."""
+    if isinstance(value, str) and key == "allocation":
+        if value not in ALLOCATIONS:
+            raise ValueError(f"{key} must be one of {list(ALLOCATIONS)}, got {value!r}")
+        return ALLOCATIONS[value]
+    if isinstance(value, str) and hint is Pattern:
+        return pattern(value)
+    allowed = get_args(hint) or (hint,)
+    try:
+        if isinstance(value, str):
+            value = _from_text(value, allowed)
+        if float in allowed and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        wrong_bool = isinstance(value, bool) and bool not in allowed
+        plain = all(kind in (bool, int, float, str, type(None)) for kind in allowed)
+        if plain and (wrong_bool or not isinstance(value, allowed)):
+            raise ValueError
+    except ValueError:
+        kinds = " or ".join(getattr(kind, "__name__", str(kind)) for kind in allowed)
+        raise ValueError(f"option {key} must be {kinds}, got {value!r}") from None
+    return value
+
+
+def _from_text(text: str, allowed: tuple[type, ...]) -> Any:
+    if str in allowed:
+        return text
+    if bool in allowed and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if int in allowed:
+        return int(text)
+    if float in allowed and isfinite(float(text)):
+        return float(text)
+    raise ValueError
+
+
+def pattern(text: str) -> Pattern:
+    """A pattern from text: unstructured, rows, columns, 2:4, 4x4 (a block).
+
+    >>> pattern("2:4")
+    NM(n=2, m=4)
+    """
+    simple: dict[str, Callable[[], Pattern]] = {
+        "unstructured": Unstructured, "rows": Rows, "columns": Columns,
+    }  # fmt: skip
+    if text in simple:
+        return simple[text]()
+    match = re.fullmatch(r"(\d+)([:x])(\d+)", text)
+    if match is None:
+        raise ValueError(
+            f"pattern {text!r} is unknown; use {', '.join(simple)}, 2:4 or 4x4"
+        )
+    return (NM if match[2] == ":" else Block)(int(match[1]), int(match[3]))
+
+
+def describe() -> list[tuple[str, str, str]]:
+    """Name, options with defaults, first line of the docstring of each method."""
+    rows = [("dense", "", "No sparsity: the model as it is.")]
+    for name, cls in discover().items():
+        options = [
+            f"{field.name}={_shown(field.default)}"
+            for field in fields(cls)
+            if field.name != "sparsity"
+        ]
+        summary = (cls.__doc__ or "").strip().splitlines()[0]
+        rows.append((name, " ".join(options), summary))
+    return rows
+
+
+def _shown(value: Any) -> str:
+    return "required" if value is MISSING else getattr(value, "__name__", repr(value))

@@ -1,0 +1,88 @@
+"""Models: hand counts of parameters, an unrolled LSTM, seeds."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from apps.classify import models
+
+
+def count(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_parameter_counts_by_hand() -> None:
+    mlp = models.build("mlp", width=7, depth=3, classes=5, channels=2, size=11)
+    assert count(mlp) == (2 * 121 * 7 + 7) + 2 * (7 * 7 + 7) + (7 * 5 + 5)
+    cnn = models.build("cnn", width=3, depth=3, classes=5, channels=2, size=13)
+    # 13 -> 6 -> 3 by the two poolings; the third convolution keeps the size
+    convolutions = (2 * 9 * 3 + 3) + (3 * 9 * 6 + 6) + (6 * 9 * 6 + 6)
+    assert count(cnn) == convolutions + 6 * 3 * 3 * 5 + 5
+    lstm = models.build("lstm", width=7, depth=1, classes=5, channels=2, size=11)
+    assert count(lstm) == 4 * 7 * (22 + 7 + 2) + 7 * 5 + 5
+
+
+def test_softmax_regression_is_the_mlp_of_depth_0() -> None:
+    model = models.build("mlp", width=1, depth=0, classes=3, size=5)
+    assert count(model) == 25 * 3 + 3
+
+
+def test_cnn_pooling_before_relu_is_relu_before_pooling() -> None:
+    model = models.build("cnn", width=3, depth=2, classes=5, size=12)
+    x = torch.randn(4, 1, 12, 12)
+    h = x
+    for layer in model.features:
+        if isinstance(layer, torch.nn.Conv2d):
+            h = torch.nn.functional.max_pool2d(layer(h).relu(), 2)
+    expected = model.classifier(h.flatten(1))
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_lstm_reads_rows_like_an_unrolled_cell() -> None:
+    model = models.build("lstm", width=5, depth=1, classes=3, channels=2, size=7)
+    x = torch.randn(4, 2, 7, 7)
+    weights = dict(model.recurrent.named_parameters())
+    h = c = torch.zeros(4, 5)
+    for row in range(7):
+        step = torch.cat([x[:, 0, row], x[:, 1, row]], 1)
+        gates = step @ weights["weight_ih_l0"].T + weights["bias_ih_l0"]
+        gates = gates + h @ weights["weight_hh_l0"].T + weights["bias_hh_l0"]
+        i, f, g, o = gates.chunk(4, 1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+    torch.testing.assert_close(model(x), model.classifier(h))
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_seed_alone_decides_the_weights(name: str) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = models.build(name, 5, 1, 3, size=8, seed=7).state_dict()
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(2)
+    second = models.build(name, 5, 1, 3, size=8, seed=7).state_dict()
+    other = models.build(name, 5, 1, 3, size=8, seed=8).state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not any(torch.equal(first[key], other[key]) for key in first)
+
+
+def test_flops_of_the_mlp_equal_torchs_counter() -> None:
+    model = models.build("mlp", width=7, depth=2, classes=5, size=11)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(3, 1, 11, 11))
+    assert counter.get_total_flops() == 3 * 2 * (121 * 7 + 7 * 7 + 7 * 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("resnet", 5, 2, 3), "choose one of mlp, cnn, lstm"),
+        (("mlp", 0, 2, 3), "width and depth"),
+        (("lstm", 5, 0, 3), "width and depth"),
+        (("cnn", 5, 2, 3, 1, 3), "at least 4x4"),
+        (("mlp", 5, 2, 3, 1, 28, 0, True), "norm=true is an option of the cnn"),
+    ],
+)
+def test_bad_input_is_named(arguments: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        models.build(*arguments)
