@@ -2,7 +2,7 @@
 
 A pattern is a frozen dataclass. `count(shape, sparsity)` is the number of active
 entries nearest to the wish that it can reach; `mask(scores, n_active)` chooses them.
-Weights are (out, in) or (out, in, kernel...). Errors name the tensor if `name` is given.
+Weights are (out, in) or (out, in, kernel...). Errors name the tensor if given `name`.
 """
 
 from abc import ABC, abstractmethod
