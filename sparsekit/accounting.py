@@ -109,7 +109,8 @@ def forward_flops(
         model: any module.
         inputs, keywords: what to call it with; the batch size counts.
         formulas: {operation: (*shapes, out_shape=...) -> FLOPs} for operations that are
-            not known, such as `torch.ops.mylib.foo`.
+            not known, such as `torch.ops.mylib.foo`. The parameter among their
+            arguments that comes last is the one they count for.
 
     Raises:
         NotImplementedError: naming an operation that may do heavy work and is not
@@ -390,8 +391,9 @@ class _Counter(TorchDispatchMode):
         if packet in self.formulas:
             flops = self.formulas[packet](*args, **kwargs, out_val=out)
             self._attribute(packet, args, flops)
-            # A product is an activation, even of two parameters.
-            self.see_inputs(tree_leaves(out))
+            # A product of two weights is not itself a weight whose entries are known.
+            if any(_storage(t) in self.from_input for t in tensors):
+                self.see_inputs(tree_leaves(out))
         else:
             self._require_light(func, tensors)
             self._follow(tensors, [t for t in tree_leaves(out) if _is_dense(t)])
@@ -401,14 +403,14 @@ class _Counter(TorchDispatchMode):
         views: tuple[View, ...] = ()
         if "attention" not in str(packet):
             # Of two weights the second, where F.linear and convolutions have theirs.
-            for i in reversed(_FACTORS.get(packet, range(min(2, len(args))))):
+            last = 2 if packet in _FORMULAS else len(args)
+            for i in reversed(_FACTORS.get(packet, range(min(last, len(args))))):
                 views = views or self._weight(args[i])
-        for view in views:
-            share = flops * view.numel // sum(v.numel for v in views)
+        shares = [flops * v.numel // sum(w.numel for w in views) for v in views]
+        for view, share in zip(views, shares, strict=True):
             self.counts[view.name] += share
             self.uses[view] = self.uses.get(view, 0) + share
-            flops -= share
-        self.other += flops
+        self.other += flops - sum(shares)
 
     def _weight(self, factor: Any) -> tuple[View, ...]:
         """The parts of parameters that make up a factor; none if it is no weight.
