@@ -215,8 +215,6 @@ def _proportional(
             f"tensors {list(dense)} take {budget - left}, and the {len(free)} others "
             "need at least 1 each: lower the sparsity or keep fewer tensors dense"
         )
-    if left > sum(free.values()) or (not free and left):
-        raise ValueError(f"sparsity {sparsity} is not reachable: all tensors are dense")
     real = _densities(free, left, raw)
     counts = apportion({n: real[n] * free[n] for n in free}, left, free)
     return {name: counts.get(name, numel) for name, numel in numels.items()}

@@ -262,7 +262,7 @@ def exploration_curve(history: History, ax: "Axes | None" = None) -> "Axes":
         xlabel="step (optimizer steps)",
         ylabel="share of weights",
         title="Exploration $R_s$: weights that were ever alive",
-        ylim=(0, 1),
+        ylim=(0, 1.03),
     )
     ax.legend(frameon=False, fontsize="small")
     return ax

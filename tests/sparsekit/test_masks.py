@@ -1,0 +1,198 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsekit.masks import count_active, drop_and_grow, pack, topk_mask, unpack
+from tests.reference import selection
+
+INF = math.inf
+# Few different values, so that ties are the rule; infinities are legal scores.
+tied = st.sampled_from([-INF, -1.5, -0.0, 0.0, 1.0, 1.0, 2.0, INF])
+
+
+@pytest.mark.parametrize(
+    ("numel", "sparsity", "expected"),
+    [
+        (10, 0.9, 1),
+        (100, 0.29, 71),
+        (1, 0.999, 1),
+        (7, 0.0, 7),
+        (1000, 0.9999, 1),
+        (2, 0.5, 1),
+        (10**10, 0.5, 5 * 10**9),
+    ],
+)
+def test_count_active_by_hand(numel, sparsity, expected):
+    assert count_active(numel, sparsity) == expected
+
+
+@given(st.integers(1, 10**7), st.floats(0, 1, exclude_max=True))
+def test_count_active_is_the_nearest_count(numel, sparsity):
+    count = count_active(numel, sparsity)
+    assert 1 <= count <= numel
+    assert count == 1 or abs(count - numel * (1 - sparsity)) <= 0.5 + 1e-6
+
+
+@pytest.mark.parametrize("sparsity", [-0.1, 1.0, 1.5, math.nan, INF])
+def test_count_active_refuses_what_is_no_sparsity(sparsity):
+    with pytest.raises(ValueError, match=f"got {sparsity}"):
+        count_active(10, sparsity)
+
+
+def test_count_active_refuses_other_types_and_empty_tensors():
+    with pytest.raises(TypeError, match=r"'0\.5'"):
+        count_active(10, "0.5")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"2\.5"):
+        count_active(2.5, 0.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="got 0"):
+        count_active(0, 0.5)
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_topk_equals_a_stable_sort(data):
+    scores = data.draw(st.lists(tied, min_size=1, max_size=23))
+    among = data.draw(
+        st.none() | st.lists(st.booleans(), min_size=len(scores), max_size=len(scores))
+    )
+    n = data.draw(st.integers(0, len(scores) if among is None else sum(among)))
+    got = topk_mask(
+        torch.tensor(scores), n, None if among is None else torch.tensor(among)
+    )
+    assert got.tolist() == selection.highest(scores, n, among)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float32,
+        torch.float64,
+        torch.bfloat16,
+        torch.float16,
+        torch.int8,
+        torch.bool,
+    ]
+    + [torch.int64, torch.uint8],
+)
+@pytest.mark.parametrize("n_active", [0, 1, 500, 1000, 1001])
+def test_topk_of_every_dtype_equals_torch_stable_sort(dtype, n_active):
+    generator = torch.Generator().manual_seed(3)
+    scores = (torch.randn(7, 11, 13, generator=generator) * 2).to(dtype)
+    mask = topk_mask(scores, n_active)
+    key = scores.reshape(-1).double()
+    order = key.sort(descending=True, stable=True).indices[:n_active]
+    expected = torch.zeros(1001, dtype=torch.bool).index_fill_(0, order, True)
+    assert mask.shape == scores.shape
+    assert torch.equal(mask.reshape(-1), expected)
+
+
+def test_topk_of_a_view_a_scalar_and_a_leaf():
+    scores = torch.arange(6.0).view(2, 3)
+    assert torch.equal(topk_mask(scores.t(), 2), topk_mask(scores, 2).t())
+    assert topk_mask(torch.tensor(1.0), 1).item() is True
+    assert not topk_mask(scores.requires_grad_(), 2).requires_grad
+
+
+@pytest.mark.parametrize("n_active", [-1, 5])
+def test_topk_names_the_count(n_active):
+    with pytest.raises(ValueError, match=rf"0 \.\.\. 4.*got {n_active}"):
+        topk_mask(torch.zeros(2, 2), n_active)
+
+
+def test_topk_refuses_nan_wrong_masks_and_complex():
+    with pytest.raises(ValueError, match="1 NaN in 3"):
+        topk_mask(torch.tensor([1.0, math.nan, 2.0]), 1)
+    with pytest.raises(ValueError, match=r"\(3,\)"):
+        topk_mask(torch.zeros(2), 1, among=torch.ones(3, dtype=torch.bool))
+    with pytest.raises(TypeError, match="bool"):
+        topk_mask(torch.zeros(2), 1, among=torch.ones(2))
+    with pytest.raises(TypeError, match="complex"):
+        topk_mask(torch.zeros(2, dtype=torch.complex64), 1)
+    with pytest.raises(TypeError, match=r"1\.5"):
+        topk_mask(torch.zeros(2), 1.5)  # type: ignore[arg-type]
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_drop_and_grow_equals_the_obvious_and_conserves(data):
+    size = data.draw(st.integers(1, 17))
+    vector = st.lists(tied, min_size=size, max_size=size)
+    mask = data.draw(st.lists(st.booleans(), min_size=size, max_size=size))
+    drop, grow = data.draw(vector), data.draw(vector)
+    exclude = data.draw(st.booleans())
+    room = sum(mask) if not exclude else min(sum(mask), size - sum(mask))
+    n = data.draw(st.integers(0, room))
+    before = torch.tensor(mask)
+    new = drop_and_grow(
+        before, torch.tensor(drop), torch.tensor(grow), n, exclude_dropped=exclude
+    )
+    assert new.tolist() == selection.moved(mask, drop, grow, n, exclude)
+    assert new.sum() == sum(mask)
+    assert before.tolist() == mask  # a new tensor
+
+
+def test_counts_are_exact_with_constant_weights_over_many_updates():
+    # A threshold compare drops every tied weight here (ITOP's reference code).
+    mask = topk_mask(torch.rand(13, 17, generator=torch.Generator().manual_seed(0)), 31)
+    for step in range(100):
+        noise = torch.rand(13, 17, generator=torch.Generator().manual_seed(step))
+        mask = drop_and_grow(mask, torch.ones(13, 17), noise, 11)
+        assert mask.sum() == 31
+
+
+def test_drop_works_for_scores_that_are_negative_everywhere():
+    # Zeros of absent entries would win against any negative score.
+    mask = torch.tensor([True, True, True, False])
+    drop = torch.tensor([-3.0, -1.0, -2.0, 0.0])
+    new = drop_and_grow(mask, drop, torch.tensor([0.0, 0.0, 0.0, 1.0]), 1)
+    assert new.tolist() == [False, True, True, True]
+
+
+def test_a_dropped_connection_may_return_unless_excluded():
+    mask = torch.tensor([True, True, False])
+    drop, grow = torch.tensor([1.0, 0.0, 9.0]), torch.tensor([0.0, 5.0, 1.0])
+    assert drop_and_grow(mask, drop, grow, 1).tolist() == [True, True, False]
+    excluded = drop_and_grow(mask, drop, grow, 1, exclude_dropped=True)
+    assert excluded.tolist() == [True, False, True]
+
+
+def test_drop_and_grow_names_the_numbers():
+    mask, score = torch.tensor([True, True, False]), torch.zeros(3)
+    with pytest.raises(ValueError, match=r"0 \.\.\. 2 .*got 3"):
+        drop_and_grow(mask, score, score, 3)
+    with pytest.raises(ValueError, match=r"n_moved=2 .* in 1 absent entries of 3"):
+        drop_and_grow(mask, score, score, 2, exclude_dropped=True)
+    with pytest.raises(ValueError, match=r"\(4,\)"):
+        drop_and_grow(mask, torch.zeros(4), score, 1)
+
+
+@given(st.lists(st.integers(0, 5), max_size=3), st.integers(0, 2**32))
+@settings(deadline=None)
+def test_packing_roundtrip_is_an_eighth(shape, seed):
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(tuple(shape), generator=generator) < 0.5
+    packed = pack(mask)
+    assert packed.dtype == torch.uint8
+    assert packed.numel() == math.ceil(mask.numel() / 8)
+    assert torch.equal(unpack(packed, mask.shape), mask)
+
+
+def test_packed_bits_are_numpys():
+    import numpy as np
+
+    mask = torch.rand(11, 13, generator=torch.Generator().manual_seed(1)) < 0.3
+    expected = np.packbits(mask.numpy(), axis=None, bitorder="little")
+    assert pack(mask).tolist() == expected.tolist()
+
+
+def test_unpack_refuses_another_shape():
+    packed = pack(torch.ones(3, 5, dtype=torch.bool))
+    with pytest.raises(ValueError, match="length 3"):
+        unpack(packed, (3, 7))
+    with pytest.raises(ValueError, match="after entry 13"):
+        unpack(packed, (13,))
+    with pytest.raises(ValueError, match="int64"):
+        unpack(packed.long(), (3, 5))
