@@ -67,6 +67,9 @@ class NM(Pattern):
     n: int
     m: int
 
+    def __str__(self) -> str:
+        return f"NM({self.n}, {self.m})"
+
     def __post_init__(self) -> None:
         _require_sizes(self, n=self.n, m=self.m)
         if self.n > self.m:
@@ -140,6 +143,9 @@ class Block(_Units):
 
     height: int
     width: int
+
+    def __str__(self) -> str:
+        return f"Block({self.height}, {self.width})"
 
     def __post_init__(self) -> None:
         _require_sizes(self, height=self.height, width=self.width)

@@ -74,8 +74,9 @@ def test_topk_equals_a_stable_sort(data):
         torch.float16,
         torch.int8,
         torch.bool,
-    ]
-    + [torch.int64, torch.uint8],
+        torch.int64,
+        torch.uint8,
+    ],
 )
 @pytest.mark.parametrize("n_active", [0, 1, 500, 1000, 1001])
 def test_topk_of_every_dtype_equals_torch_stable_sort(dtype, n_active):

@@ -59,7 +59,7 @@ def test_errors_name_the_value():
         linear(0, 1, 5, 4)
     with pytest.raises(ValueError, match="end is a finite number, got nan"):
         cubic(0, math.nan, 0, 1)
-    with pytest.raises(ValueError, match="got 0.0 and 0.9"):
+    with pytest.raises(ValueError, match=r"got 0\.0 and 0\.9"):
         exponential(0.0, 0.9, 0, 1)
     with pytest.raises(ValueError, match="value is a finite"):
         constant(math.inf)
