@@ -1,0 +1,25 @@
+"""The examples in the docstrings print what they say."""
+
+import doctest
+import importlib
+
+import pytest
+
+MODULES = {
+    "masks": 5,
+    "patterns": 5,
+    "scores": 5,
+    "allocation": 6,
+    "schedules": 5,
+    "packing": 6,
+    "accounting": 6,
+    "report": 3,
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name):
+    module = importlib.import_module(f"sparsekit.{name}")
+    found = [t for t in doctest.DocTestFinder().find(module) if t.examples]
+    assert len(found) >= MODULES[name] - 1
+    assert doctest.testmod(module).failed == 0

@@ -1,0 +1,200 @@
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from sparsekit.accounting import forward_flops
+from sparsekit.masks import drop_and_grow, topk_mask
+from sparsekit.report import (
+    History,
+    binomial,
+    degree_histogram,
+    exploration_curve,
+    mask_picture,
+    sparsity_per_layer,
+    table,
+)
+
+
+@pytest.fixture
+def sparsified():
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(31, 17), nn.ReLU(), nn.Linear(17, 5))
+    alive = {
+        "0.weight": torch.rand(17, 31, generator=generator) < 0.1,
+        "2.weight": torch.rand(5, 17, generator=generator) < 0.5,
+    }
+    return SimpleNamespace(model=model, alive=alive, step=0)
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    yield
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+
+
+def test_table_of_a_sparsifier_equals_that_of_its_model_and_masks(sparsified):
+    x = torch.zeros(1, 31)
+    ours = table(sparsified, x)
+    assert ours == table(sparsified.model, x, masks=sparsified.alive)
+    active = [int(m.sum()) for m in sparsified.alive.values()]
+    assert [row.active for row in ours.rows] == [active[0], 17, active[1], 5]
+    flops = [row.sparse_flops for row in ours.rows]
+    assert flops == [2 * active[0], 0, 2 * active[1], 0]
+
+
+def test_table_text_ends_in_totals(sparsified):
+    lines = str(table(sparsified, torch.zeros(1, 31))).splitlines()
+    assert len({len(line) for line in lines}) == 1  # aligned
+    active = sum(int(m.sum()) for m in sparsified.alive.values()) + 22
+    numel = 17 * 31 + 5 * 17 + 22
+    dense = forward_flops(sparsified.model, torch.zeros(1, 31)).total
+    total = lines[-1].split()
+    assert total[:4] == ["total", f"{active}", f"{numel}", f"{1 - active / numel:.4f}"]
+    assert total[4:6] == [f"{2 * (active - 22)}", f"{dense:,}"]
+    assert total[6] == f"{4 * numel:,}"
+    assert "FLOPs" not in str(table(sparsified))
+
+
+def test_table_total_includes_products_between_activations():
+    model = nn.TransformerEncoderLayer(6, 2, 17, batch_first=True)
+    x = torch.zeros(3, 5, 6)
+    text = str(table(model, x, masks={}))
+    flops = forward_flops(model, x)
+    assert text.splitlines()[-2].split()[:4] == [
+        *["between", "activations"],
+        *[f"{flops.other:,}"] * 2,
+    ]
+    assert text.splitlines()[-1].split()[4] == f"{flops.total:,}"
+
+
+def test_history_by_hand():
+    mask = lambda *on: torch.tensor([i in on for i in range(4)])  # noqa: E731
+    thing = SimpleNamespace(alive={"a": mask(0, 1), "b": mask(0)}, step=0)
+    history = History(thing)
+    history.record()
+    for step, a in ((10, mask(0, 2)), (20, mask(1, 3))):
+        thing.step = step
+        thing.alive["a"].copy_(a)  # masks change in place
+        history.record()
+    assert history.to_dict() == {
+        "step": [0, 10, 20],
+        "density": [3 / 8] * 3,
+        "exploration": [3 / 8, 4 / 8, 5 / 8],
+        "moved": [0, 1, 2],
+        "exploration/a": [0.5, 0.75, 1.0],
+        "exploration/b": [0.25] * 3,
+    }
+
+
+def test_history_uses_what_the_sparsifier_has_seen():
+    thing = SimpleNamespace(
+        alive={"a": torch.tensor([True, False, False])},
+        visited={"a": torch.tensor([False, True, False])},
+    )
+    history = History(thing)
+    history.record()
+    assert history.exploration == [2 / 3]
+    assert history.step == [0]
+
+
+def test_history_equals_a_set_union_over_random_moves(sparsified):
+    history, seen = History(sparsified), set()
+    for step in range(20):
+        sparsified.step = step
+        history.record()
+        for name, mask in sparsified.alive.items():
+            seen |= {(name, *at) for at in mask.nonzero().tolist()}
+            noise = torch.rand(
+                mask.shape, generator=torch.Generator().manual_seed(step)
+            )
+            sparsified.alive[name] = drop_and_grow(
+                mask, noise, 1 - noise, 3, exclude_dropped=True
+            )
+        assert history.exploration[-1] == len(seen) / (17 * 31 + 5 * 17)
+    assert history.moved[1:] == [6] * 19
+
+
+def test_binomial_is_scipys():
+    for trials, probability in ((1, 0.5), (13, 0.1), (211, 0.93), (5, 0.0), (5, 1.0)):
+        expected = stats.binom.pmf(np.arange(trials + 1), trials, probability)
+        np.testing.assert_allclose(binomial(trials, probability), expected, atol=1e-12)
+
+
+def labelled(ax):
+    return all((ax.get_title(), ax.get_xlabel(), ax.get_ylabel()))
+
+
+def test_bars_have_the_sparsity_of_each_layer(sparsified):
+    ax = sparsity_per_layer(sparsified)
+    widths = [bar.get_width() for bar in ax.patches]
+    expected = [100 * (1 - m.float().mean().item()) for m in sparsified.alive.values()]
+    assert widths == pytest.approx(expected)
+    assert [t.get_text() for t in ax.get_yticklabels()] == list(sparsified.alive)
+    assert ax.get_title()
+    assert "%" in ax.get_xlabel()
+    again = sparsity_per_layer(sparsified.alive, ax=ax)  # masks instead
+    assert again is ax
+
+
+def test_mask_picture_is_white_where_absent():
+    mask = topk_mask(
+        torch.rand(7, 3, 2, 2, generator=torch.Generator().manual_seed(0)), 9
+    )
+    ax = mask_picture(mask, "conv")
+    (image,) = ax.get_images()
+    colors = image.to_rgba(image.get_array(), bytes=True)[..., :3]
+    assert colors.shape == (7, 12, 3)
+    white = (colors == 255).all(-1)
+    assert np.array_equal(white, ~mask.reshape(7, 12).numpy())
+    assert labelled(ax)
+
+
+def test_degrees_are_counted_on_both_sides():
+    mask = torch.zeros(3, 5, dtype=torch.bool)
+    mask[0] = True  # in-degrees 5, 0, 0; out-degrees all 1
+    ax = degree_histogram(mask, "fc")
+    bars = {
+        (round(bar.get_x() + bar.get_width() / 2), round(bar.get_height(), 4))
+        for bar in ax.patches
+    }
+    assert bars == {(0, 66.6667), (5, 33.3333), (1, 100.0)}
+    in_line, out_line = ax.get_lines()
+    law = 100 * stats.binom.pmf(in_line.get_xdata(), 5, 1 / 3)
+    np.testing.assert_allclose(in_line.get_ydata(), law, atol=1e-4)
+    law = 100 * stats.binom.pmf(out_line.get_xdata(), 3, 1 / 3)
+    np.testing.assert_allclose(out_line.get_ydata(), law, atol=1e-4)
+    assert labelled(ax)
+
+
+def test_exploration_curve_draws_the_history(sparsified):
+    history = History(sparsified)
+    history.record()
+    history.record()
+    ax = exploration_curve(history)
+    lines = {line.get_label(): line.get_ydata() for line in ax.get_lines()}
+    assert list(lines) == ["0.weight", "2.weight", "all", "density, all"]
+    assert list(lines["all"]) == history.exploration
+    assert labelled(ax)
+
+
+def test_importing_reports_does_not_import_matplotlib():
+    code = "import sys, sparsekit.report; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_model_without_masks_is_refused():
+    with pytest.raises(ValueError, match="Linear has no masks"):
+        table(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"got torch\.float32"):
+        mask_picture(torch.ones(2, 2))
