@@ -122,6 +122,10 @@ def test_apportion_by_hand():
     caps = dict.fromkeys(real, 6)
     # Equal remainders: the earlier name first. c gets its minimum, d its cap.
     assert apportion(real, 10, caps) == {"a": 2, "b": 1, "c": 1, "d": 6}
+    # The minimum of a and b costs one unit. Taking it from c (4 of 4.2) leaves a
+    # smaller error than taking it from d (4 of 4.6).
+    real = {"a": 0.1, "b": 0.1, "d": 4.6, "c": 4.2}
+    assert apportion(real, 9, caps) == {"a": 1, "b": 1, "d": 4, "c": 3}
     with pytest.raises(ValueError, match="25 active weights among 4"):
         apportion(real, 25, caps)
     with pytest.raises(ValueError, match="3 active weights"):

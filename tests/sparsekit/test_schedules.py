@@ -63,3 +63,9 @@ def test_errors_name_the_value():
         exponential(0.0, 0.9, 0, 1)
     with pytest.raises(ValueError, match="value is a finite"):
         constant(math.inf)
+
+
+def test_rounding_carries_no_value_past_the_end():
+    # 0.001 + (0.009 - 0.001) is 0.009000000000000001, and 1 - 1e-18 is 1.
+    assert cubic(0.001, 0.009, 0, 10**6)(10**6 - 1) <= 0.009
+    assert cubic(0.009, 0.001, 0, 10**6)(10**6 - 1) >= 0.001
