@@ -156,7 +156,7 @@ def training_flops(
     >>> training_flops(100, 100)
     300
 
-    Source: Evci et al. 2020 (RigL), arXiv 1911.11134, appendix H.
+    Source: Evci et al. 2020 (RigL), arXiv 1911.11134; formula recalled, not re-read.
     """
     if not 0 <= forward_sparse <= forward_dense:
         raise ValueError(

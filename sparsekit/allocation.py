@@ -106,7 +106,7 @@ def er(shapes: Shapes, sparsity: float, dense: Collection[str] = ()) -> dict[str
     >>> er({"a": (100, 20), "b": (10, 100)}, 0.8)
     {'a': 313, 'b': 287}
 
-    Source: Mocanu et al. 2018 (SET), arXiv 1707.04780, equation 2, with epsilon chosen
+    Source: Mocanu et al. 2018 (SET), arXiv 1707.04780, with epsilon chosen
     to meet the budget.
     """
     _require_matrices(shapes)

@@ -129,7 +129,7 @@ class History:
     >>> history.exploration, history.moved
     ([0.25, 0.5], [0, 1])
 
-    Source: Liu et al. 2021 (ITOP), arXiv 2102.02887, section 3.
+    Source: Liu et al. 2021 (ITOP), arXiv 2102.02887.
     """
 
     def __init__(self, sparsifier: Any):
