@@ -35,6 +35,9 @@ class Split:
     def __len__(self) -> int:
         return len(self.y)
 
+    def to(self, device: str) -> "Split":
+        return Split(self.x.to(device), self.y.to(device))
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -42,6 +45,10 @@ class Splits:
     validation: Split
     test: Split
     classes: int
+
+    def to(self, device: str) -> "Splits":
+        parts = (self.train, self.validation, self.test)
+        return Splits(*(part.to(device) for part in parts), self.classes)
 
     @property
     def channels(self) -> int:
@@ -161,12 +168,13 @@ def check_images(x: np.ndarray, y: np.ndarray) -> Images:
     x: [N, S, S] or [N, C, S, S], real and finite; y: [N] integers or strings, at least
     two classes and ten images of each. Raises ValueError otherwise.
     """
+    given = list(x.shape)
     if x.ndim == 3:
         x = x[:, None]
     if x.ndim != 4 or x.shape[2] != x.shape[3] or 0 in x.shape:
         raise ValueError(
             "x must hold square images, [N, S, S] or [N, C, S, S] (channels first), "
-            f"got {list(x.shape)}"
+            f"got {given}"
         )
     if y.shape != (len(x),):
         raise ValueError(f"y must have shape [{len(x)}] as x has, got {list(y.shape)}")
@@ -179,9 +187,9 @@ def check_images(x: np.ndarray, y: np.ndarray) -> Images:
         raise ValueError(f"x has NaN or infinity in {len(bad)} images, first {bad[0]}")
     names, labels, counts = np.unique(y, return_inverse=True, return_counts=True)
     if len(names) < 2:
-        raise ValueError(f"y has only one class, {names[0]!r}; two are needed")
+        raise ValueError(f"y has only one class, {names.tolist()[0]!r}; two are needed")
     if counts.min() < LEAST_PER_CLASS:
-        rare = names[counts.argmin()]
+        rare = names.tolist()[counts.argmin()]
         raise ValueError(
             f"class {rare!r} has {counts.min()} images; {LEAST_PER_CLASS} are needed, "
             "for a part of each class in train, validation and test"

@@ -6,6 +6,7 @@ intervals and paired tests; only the calibration error is a number of the whole 
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -56,14 +57,28 @@ def ece(logits: Tensor, y: Tensor, bins: int = 15) -> float:
 
     Guo, Pleiss, Sun, Weinberger: On calibration of modern neural networks, 2017, eq. 3.
     """
+    return calibration_error(confidence_and_correct(logits, y), bins)
+
+
+def confidence_and_correct(logits: Tensor, y: Tensor) -> np.ndarray:
+    """Rows (largest probability, 1 if right else 0), [N, 2] float64: to bootstrap."""
     _check(logits, y)
+    confidence, predicted = logits.double().softmax(1).max(1)
+    return torch.stack([confidence, (predicted == y).double()], 1).cpu().numpy()
+
+
+def calibration_error(rows: np.ndarray, bins: int = 15) -> float:
+    """`ece` from rows of (confidence, correct), [N, 2].
+
+    >>> round(calibration_error(np.array([[0.9, 1.0], [0.8, 0.0]])), 2)
+    0.45
+    """
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}")
-    confidence, predicted = logits.double().softmax(1).max(1)
-    gap = (predicted == y).double() - confidence
-    index = (confidence * bins).ceil().long().sub_(1).clamp_(0, bins - 1)
-    total = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, gap)
-    return float(total.abs().sum() / len(y))
+    confidence, right = rows.T
+    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    total = np.bincount(index, weights=right - confidence, minlength=bins)
+    return float(np.abs(total).sum() / len(rows))
 
 
 # Strength of each corruption at severity 1 (standardised units, pixels, share of side).

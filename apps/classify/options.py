@@ -26,8 +26,8 @@ from sparsekit.patterns import NM, Block, Columns, Pattern, Rows, Unstructured
 TIMES = ("begin", "end", "every", "at", "rewind_to")
 ALLOCATIONS = {name: getattr(allocation, name) for name in ("uniform", "er", "erk")}
 
-# The fields' own defaults are for trainings of 30,000 steps and more. Every method that
-# has the field gets the same time here, so that none is tuned.
+# The fields' own defaults are for trainings of 30,000 steps and more. Every method
+# that has the field gets the same time here.
 TIME_DEFAULTS = {"every": "1 epoch", "end": "75%"}
 
 
@@ -77,8 +77,9 @@ def build(
     """The method with its times in steps; None for "dense".
 
     Times not given are "1 epoch" for `every` and "75%" for `end`. Two methods differ:
-    one-shot pruning happens at "75%" instead of before training, and the rounds of
-    iterative pruning share the training equally.
+    one-shot pruning happens at "33%" (before training there is nothing to choose from,
+    and late there is no learning rate left to recover), and the rounds of iterative
+    pruning share the training equally.
 
     Raises ValueError for an unknown name or option, a wrong type, a sparsity outside
     [0, 1).
@@ -134,7 +135,7 @@ def _time_defaults(
 ) -> dict[str, Any]:
     defaults = {key: time for key, time in TIME_DEFAULTS.items() if key in known}
     if name == "oneshot":
-        defaults["at"] = "75%"
+        defaults["at"] = "33%"
     if name == "imp":
         rounds = int(options.get("rounds", known["rounds"].default))
         defaults["every"] = max(1, total // (rounds + 1))

@@ -1,0 +1,286 @@
+"""A training's result, its state on the way there, and both on disk."""
+
+import json
+import math
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apps.classify import cost, data, metrics, models
+from apps.classify.config import Config
+from apps.common import runs
+from apps.common.config import parse
+from apps.common.runs import RunFolder
+from apps.common.statistics import Interval, bootstrap_interval, mean_interval
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one training gave.
+
+    metrics: {"accuracy", "nll", "brier", "ece"} on the test part, each an Interval over
+    its samples. cost: DESIGN's keys. history: one row an epoch. samples: {"correct",
+    "nll", "brier"}, [n_test] each, in the order of the test part.
+    """
+
+    config: Config
+    metrics: dict[str, Interval]
+    cost: dict[str, float]
+    history: list[dict[str, float]]
+    samples: dict[str, Tensor]
+    model: nn.Module
+    masks: dict[str, Tensor]
+
+    @property
+    def accuracy(self) -> float:
+        return self.metrics["accuracy"].value
+
+
+class Run:
+    """A training's state beside model and optimizer: history, best weights, files."""
+
+    def __init__(self, config, model, optimizer, sparsifier, flops):
+        self.config, self.model, self.optimizer = config, model, optimizer
+        self.sparsifier, self.flops = sparsifier, flops
+        self.epoch, self.seconds = 0, 0.0
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, Any] | None = None  # accuracy, model, masks
+        self.folder = None if config.out is None else RunFolder(config.out)
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        return {} if self.sparsifier is None else self.sparsifier.alive
+
+    def start(self) -> None:
+        """Begins in a new folder, or takes up the checkpoint of an interrupted run."""
+        self.flops.update(self.masks)
+        if self.folder is None:
+            return
+        if not self.config.resume and is_finished(self.config.out):
+            raise ValueError(
+                f"{self.config.out} holds a finished run: load it with --resume, or "
+                "give another --out"
+            )
+        checkpoint = self.folder.read_checkpoint() if self.config.resume else None
+        if checkpoint is None:
+            self.folder.write_config(self.config)
+        else:
+            self._load(checkpoint)
+
+    def end_epoch(self, loss: float, logits: Tensor, y: Tensor, seconds: float) -> None:
+        """Records an epoch, remembers the best weights, writes a checkpoint."""
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the loss is {loss} in epoch {self.epoch + 1}: lower lr "
+                f"(now {self.config.lr}) or look at the data"
+            )
+        self.epoch += 1
+        self.seconds += seconds
+        accuracy = float(metrics.correct(logits, y).mean())
+        sparsifier = self.sparsifier
+        row = {
+            "epoch": self.epoch,
+            "loss": loss,
+            "validation_accuracy": accuracy,
+            "validation_nll": float(metrics.nll(logits, y).mean()),
+            "density": 1.0 if sparsifier is None else sparsifier.density,
+            "exploration": 1.0 if sparsifier is None else sparsifier.exploration,
+            "seconds": seconds,
+        }
+        self.history.append(row)
+        better = self.best is None or accuracy > self.best["accuracy"]
+        if self.config.keep == "best" and better and self._is_final_sparsity():
+            self.best = {
+                "accuracy": accuracy,
+                "model": _clones(self.model.state_dict()),
+                "masks": _clones(self.masks),
+            }
+        if self.folder is not None:
+            self.folder.write_checkpoint(self._state())
+            self.folder.write_log(self.history)
+
+    def finish(self, splits: data.Splits) -> Result:
+        """Tests the kept weights, once, and writes the result."""
+        test = splits.test
+        masks = _clones(self.masks)
+        if self.best is not None:
+            self.model.load_state_dict(self.best["model"])
+            masks = self.best["masks"]
+        samples, measured = test_metrics(evaluate(self.model, test), test.y)
+        params_total, params_active = cost.count_parameters(self.model, masks)
+        costs = {
+            "train_seconds": self.seconds,
+            "train_flops": self.flops.total,
+            "peak_rss_mb": cost.peak_rss_mb(),
+            "params_total": params_total,
+            "params_active": params_active,
+            "bytes_on_disk": cost.bytes_on_disk(self.model, masks),
+        }
+        result = Result(
+            self.config, measured, costs, self.history, samples, self.model, masks
+        )
+        if self.folder is not None:
+            save(self.folder, result, splits)
+        return result
+
+    def _is_final_sparsity(self) -> bool:
+        """Whether pruning has reached its end: a denser epoch must not be chosen."""
+        if self.sparsifier is None:
+            return True
+        method, done = self.sparsifier.method, self.sparsifier.step
+        last = done // self.epoch * self.config.epochs
+        return method.sparsity_at(done - 1) == method.sparsity_at(last - 1)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "epoch": self.epoch,
+            "seconds": self.seconds,
+            "flops": self.flops.total,
+            "history": self.history,
+            "best": self.best,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "sparsifier": self.sparsifier and self.sparsifier.state_dict(),
+            "settings": settings(self.config),
+        }
+
+    def _load(self, state: dict[str, Any]) -> None:
+        refuse_other_settings(self.config, state["settings"], self.folder.path)
+        self.epoch, self.seconds = state["epoch"], state["seconds"]
+        self.history, self.best = state["history"], state["best"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.sparsifier is not None:
+            self.sparsifier.load_state_dict(state["sparsifier"])
+        self.flops.update(self.masks)
+        self.flops.total = state["flops"]
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, split: data.Split, batch: int = 1000) -> Tensor:
+    """Logits [N, K] in evaluation mode."""
+    model.eval()
+    return torch.cat([model(x) for x in split.x.split(batch)])
+
+
+def test_metrics(
+    logits: Tensor, y: Tensor
+) -> tuple[dict[str, Tensor], dict[str, Interval]]:
+    """Values per sample, and their means with intervals over the samples.
+
+    The calibration error is no mean: its interval is a bootstrap over samples.
+    """
+    samples = {
+        "correct": metrics.correct(logits, y),
+        "nll": metrics.nll(logits, y),
+        "brier": metrics.brier(logits, y),
+    }
+    named = {"accuracy" if k == "correct" else k: v for k, v in samples.items()}
+    measured = {k: mean_interval(v.double().numpy()) for k, v in named.items()}
+    return samples, measured | {"ece": ece_interval(logits, y)}
+
+
+def _clones(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def ece_interval(logits: Tensor, y: Tensor) -> Interval:
+    """Calibration error with a bootstrap interval over the samples."""
+    rows = metrics.confidence_and_correct(logits, y)
+    return bootstrap_interval(rows, statistic=metrics.calibration_error)
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """What decides the outcome of a training, as plain values."""
+    shown = {f.name: getattr(config, f.name) for f in fields(config)}
+    for name in ("profile", "out", "resume"):
+        del shown[name]
+    shown["keep_dense"] = list(config.keep_dense)
+    shown["options"] = {k: _plain(v) for k, v in config.options.items()}
+    return shown
+
+
+def _plain(value: Any) -> Any:
+    is_plain = isinstance(value, str | int | float | bool)
+    return value if is_plain else getattr(value, "__name__", repr(value))
+
+
+def refuse_other_settings(config: Config, before: dict, folder: Path) -> None:
+    """ValueError if a folder's run had other settings than `config`."""
+    now = settings(config)
+    changed = sorted(key for key in now if now[key] != before.get(key))
+    if changed:
+        name = changed[0]
+        raise ValueError(
+            f"{folder} was trained with {name} = {before.get(name)!r}, not "
+            f"{now[name]!r}: resume with the same settings, or give another --out"
+        )
+
+
+def save(folder: RunFolder, result: Result, splits: data.Splits) -> None:
+    """Writes the model, packed, the values per sample, and result.json, last."""
+    config = result.config
+    tensors, metadata = cost.packed(result.model, result.masks)
+    shape = {n: getattr(splits, n) for n in ("classes", "channels", "size")}
+    shape["settings"] = settings(config)
+    folder.write_tensors("model.safetensors", tensors, metadata)
+    folder.write_tensors(
+        "samples.safetensors", result.samples, {"run": json.dumps(shape)}
+    )
+    folder.write_log(result.history)
+    folder.write_result(
+        runs.Result(
+            app="classify",
+            method=config.method,
+            dataset=config.dataset,
+            seed=config.seed,
+            metrics=result.metrics,
+            cost=result.cost,
+            provenance=runs.provenance(config),
+        )
+    )
+
+
+def is_finished(path: Path | None) -> bool:
+    return path is not None and (Path(path) / "result.json").is_file()
+
+
+def load_result(path: Path, config: Config | None = None) -> Result:
+    """A finished run from its folder; the data set is not needed.
+
+    Raises FileNotFoundError if there is none, ValueError if `config` is given and the
+    run was trained with other settings.
+    """
+    if not is_finished(path):
+        raise FileNotFoundError(f"no finished run in {path}: it has no result.json")
+    folder = RunFolder(path)
+    stored = folder.read_result()
+    samples, run = folder.read_tensors("samples.safetensors")
+    shape = json.loads(run["run"])
+    if config is None:
+        config = parse(Config, ["--config", str(Path(path) / "config.toml")])
+    refuse_other_settings(config, shape["settings"], Path(path))
+    model = models.build(
+        config.model,
+        config.width,
+        config.depth,
+        shape["classes"],
+        shape["channels"],
+        shape["size"],
+        config.seed,
+        config.norm,
+    )
+    state, masks = cost.unpacked(*folder.read_tensors("model.safetensors"))
+    model.load_state_dict(state)
+    return Result(
+        replace(config, out=Path(path)),
+        stored.metrics,
+        stored.cost,
+        folder.read_log(),
+        samples,
+        model.to(config.device),
+        masks,
+    )

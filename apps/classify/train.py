@@ -1,0 +1,204 @@
+"""Trains one image classifier, dense or sparse, with the loop in full view.
+
+    python -m apps.classify train --method rigl --sparsity 0.9 --out runs/rigl
+    python -m apps.classify train --out runs/rigl --resume
+
+or, in a notebook (nothing is written):
+
+    result = train(Config(model="cnn", width=8, method="rigl", sparsity=0.9))
+"""
+
+import math
+import time
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from apps.classify import cost, data, models, options
+from apps.classify.config import Config
+from apps.classify.result import Result, Run, evaluate, is_finished, load_result
+from sparsekit import Sparsifier
+
+Watch = Callable[[int, nn.Module, Sparsifier | None], None]
+
+
+def train(config: Config, watch: Watch | None = None) -> Result:
+    """Trains as `config` says and tests once, at the end.
+
+    Validation accuracy is measured after every epoch, test accuracy only here. Writes
+    to `config.out` if it is given, else nothing; with `config.resume` goes on from the
+    last complete epoch, to the same result bit for bit.
+
+    Args:
+        config: what to train.
+        watch: called as watch(epoch, model, sparsifier) before training (epoch 0) and
+            after every epoch; the sparsifier is None for "dense".
+
+    Raises:
+        ValueError: for unusable data or settings, and if the loss is not finite.
+    """
+    if config.resume and is_finished(config.out):
+        return load_result(config.out, config)
+    splits = data.load(config.dataset, config.seed, config.data_dir).to(config.device)
+    x, y = splits.train.x, splits.train.y
+    steps_per_epoch, total = training_steps(config, len(y))
+    model = build_model(config, splits)
+    optimizer = build_optimizer(config, model)
+    flops = cost.TrainingFlops(model, x[:1])
+    method = options.build(
+        config.method, config.sparsity, config.options, steps_per_epoch, total
+    )
+    sparsifier = None
+    if method is not None:
+        sparsifier = Sparsifier(
+            model,
+            optimizer,
+            method,
+            params=maskable(config, model),
+            moments=config.moments,
+            seed=config.seed,
+            objective=objective(config, splits, flops),
+        )
+    # Rewinding starts the training again, and the learning rate with it.
+    cycle = total if method is None or method.rewind_to is None else method.every
+    run = Run(config, model, optimizer, sparsifier, flops)
+    run.start()
+    if watch is not None and run.epoch == 0:
+        watch(0, model, sparsifier)
+
+    for epoch in range(run.epoch, config.epochs):
+        started = time.perf_counter()
+        model.train()
+        summed = torch.zeros((), device=x.device)
+        step = epoch * steps_per_epoch
+        for batch in epoch_batches(config, len(y), epoch):
+            set_learning_rate(optimizer, config, step % cycle, cycle)
+            loss = F.cross_entropy(
+                model(x[batch]), y[batch], label_smoothing=config.label_smoothing
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            flops.add_step(config.batch, cost.needs_dense_gradient(method, step))
+            if sparsifier is not None:
+                sparsifier.before_step()
+            optimizer.step()
+            if sparsifier is not None:
+                sparsifier.after_step()
+                if method.due(step):
+                    flops.update(sparsifier.alive)
+            summed += loss.detach()
+            step += 1
+        run.end_epoch(
+            float(summed) / steps_per_epoch,
+            evaluate(model, splits.validation),
+            splits.validation.y,
+            time.perf_counter() - started,
+        )
+        if watch is not None:
+            watch(epoch + 1, model, sparsifier)
+
+    return run.finish(splits)
+
+
+def training_steps(config: Config, n_train: int) -> tuple[int, int]:
+    """Steps of an epoch and of the whole training."""
+    if config.batch > n_train:
+        raise ValueError(f"batch {config.batch} exceeds the {n_train} train images")
+    return n_train // config.batch, n_train // config.batch * config.epochs
+
+
+def build_model(config: Config, splits: data.Splits) -> nn.Module:
+    model = models.build(
+        config.model,
+        config.width,
+        config.depth,
+        splits.classes,
+        splits.channels,
+        splits.size,
+        config.seed,
+        config.norm,
+    )
+    return model.to(config.device)
+
+
+def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    common = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(model.parameters(), **common)
+    return torch.optim.SGD(model.parameters(), momentum=0.9, nesterov=True, **common)
+
+
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, config: Config, step: int, total: int
+) -> None:
+    lr = config.lr * learning_rate_factor(config.schedule, step, total)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def learning_rate_factor(schedule: str, step: int, total: int) -> float:
+    """Share of the peak learning rate in step 0 ... total - 1.
+
+    one-cycle rises linearly in the first tenth, then follows a cosine to 0.
+
+    >>> [round(learning_rate_factor("one-cycle", t, 20), 2) for t in (0, 1, 2, 11, 19)]
+    [0.5, 1.0, 1.0, 0.5, 0.01]
+    """
+    if schedule == "constant":
+        return 1.0
+    rise = max(1, round(0.1 * total)) if schedule == "one-cycle" else 0
+    if step < rise:
+        return (step + 1) / rise
+    return (1 + math.cos(math.pi * (step - rise) / max(1, total - rise))) / 2
+
+
+def epoch_batches(config: Config, n_train: int, epoch: int) -> tuple[Tensor, ...]:
+    """Indices of an epoch's batches, decided by (seed, epoch): nothing to resume."""
+    mixed = np.random.SeedSequence((config.seed, epoch)).generate_state(1)[0]
+    generator = torch.Generator().manual_seed(int(mixed))
+    order = torch.randperm(n_train, generator=generator).to(config.device)
+    return order[: n_train - n_train % config.batch].split(config.batch)
+
+
+def maskable(config: Config, model: nn.Module) -> Callable | None:
+    """Sparsifier's default choice without what `keep_dense` names."""
+    if not config.keep_dense:
+        return None
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in config.keep_dense:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(
+                f"keep_dense: {pattern!r} matches no parameter; the model has "
+                f"{', '.join(names)}"
+            )
+
+    def choose(name: str, parameter: nn.Parameter) -> bool:
+        kept = any(fnmatchcase(name, pattern) for pattern in config.keep_dense)
+        return parameter.dim() >= 2 and not kept
+
+    return choose
+
+
+def objective(config: Config, splits: data.Splits, flops: cost.TrainingFlops):
+    """What a method that scores weights before training may evaluate.
+
+    SynFlow: the summed output for an all-ones image. Others: the loss on the first
+    10 train images a class on average; GraSP divides logits by 200, as its paper.
+    """
+    n_samples = min(10 * splits.classes, len(splits.train))
+    x, y = splits.train.x[:n_samples], splits.train.y[:n_samples]
+
+    def loss(model: nn.Module) -> Tensor:
+        flops.add_objective(n_samples)
+        return F.cross_entropy(model(x) / (200 if config.method == "grasp" else 1), y)
+
+    def flow(model: nn.Module) -> Tensor:
+        flops.add_objective(1)
+        dtype = next(model.parameters()).dtype
+        return model(torch.ones_like(x[:1], dtype=dtype)).sum()
+
+    return flow if config.method == "synflow" else loss

@@ -1,0 +1,16 @@
+"""The examples in docstrings print what they say."""
+
+import doctest
+import importlib
+
+import pytest
+
+MODULES = ("data", "metrics", "models", "options", "train")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name: str) -> None:
+    module = importlib.import_module(f"apps.classify.{name}")
+    failed, attempted = doctest.testmod(module)
+    assert failed == 0
+    assert attempted > 0 or name == "data"
