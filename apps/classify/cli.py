@@ -200,12 +200,12 @@ def report_command(argv: list[str]) -> None:
 
 def check_command(argv: list[str]) -> None:
     """Hold a method, such as your own file, to sparsekit's contract."""
-    from sparsekit.testing import check_method
-
     config = parse(CheckConfig, argv, presets=PRESETS)
     cls = options.method_class(config.method)
     if cls is None:
         raise ValueError("dense is no method: there is nothing to check")
+    from sparsekit.testing import check_method  # slow to import, for this verb only
+
     check_method(cls)
     print(f"{cls.__name__} keeps the contract")
 
