@@ -1,0 +1,58 @@
+# make book      set up, fetch data, run every chapter, build the site
+# make test      set up, check the code, run the tests
+#
+# Needs Python 3.11 or later and make; everything else goes into .venv.
+
+PYTHON  ?= python3
+PROFILE ?= laptop
+CHAPTER ?=
+PYTEST  ?=
+
+BIN   := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: book test check results clean help
+
+book: $(STAMP)
+	$(BIN)/python -m book.engine --profile $(PROFILE) $(if $(CHAPTER),--chapter $(CHAPTER))
+
+test: check
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_layering.py
+
+# Keep measurements with the book: what a reader's machine takes too long for.
+results: $(STAMP)
+	@test -n "$$(ls build/results/$(PROFILE)/*.json 2>/dev/null)" || { \
+	  echo "no measurements in build/results/$(PROFILE); run make book PROFILE=$(PROFILE) first" >&2; exit 1; }
+	mkdir -p book/results/$(PROFILE)
+	cp build/results/$(PROFILE)/*.json book/results/$(PROFILE)/
+	@echo "Stored in book/results/$(PROFILE); commit them."
+
+clean:
+	rm -rf build
+
+help:
+	@sed -n 's/^# //p' Makefile | head -3
+	@echo "    PROFILE=smoke|laptop|full  CHAPTER=name  PYTHON=python3.12  PYTEST='-k name'"
+	@echo "make check     linters and types only"
+	@echo "make results   keep build/results/PROFILE in book/results"
+	@echo "make clean     remove build/ (cache, measurements, site)"
+
+# The environment is made anew if the pins change. The stamp comes last, so that an
+# interrupted installation is not taken for a finished one.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "sparsekit needs Python 3.11 or later, but '$(PYTHON)' is" \
+	    "$$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "'$(PYTHON)' cannot make virtual environments." \
+	    "On Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@echo "Installing into .venv (once; a few minutes)"
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@

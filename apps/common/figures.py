@@ -1,0 +1,150 @@
+"""The house style of figures: readable on light and dark pages, the same everywhere.
+
+    from apps.common import figures
+
+    figures.use_house_style()
+    figures.interval_band(axes, sparsities, accuracy, **figures.line("rigl"))
+
+`matplotlib` is imported inside the functions.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+import numpy as np
+
+from apps.common.statistics import mean_interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Text and axes: about 4.2 : 1 against both white and the dark theme's background.
+INK = "#7b7b7b"
+
+# After Okabe and Ito (2008), told apart with any colour vision; their black and
+# yellow are left out, each invisible on one of the two backgrounds.
+BLUE, ORANGE, GREEN = "#2f8fd0", "#e08e00", "#009e73"
+VERMILION, PURPLE, SKY, OLIVE = "#d55e00", "#cc79a7", "#56b4e9", "#a3a100"
+CYCLE = (BLUE, VERMILION, GREEN, PURPLE, SKY, OLIVE, ORANGE)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+# One appearance per name in the whole book. The baselines have line styles that no
+# method has.
+LINES: dict[str, dict[str, Any]] = {
+    "dense": {"color": INK, "linestyle": "--", "marker": ""},
+    "random": {"color": ORANGE, "linestyle": ":", "marker": "X"},
+    "static": {"color": ORANGE, "linestyle": "-", "marker": "X"},
+    "oneshot": {"color": SKY, "linestyle": "-", "marker": "v"},
+    "gradual": {"color": BLUE, "linestyle": "-", "marker": "o"},
+    "imp": {"color": PURPLE, "linestyle": "-", "marker": "D"},
+    "set": {"color": GREEN, "linestyle": "-", "marker": "^"},
+    "rigl": {"color": VERMILION, "linestyle": "-", "marker": "s"},
+    "mest": {"color": BLUE, "linestyle": "-", "marker": "D"},
+    "snip": {"color": PURPLE, "linestyle": "-", "marker": "P"},
+    "grasp": {"color": OLIVE, "linestyle": "-", "marker": "v"},
+    "synflow": {"color": GREEN, "linestyle": "-", "marker": "P"},
+}
+
+
+def line(name: str) -> dict[str, Any]:
+    """Colour, line style, marker and label of a method, as keywords for `plot`.
+
+    A name that is not in `LINES` gets an appearance that depends on the name alone,
+    so it is the same in every figure.
+
+    >>> line("dense")
+    {'color': '#7b7b7b', 'linestyle': '--', 'marker': '', 'label': 'dense'}
+    """
+    if name in LINES:
+        return {**LINES[name], "label": name}
+    index = crc32(name.encode())
+    return {
+        "color": CYCLE[index % len(CYCLE)],
+        "linestyle": "-",
+        "marker": MARKERS[index // len(CYCLE) % len(MARKERS)],
+        "label": name,
+    }
+
+
+def rc() -> dict[str, Any]:
+    """The house style as matplotlib settings."""
+    from cycler import cycler
+
+    return {
+        "axes.edgecolor": INK,
+        "axes.facecolor": "none",
+        "axes.grid": True,
+        "axes.labelcolor": INK,
+        "axes.prop_cycle": cycler(color=CYCLE),
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "axes.titlesize": "medium",
+        "figure.constrained_layout.use": True,
+        "figure.facecolor": "none",
+        "figure.figsize": (7.0, 3.6),
+        "font.size": 11.0,
+        "grid.alpha": 0.25,
+        "grid.color": INK,
+        "image.cmap": "viridis",
+        "image.interpolation": "nearest",
+        "legend.framealpha": 0.0,
+        "lines.linewidth": 1.8,
+        "lines.markersize": 5.0,
+        "savefig.facecolor": "none",
+        "svg.fonttype": "path",
+        "svg.hashsalt": "sparsekit",  # the same figure gives the same file
+        "text.color": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+    }
+
+
+def use_house_style() -> None:
+    """Set the style for this process; in a notebook, figures become SVG."""
+    import matplotlib
+
+    matplotlib.rcParams.update(rc())
+    try:
+        from IPython import get_ipython
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+    except ImportError:
+        return
+    if get_ipython() is not None:
+        set_matplotlib_formats("svg")
+
+
+def interval_band(
+    ax: "Axes",
+    x: Sequence[float],
+    values_per_seed: Sequence[Sequence[float]],
+    label: str | None = None,
+    **style: Any,
+) -> None:
+    """Draw the mean over seeds and its 95 % interval at each x.
+
+    x: n numbers. values_per_seed: n rows, one value a seed in each; rows may differ
+    in length. A row of one seed has no interval and gets a point without a band.
+    style: as for `plot`; `line(name)` gives a method's.
+
+    Raises ValueError if the lengths differ or a row is empty.
+    """
+    if len(x) != len(values_per_seed):
+        raise ValueError(
+            f"x has {len(x)} values and values_per_seed {len(values_per_seed)} rows; "
+            "give one row of seeds for each x"
+        )
+    for position, row in zip(x, values_per_seed, strict=True):
+        if len(row) == 0:
+            raise ValueError(f"no values at x = {position}; leave that x out")
+    if label is not None:
+        style["label"] = label
+    bounds = [
+        mean_interval(row) if len(row) > 1 else None  # one value has no interval
+        for row in values_per_seed
+    ]
+    mean = [float(np.mean(row)) for row in values_per_seed]
+    low = [b.low if b else m for b, m in zip(bounds, mean, strict=True)]
+    high = [b.high if b else m for b, m in zip(bounds, mean, strict=True)]
+    (drawn,) = ax.plot(x, mean, **style)
+    ax.fill_between(x, low, high, color=drawn.get_color(), alpha=0.2, linewidth=0)

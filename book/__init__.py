@@ -1,0 +1,1 @@
+"""The book: chapters in MyST Markdown, and the engine that runs them."""

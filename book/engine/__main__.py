@@ -1,0 +1,90 @@
+"""Run the chapters, build the site, say where it is and what it found.
+
+python -m book.engine --profile laptop
+python -m book.engine --profile smoke --chapter random-pruning
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from book.engine import scoreboard
+from book.engine.chapter import PROFILES, ChapterError, read_chapter
+from book.engine.runs import Book, RunError, cached_runs, run_chapters
+from book.engine.site import SiteError, build_site, read_rows
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m book.engine", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--profile", choices=PROFILES, default="laptop")
+    parser.add_argument("--chapter", default="", help="run this chapter only")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=min(2, os.cpu_count() or 1),
+        help="chapters side by side (default: %(default)s)",
+    )
+    parser.add_argument("--out", type=Path, help="default: build/book")
+    parser.add_argument("--no-site", action="store_true", help="run, do not render")
+    args = parser.parse_args(argv)
+    if args.jobs < 1:
+        parser.error(f"--jobs must be at least 1, got {args.jobs}")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 built, 1 a chapter or the site failed, 2 bad usage."""
+    args, book = parse(argv), Book()
+    out = (args.out or book.build / "book").resolve()
+    try:
+        make(args, book, out)
+    except (ChapterError, RunError, SiteError) as error:
+        print(f"\n{error}\n\nThe book was not built.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def make(args: argparse.Namespace, book: Book, out: Path) -> None:
+    """Run and render; print the times, the scoreboard and where the book is."""
+    began = time.perf_counter()
+    chapters = book.chapters()
+    if args.chapter:
+        # A chapter that is being written need not be in the contents yet.
+        wanted = [c for c in chapters if c.name == args.chapter] or [
+            read_chapter(book.folder / "chapters" / f"{args.chapter}.md")
+        ]
+    else:
+        wanted = chapters
+    print(f"Running {len(wanted)} chapters, profile {args.profile}", flush=True)
+    run_chapters(wanted, args.profile, book, jobs=args.jobs)
+    ran = time.perf_counter()
+    if args.no_site:
+        print(f"Chapters {ran - began:.1f} s")
+        return
+    runs = cached_runs(chapters, args.profile, book)
+    rows = read_rows(book)
+    # With chapters left out, references to their results cannot all resolve.
+    strict = len(runs) == len(chapters)
+    warnings = build_site(book, chapters, runs, rows, out, strict=strict)
+    built = time.perf_counter()
+    print(f"Chapters {ran - began:.1f} s, site {built - ran:.1f} s\n")
+    if not strict:
+        left = ", ".join(c.name for c in chapters if c.name not in runs)
+        print(f"A draft: not run in this build: {left}; {len(warnings)} warnings")
+        print(*warnings, sep="\n")
+    if rows:
+        print(scoreboard.summary(rows), "\n")
+    print(f"Open {out / 'index.html'}")
+    print(f"or   {Path(sys.executable).name} -m http.server --directory {out} 8000")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,274 @@
+"""Run chapters: timing chapters alone and first, the others side by side."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from book.engine import cache
+from book.engine.cache import Run
+from book.engine.chapter import Chapter, read_chapter, read_contents
+from book.engine.progress import Reporter, reporter
+
+# Time limit of one cell, seconds. `full` runs by hand, on other machines.
+CELL_SECONDS = {"smoke": 120, "laptop": 900, "full": None}
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Book:
+    """Where a book's sources are, and where its runs go.
+
+    folder: holds _toc.yml, chapters/ and the other pages.
+    build: runs, cache and site; may be deleted at any time.
+    root: the code that chapters use (sparsekit/, apps/, constraints.txt).
+    results: measurements, `<profile>/<chapter>.json`, where the ledger reads them.
+    """
+
+    folder: Path = ROOT / "book"
+    build: Path = ROOT / "build"
+    root: Path = ROOT
+    results: Path = Path(os.environ.get("SPARSEKIT_RESULTS", ROOT / "build/results"))
+
+    @property
+    def cache(self) -> Path:
+        return self.build / "cache"
+
+    @property
+    def claims(self) -> Path:
+        return self.folder / "claims.toml"
+
+    def chapters(self) -> list[Chapter]:
+        """Every chapter of `_toc.yml`, checked."""
+        return [read_chapter(p) for p in read_contents(self.folder / "_toc.yml")]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a chapter did not run through; `cell` counts its code cells from 1."""
+
+    chapter: str
+    kind: str
+    text: str
+    cell: int | None = None
+    source: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.chapter}, code cell {self.cell}" if self.cell else self.chapter
+        lines = [f"{place}: {self.kind}"]
+        if self.source:
+            lines += ["", *(f"    {line}" for line in self.source.splitlines())]
+        return "\n".join([*lines, "", self.text])
+
+
+class RunError(Exception):
+    """Chapters failed; `failures` says which, where and why."""
+
+    def __init__(self, failures: Sequence[Failure]) -> None:
+        self.failures = tuple(failures)
+        super().__init__("\n\n".join(map(str, failures)))
+
+
+def environment(chapter: Chapter, results: Path) -> dict[str, str]:
+    """Environment of a chapter's process: its threads, its ledger, no progress bars."""
+    env = dict(os.environ)
+    env.update(dict.fromkeys(THREADS, str(chapter.options.threads)))
+    env["SPARSEKIT_RESULTS"] = str(results)
+    env["TQDM_DISABLE"] = "1"  # one output on stderr per refresh otherwise
+    env["PYTHONHASHSEED"] = "0"
+    env["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # debugger's warning on stderr
+    env.pop("MPLBACKEND", None)  # the kernel chooses the inline one
+    path = [str(ROOT), env.get("PYTHONPATH", "")]
+    env["PYTHONPATH"] = os.pathsep.join(p for p in path if p)
+    return env
+
+
+def commit(root: Path) -> str | None:
+    """The commit of the code, with `+` when files differ from it; None without git."""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty=+"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def execute(
+    chapter: Chapter, profile: str, book: Book, show: Reporter, key: str
+) -> Run | Failure:
+    """Run one chapter in an empty folder, check it and keep it."""
+    runs = book.build / "runs"
+    runs.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=runs, prefix=f"{chapter.name}-"))
+    cwd, results = folder / "cwd", folder / "results"
+    cwd.mkdir()
+    job = {
+        "source": str(chapter.path),
+        "folder": str(folder),
+        "cwd": str(cwd),
+        "output": str(folder / "notebook.ipynb"),
+        "parameters": {"profile": profile},
+        "cell_seconds": chapter.options.cell_seconds or CELL_SECONDS[profile],
+    }
+    (folder / "job.json").write_text(json.dumps(job))
+    began = time.perf_counter()
+    try:
+        end = converse(chapter, folder, environment(chapter, results), show)
+        if isinstance(end, Failure):
+            return end
+        recorded = sorted(p for p in results.rglob("*.json"))
+        own = results / profile / f"{chapter.name}.json"
+        for path in recorded:
+            if path != own:
+                return Failure(
+                    chapter.name,
+                    "measurements of another chapter",
+                    f"it recorded {path.relative_to(results)}; use "
+                    f'Ledger(chapter="{chapter.name}", profile=profile)',
+                )
+        facts = {
+            "profile": profile,
+            "seconds": round(time.perf_counter() - began, 1),
+            "commit": commit(book.root),
+            "date": datetime.now(UTC).date().isoformat(),
+            "machine": f"{os.cpu_count()} cores, {platform.machine()}, "
+            f"Python {platform.python_version()}",
+            "key": key,
+        }
+        return cache.store(
+            book.cache,
+            profile,
+            chapter.name,
+            key,
+            notebook=folder / "notebook.ipynb",
+            results=own if own in recorded else None,
+            facts=facts,
+        )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def converse(
+    chapter: Chapter, folder: Path, env: dict[str, str], show: Reporter
+) -> dict[str, Any] | Failure:
+    """Start the chapter's process and follow its reports until it ends."""
+    with open(folder / "log.txt", "w+", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "book.engine.execution", str(folder / "job.json")],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=env,
+            cwd=folder,
+        )
+        end: dict[str, Any] | Failure | None = None
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                event = json.loads(line)
+                kind = event.pop("event")
+                if kind == "cell":
+                    show.cell(chapter.name, event["number"], event["total"])
+                elif kind == "done":
+                    end = event
+                else:
+                    end = Failure(chapter.name, **event)
+            process.wait()
+        except BaseException:
+            process.terminate()  # its kernel ends with it
+            process.wait()
+            raise
+        if end is None or (process.returncode and not isinstance(end, Failure)):
+            log.seek(0)
+            return Failure(
+                chapter.name,
+                f"its process ended with status {process.returncode}",
+                log.read()[-4000:],
+            )
+        return end
+
+
+def run_chapters(
+    chapters: Sequence[Chapter],
+    profile: str,
+    book: Book,
+    *,
+    jobs: int = 2,
+    show: Reporter | None = None,
+) -> dict[str, Run]:
+    """Run the chapters that are not cached; restore the measurements of all.
+
+    Returns the run of each chapter. Raises RunError after all have been tried.
+    """
+    keys = {
+        c.name: cache.run_key(
+            c, {"profile": profile}, root=book.root, claims=book.claims
+        )
+        for c in chapters
+    }
+    done: dict[str, Run] = {}
+    failures: list[Failure] = []
+    lock = threading.Lock()
+    with show or reporter(len(chapters)) as show:
+
+        def finish(chapter: Chapter, run: Run | Failure, how: str) -> None:
+            with lock:
+                if isinstance(run, Failure):
+                    failures.append(run)
+                    how = f"FAILED ({run.kind})"
+                else:
+                    cache.restore_results(run, book.results, profile, chapter.name)
+                    done[chapter.name] = run
+                show.end(chapter.name, how)
+
+        def work(chapter: Chapter) -> None:
+            began = time.perf_counter()
+            with lock:
+                show.start(chapter.name)
+            run = execute(chapter, profile, book, show, keys[chapter.name])
+            finish(chapter, run, f"ran in {time.perf_counter() - began:.1f} s")
+
+        todo: deque[Chapter] = deque()
+        for chapter in chapters:
+            run = cache.find(book.cache, profile, chapter.name, keys[chapter.name])
+            if run is None:
+                todo.append(chapter)
+            else:
+                finish(chapter, run, "unchanged, from the cache")
+        for chapter in [c for c in todo if c.options.alone]:
+            work(chapter)
+        beside = [c for c in todo if not c.options.alone]
+        with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
+            for future in [pool.submit(work, chapter) for chapter in beside]:
+                future.result()
+    if failures:
+        raise RunError(failures)
+    return {chapter.name: done[chapter.name] for chapter in chapters}
+
+
+def cached_runs(
+    chapters: Sequence[Chapter], profile: str, book: Book
+) -> dict[str, Run]:
+    """The runs that are in the cache for the sources as they are now."""
+    found = {}
+    for chapter in chapters:
+        key = cache.run_key(
+            chapter, {"profile": profile}, root=book.root, claims=book.claims
+        )
+        run = cache.find(book.cache, profile, chapter.name, key)
+        if run is not None:
+            found[chapter.name] = run
+    return found

@@ -1,0 +1,170 @@
+"""Render executed chapters with Jupyter Book, strictly and without a network."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import nbformat
+import yaml
+from nbformat import NotebookNode
+from nbformat.v4 import new_markdown_cell
+
+from book.engine import scoreboard
+from book.engine.cache import Run
+from book.engine.chapter import Chapter
+from book.engine.runs import ROOT, Book
+
+SHARED = ROOT / "book"  # pages, configuration and style of any book built here
+WARNING = re.compile(r"(?:WARNING|ERROR|CRITICAL|SEVERE)\b:?")
+
+
+class SiteError(Exception):
+    """Sphinx warned, and warnings are errors; the message has every one of them."""
+
+
+def provenance(facts: Mapping[str, Any]) -> str:
+    """The line under a chapter that says how its numbers were made."""
+    commit = f", commit {facts['commit']}" if facts.get("commit") else ""
+    return (
+        "```{div} how-made\n"
+        f"Every number above was computed by this page: profile "
+        f"`{facts['profile']}`, {facts['seconds']:.0f} s on {facts['machine']}, "
+        f"{facts['date']}{commit}.\n```"
+    )
+
+
+def staged(chapter: Chapter, run: Run | None) -> NotebookNode:
+    """The notebook that is rendered: executed, or as written with a note."""
+    if run is not None:
+        notebook = nbformat.read(run.notebook, as_version=4)
+        notebook.cells.append(new_markdown_cell(provenance(run.facts)))
+    else:
+        notebook = jupytext.reads(chapter.text, fmt="md:myst")
+        note = "```{warning}\nThis chapter was not run in this build.\n```"
+        notebook.cells.insert(1, new_markdown_cell(note))
+    # Cell ids must not differ from build to build.
+    for index, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{index}"
+    return notebook
+
+
+def listed_pages(toc: Mapping[str, Any]) -> list[str]:
+    """The pages of `_toc.yml` that are not chapters, without suffix; root first."""
+    groups = toc.get("parts") or [toc]
+    files = [e["file"] for group in groups for e in group.get("chapters") or []]
+    return [toc["root"], *(f for f in files if not f.startswith("chapters/"))]
+
+
+def stage(
+    book: Book,
+    chapters: Sequence[Chapter],
+    runs: Mapping[str, Run],
+    rows: Sequence[scoreboard.Row],
+    folder: Path,
+) -> None:
+    """Write the sources that Jupyter Book renders into an empty folder."""
+    (folder / "chapters").mkdir(parents=True)
+    toc = yaml.safe_load((book.folder / "_toc.yml").read_text("utf-8"))
+    pages = [f"{page}.md" for page in listed_pages(toc)]
+    for source in (SHARED, book.folder):
+        for name in ("_config.yml", "references.bib", *pages):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
+        for name in ("_static", "vendor"):
+            if (source / name).is_dir():
+                shutil.copytree(source / name, folder / name, dirs_exist_ok=True)
+    (folder / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False))
+    for chapter in chapters:
+        notebook = staged(chapter, runs.get(chapter.name))
+        nbformat.write(notebook, folder / "chapters" / f"{chapter.name}.ipynb")
+    template = folder / "scoreboard.md"
+    if template.is_file():
+        papers = scoreboard.read_papers(book.claims)
+        names = {chapter.name for chapter in chapters}
+        text = scoreboard.page(template.read_text("utf-8"), rows, papers, names)
+        template.write_text(text, encoding="utf-8")
+
+
+def render(sources: Path, work: Path, *, strict: bool = True) -> tuple[Path, list[str]]:
+    """Run Jupyter Book in a fresh folder: (html folder, warnings).
+
+    Raises SiteError if it fails, and when strict if it warns at all. An incremental
+    build would hide the warnings of pages that it does not read again.
+    """
+    start = "from jupyter_book.cli.main import main; main()"
+    command = [sys.executable, "-c", start, "build", str(sources)]
+    command += ["--path-output", str(work), "-n", "--keep-going"]
+    command += ["-W"] if strict else []
+    env = dict(os.environ, PYTHONWARNINGS="ignore", NO_COLOR="1")
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=env,
+        cwd=work,
+    )
+    # Colour codes and the folder's name are noise in a message.
+    log = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout).replace(f"{sources}/", "")
+    warnings = [line for line in log.splitlines() if WARNING.search(line)]
+    html = work / "_build" / "html"
+    if done.returncode or (strict and warnings) or not (html / "index.html").is_file():
+        text = "\n".join(dict.fromkeys(warnings)) or log[-4000:]
+        raise SiteError(f"the site did not build cleanly:\n{text}")
+    return html, warnings
+
+
+def build_site(
+    book: Book,
+    chapters: Sequence[Chapter],
+    runs: Mapping[str, Run],
+    rows: Sequence[scoreboard.Row],
+    out: Path,
+    *,
+    strict: bool = True,
+) -> list[str]:
+    """Render the book into `out`, which is replaced only by a clean build."""
+    work = out.parent / f".{out.name}-work"
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        stage(book, chapters, runs, rows, work / "sources")
+        html, warnings = render(work / "sources", work, strict=strict)
+        for extra in ("objects.inv", ".buildinfo"):
+            (html / extra).unlink(missing_ok=True)
+        shutil.rmtree(html / "reports", ignore_errors=True)
+        shutil.rmtree(out, ignore_errors=True)
+        html.rename(out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return warnings
+
+
+def read_rows(book: Book) -> list[dict[str, Any]]:
+    """The ledger's scoreboard, for a book that has claims.
+
+    In a process of its own, so that it reads this book's claims and measurements.
+    """
+    if not book.claims.is_file():
+        return []
+    code = (
+        "import json; from apps.common.ledger import scoreboard; "
+        "print(json.dumps(scoreboard()))"
+    )
+    env = dict(os.environ, SPARSEKIT_RESULTS=str(book.results))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd=ROOT,
+    )
+    if done.returncode:
+        raise SiteError(f"the ledger cannot be read:\n{done.stderr[-4000:]}")
+    return json.loads(done.stdout)
