@@ -1,0 +1,143 @@
+"""What a reader sees, in headless Chromium: the mini book and the real one."""
+
+import pytest
+
+pytestmark = pytest.mark.browser
+WIDE, PHONE = 1280, 390
+
+
+def addresses(site):
+    """The pages of a site, relative; not the redirects of the index."""
+    pages = sorted(p.relative_to(site).as_posix() for p in site.rglob("*.html"))
+    return [p for p in pages if not p.startswith(("_static/", "_sources/"))]
+
+
+@pytest.fixture(params=["mini_site", "real_site"], ids=["mini", "real"])
+def site(request):
+    return request.getfixturevalue(request.param)
+
+
+class Visit:
+    """A page of a browser that writes down everything that goes wrong."""
+
+    def __init__(self, browser, base, width=WIDE, scheme="light"):
+        self.base = base
+        self.context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=scheme
+        )
+        self.page = self.context.new_page()
+        self.problems = []
+        self.page.on("console", self.hear)
+        self.page.on("pageerror", lambda e: self.problems.append(f"error: {e}"))
+        self.page.on("request", self.follow)
+        self.page.on("requestfailed", lambda r: self.problems.append(f"failed {r.url}"))
+
+    def hear(self, message):
+        if message.type in ("error", "warning"):
+            self.problems.append(f"{message.type}: {message.text}")
+
+    def follow(self, request):
+        if not request.url.startswith((self.base, "data:", "blob:")):
+            self.problems.append(f"left the site: {request.url}")
+
+    def open(self, path):
+        self.page.goto(self.base + path, wait_until="networkidle")
+        return self.page
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_load_without_a_complaint(site, serve, browser, scheme):
+    with Visit(browser, serve(site), scheme=scheme) as visit:
+        for path in addresses(site):
+            page = visit.open(path)
+            assert page.evaluate("document.documentElement.dataset.theme") == scheme
+            n_formulas = page.locator(".math").count()
+            if n_formulas:
+                page.wait_for_function(
+                    "n => document.querySelectorAll('mjx-container').length >= n",
+                    arg=n_formulas,
+                )
+            assert page.locator("mjx-container").count() == n_formulas, path
+            assert page.locator("mjx-merror, [data-mjx-error]").count() == 0, path
+            broken = page.evaluate(
+                "[...document.images].filter(i => i.complete && !i.naturalWidth)"
+                ".map(i => i.src)"
+            )
+            assert broken == [], path
+            assert visit.problems == [], path
+
+
+def test_pages_fit_a_phone(site, serve, browser):
+    with Visit(browser, serve(site), width=PHONE) as visit:
+        for path in addresses(site):
+            page = visit.open(path)
+            wide = page.evaluate(
+                """width => [...document.querySelectorAll('main *')].filter(e =>
+                  e.getBoundingClientRect().right > width + 1
+                  && !e.closest('pre, .cell_output, mjx-container, .math,'
+                    + '.pst-scrollable-table-container, .table-wrapper')
+                  && getComputedStyle(e).visibility === 'visible'
+                ).map(e => e.outerHTML.slice(0, 80)).slice(0, 5)""",
+                PHONE,
+            )
+            scroll = page.evaluate("document.documentElement.scrollWidth")
+            assert scroll <= PHONE, (path, wide)
+
+
+def test_dark_page_is_dark_and_its_text_light(mini_site, serve, browser):
+    lightness = """selector => {
+      const s = getComputedStyle(document.querySelector(selector));
+      const mean = c => c.match(/[\\d.]+/g).slice(0, 3).reduce((a, b) => a + +b, 0) / 3;
+      return [mean(s.backgroundColor), mean(s.color)]; }"""
+    for scheme, dark in (("light", False), ("dark", True)):
+        with Visit(browser, serve(mini_site), scheme=scheme) as visit:
+            page = visit.open("chapters/tiny.html")
+            background, text = page.evaluate(lightness, "body")
+            assert (background < 60) is dark
+            assert (text > 180) is dark
+            figure = page.evaluate(
+                "getComputedStyle(document.querySelector('figure img')).backgroundColor"
+            )
+            assert figure == "rgba(0, 0, 0, 0)"  # drawn for both, on no background
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "page"),
+    [
+        ("mini_site", "half-width", "A tiny chapter"),
+        ("real_site", "interval", "Scoreboard"),
+    ],
+)
+def test_search_finds_a_page(request, serve, browser, name, word, page):
+    site = request.getfixturevalue(name)
+    with Visit(browser, serve(site)) as visit:
+        opened = visit.open(f"search.html?q={word}")
+        opened.wait_for_selector("#search-results ul.search li a")
+        found = opened.locator("#search-results ul.search li a").all_inner_texts()
+        assert any(page in title for title in found), found
+        assert visit.problems == []
+
+
+def test_solution_unfolds_and_menu_opens_on_a_phone(mini_site, serve, browser):
+    with Visit(browser, serve(mini_site), width=PHONE) as visit:
+        page = visit.open("chapters/tiny.html")
+        solution = page.get_by_text("About four")
+        assert not solution.is_visible()
+        page.locator(".solution button.toggle-button").first.click()
+        solution.wait_for(state="visible")
+        link = page.locator(".bd-sidebar-primary").get_by_text("References")
+        assert not link.is_visible() or not in_view(link, PHONE)
+        page.locator("button.primary-toggle:visible").first.click()
+        link.first.wait_for(state="visible")
+        assert visit.problems == []
+
+
+def in_view(locator, width):
+    box = locator.first.bounding_box()
+    return box is not None and 0 <= box["x"] < width
