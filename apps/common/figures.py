@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-import numpy as np
-
 from apps.common.statistics import mean_interval
 
 if TYPE_CHECKING:
@@ -139,12 +137,13 @@ def interval_band(
             raise ValueError(f"no values at x = {position}; leave that x out")
     if label is not None:
         style["label"] = label
-    bounds = [
-        mean_interval(row) if len(row) > 1 else None  # one value has no interval
-        for row in values_per_seed
-    ]
-    mean = [float(np.mean(row)) for row in values_per_seed]
-    low = [b.low if b else m for b, m in zip(bounds, mean, strict=True)]
-    high = [b.high if b else m for b, m in zip(bounds, mean, strict=True)]
-    (drawn,) = ax.plot(x, mean, **style)
-    ax.fill_between(x, low, high, color=drawn.get_color(), alpha=0.2, linewidth=0)
+    rows = [mean_interval(row) for row in values_per_seed]
+    (drawn,) = ax.plot(x, [row.value for row in rows], **style)
+    ax.fill_between(
+        x,
+        [row.low for row in rows],  # nan for one seed: matplotlib leaves it out
+        [row.high for row in rows],
+        color=drawn.get_color(),
+        alpha=0.2,
+        linewidth=0,
+    )

@@ -68,7 +68,8 @@ def chapter_claims(claims: Path, name: str) -> list[Any]:
     if not claims.is_file():
         return []
     table = tomllib.loads(claims.read_text("utf-8"))
-    return [c for c in table.get("claim", []) if c.get("chapter") == name]
+    rows = [*table.get("claim", []), *table.get("finding", [])]
+    return [row for row in rows if row.get("chapter") == name]
 
 
 def run_key(

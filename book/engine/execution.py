@@ -119,8 +119,9 @@ def clean(notebook: NotebookNode) -> None:
 
 
 def failure(kind: str, text: str, cell: int | None = None, source: str = "") -> None:
-    """Report a failure of the chapter."""
-    report("failed", kind=kind, text=text, cell=cell, source=source)
+    """Report a failure of the chapter, without IPython's colours."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    report("failed", kind=kind, text=plain, cell=cell, source=source)
 
 
 def check_executed(notebook: NotebookNode) -> bool:
@@ -160,7 +161,8 @@ def output_problem(output: NotebookNode) -> tuple[str, str] | None:
     if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
         return (
             "widget output",
-            "widgets load scripts from the network; draw with matplotlib instead",
+            "widgets load scripts from the network; draw with matplotlib instead, and "
+            "import tqdm from `tqdm`, not from `tqdm.auto`",
         )
     return None
 

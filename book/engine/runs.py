@@ -12,11 +12,12 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from apps.common.ledger import results_folder
 from book.engine import cache
 from book.engine.cache import Run
 from book.engine.chapter import Chapter, read_chapter, read_contents
@@ -41,7 +42,7 @@ class Book:
     folder: Path = ROOT / "book"
     build: Path = ROOT / "build"
     root: Path = ROOT
-    results: Path = Path(os.environ.get("SPARSEKIT_RESULTS", ROOT / "build/results"))
+    results: Path = field(default_factory=results_folder)
 
     @property
     def cache(self) -> Path:
@@ -82,11 +83,12 @@ class RunError(Exception):
         super().__init__("\n\n".join(map(str, failures)))
 
 
-def environment(chapter: Chapter, results: Path) -> dict[str, str]:
+def environment(chapter: Chapter, results: Path, claims: Path) -> dict[str, str]:
     """Environment of a chapter's process: its threads, its ledger, no progress bars."""
     env = dict(os.environ)
     env.update(dict.fromkeys(THREADS, str(chapter.options.threads)))
     env["SPARSEKIT_RESULTS"] = str(results)
+    env["SPARSEKIT_CLAIMS"] = str(claims) if claims.is_file() else ""
     env["TQDM_DISABLE"] = "1"  # one output on stderr per refresh otherwise
     env["PYTHONHASHSEED"] = "0"
     env["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # debugger's warning on stderr
@@ -126,7 +128,9 @@ def execute(
     (folder / "job.json").write_text(json.dumps(job))
     began = time.perf_counter()
     try:
-        end = converse(chapter, folder, environment(chapter, results), show)
+        end = converse(
+            chapter, folder, environment(chapter, results, book.claims), show
+        )
         if isinstance(end, Failure):
             return end
         recorded = sorted(p for p in results.rglob("*.json"))

@@ -1,5 +1,7 @@
 """The scoreboard: a page and a summary, made from the ledger and nothing else."""
 
+import math
+import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 VERDICTS = ("holds", "does not hold", "inconclusive", "planned")
-MARK = "<!-- scoreboard -->"
+PAPERS, FINDINGS = "<!-- papers -->", "<!-- findings -->"
 Row = Mapping[str, Any]
 
 
@@ -15,6 +17,15 @@ def read_papers(claims: Path) -> dict[int, dict[str, Any]]:
     """The `[[paper]]` rows of claims.toml by index: title, claim, part."""
     table = tomllib.loads(claims.read_text("utf-8"))
     return {row["index"]: row for row in table.get("paper", [])}
+
+
+def read_citations(bibliography: Path) -> dict[int, str]:
+    """Citation keys by paper, from the field `paper` of references.bib."""
+    text = bibliography.read_text("utf-8")
+    entry = re.compile(r"^@\w+\{([^,\s]+),(.*?)^\}", re.MULTILINE | re.DOTALL)
+    number = re.compile(r"^\s*paper\s*=\s*\{(\d+)\}", re.MULTILINE)
+    found = ((key, number.search(body)) for key, body in entry.findall(text))
+    return {int(paper[1]): key for key, paper in found if paper}
 
 
 def number(value: float | None) -> str:
@@ -26,12 +37,15 @@ def number(value: float | None) -> str:
 
 def measured(row: Row) -> str:
     """`value [low, high]`, or an en dash."""
-    if row.get("value") is None:
-        return "–"
-    if row.get("low") is None or row.get("high") is None:
-        return number(row["value"])
-    interval = f"[{number(row['low'])}, {number(row['high'])}]"
-    return f"{number(row['value'])} {interval}"
+    value, low, high = (finite(row.get(key)) for key in ("value", "low", "high"))
+    if value is None or low is None or high is None:
+        return number(value)
+    return f"{number(value)} [{number(low)}, {number(high)}]"
+
+
+def finite(value: float | None) -> float | None:
+    """The number, or None for none, nan and infinity: one seed has no interval."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def cell(text: object) -> str:
@@ -51,58 +65,100 @@ def counts(rows: Iterable[Row]) -> str:
     return ", ".join(f"{count[v]} {v}" for v in VERDICTS)
 
 
-def table(rows: Sequence[Row], papers: Mapping[int, Row], pages: set[str]) -> str:
-    """The table of all papers, claims with a chapter first.
+def table(
+    rows: Sequence[Row],
+    papers: Mapping[int, Row],
+    pages: set[str],
+    citations: Mapping[int, str],
+) -> str:
+    """A table of claims, those with a chapter first, then by paper.
 
     A row links to its chapter if that page is in this build.
     """
     lines = [
-        "| paper | claim | ours, 95 % interval | seeds | profile | source | verdict "
-        "| chapter |",
-        "|---|---|---|---|---|---|---|---|",
+        "{.scoreboard}",
+        "| verdict | paper | claim | ours, with 95 % interval | chapter |",
+        "|---|---|---|---|---|",
     ]
-    order = sorted(rows, key=lambda r: (r["verdict"] == "planned", r["paper"]))
+    order = sorted(rows, key=lambda r: (r["verdict"] == "planned", r["paper"] or 0))
     for row in order:
-        paper = papers.get(row["paper"], {})
-        verdict = row["verdict"]
-        css = verdict.replace(" ", "-")
         name = row.get("chapter")
         link = f"[{cell(name)}](chapters/{name}.ipynb)" if name in pages else "–"
-        why = f"<br>{cell(row['why'])}" if row.get("why") else ""
-        title = f"{row['paper']}. {cell(paper.get('title', ''))}"
-        part = f" (part {cell(paper['part'])})" if paper.get("part") else ""
-        theirs = (
-            f"<br>paper: {cell(row['paper_value'])}" if row.get("paper_value") else ""
-        )
-        lines.append(
-            f"| {title}{part} | {cell(row['statement'])}{theirs} | {measured(row)} "
-            f"| {row.get('seeds') or '–'} | {row.get('profile') or '–'} "
-            f"| {row.get('source') or '–'} | [{verdict}]{{.verdict .{css}}}"
-            f"{why if verdict != 'planned' else ''} | {link} |"
-        )
+        cells = [badge(row), source(row, papers, citations), claim(row), origin(row)]
+        lines.append(f"| {' | '.join(cells)} | {link} |")
     return "\n".join(lines)
 
 
-def page(template: str, rows: Sequence[Row], papers: Mapping, pages: set[str]) -> str:
-    """The scoreboard page: the template with the table in place of its mark."""
-    if template.count(MARK) != 1:
-        raise ValueError(f"scoreboard.md needs one line {MARK!r} for the table")
-    return template.replace(
-        MARK, f"**{counts(rows)}**\n\n{table(rows, papers, pages)}\n"
-    )
+def badge(row: Row) -> str:
+    """The verdict as a word in its colour, and why it is no other."""
+    verdict = row["verdict"]
+    word = f"[{verdict}]{{.verdict .{verdict.replace(' ', '-')}}}"
+    return f"{word}<br>{cell(row['why'])}" if row.get("why") else word
+
+
+def source(row: Row, papers: Mapping[int, Row], citations: Mapping[int, str]) -> str:
+    """Number, title, citation and part of the paper; a finding's reference."""
+    if row["paper"] is None:
+        return cell(row.get("reference") or "–")
+    paper = papers[row["paper"]]
+    text = f"{row['paper']}. {cell(paper['title'])}"
+    if row["paper"] in citations:
+        text += f" {{cite}}`{citations[row['paper']]}`"
+    return f"{text}<br>part {cell(paper['part'])}"
+
+
+def claim(row: Row) -> str:
+    """The statement, the paper's own number, and the rule."""
+    text = cell(row["statement"])
+    if row.get("paper_value"):
+        text += f"<br>In the paper: {cell(row['paper_value'])}"
+    if row.get("rule"):
+        text += f"<br>Rule: {cell(row['metric'])} {cell(row['rule'])}"
+    return text
+
+
+def origin(row: Row) -> str:
+    """The measurement and where it comes from: value, interval, seeds, profile."""
+    facts = [
+        f"{row['seeds']} seeds" if row.get("seeds") else "",
+        row.get("profile") if row.get("value") is not None else "",
+        row.get("source"),
+    ]
+    told = ", ".join(cell(fact) for fact in facts if fact)
+    return f"{measured(row)}<br>{told}" if told else measured(row)
+
+
+def page(
+    template: str,
+    rows: Sequence[Row],
+    papers: Mapping[int, Row],
+    pages: set[str],
+    citations: Mapping[int, str],
+) -> str:
+    """The scoreboard page: the template with the tables in place of its marks."""
+    for mark in (PAPERS, FINDINGS):
+        if template.count(mark) != 1:
+            raise ValueError(f"scoreboard.md needs one line {mark!r} for a table")
+    of_papers = [row for row in rows if row["paper"] is not None]
+    others = [row for row in rows if row["paper"] is None]
+    text = f"**{counts(of_papers)}**\n\n{table(of_papers, papers, pages, citations)}\n"
+    found = table(others, papers, pages, citations) if others else "None yet.\n"
+    return template.replace(PAPERS, text).replace(FINDINGS, found)
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """For the terminal: the counts, then one line for each built claim."""
-    lines = [f"Scoreboard: {counts(rows)}"]
+    """For the terminal: the counts, then one line for each claim with a chapter."""
+    of_papers = [row for row in rows if row["paper"] is not None]
+    lines = [f"Scoreboard: {counts(of_papers)}"]
     for row in rows:
         if row["verdict"] == "planned":
             continue
         seeds = f", {row['seeds']} seeds" if row.get("seeds") else ""
-        where = f" ({row['profile']}{seeds})" if row.get("profile") else ""
-        rule = f", rule: {row['rule']}" if row.get("rule") else ""
+        facts = f"{row['profile']}{seeds}; " if row.get("profile") else ""
+        paper = f"#{row['paper']}" if row["paper"] else "–"
+        why = f"; {row['why']}" if row.get("why") else ""
         lines.append(
-            f"  {row['verdict']:<14} #{row['paper']} {row['id']}: "
-            f"{measured(row)}{where}{rule}"
+            f"  {row['verdict']:<14}{paper:<4}{row['id']}: {measured(row)} "
+            f"({facts}rule: {row['rule']}{why})"
         )
     return "\n".join(lines)

@@ -1,6 +1,5 @@
 """Render executed chapters with Jupyter Book, strictly and without a network."""
 
-import json
 import os
 import re
 import shutil
@@ -16,6 +15,7 @@ import yaml
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
 
+from apps.common import ledger
 from book.engine import scoreboard
 from book.engine.cache import Run
 from book.engine.chapter import Chapter
@@ -86,9 +86,13 @@ def stage(
         nbformat.write(notebook, folder / "chapters" / f"{chapter.name}.ipynb")
     template = folder / "scoreboard.md"
     if template.is_file():
-        papers = scoreboard.read_papers(book.claims)
-        names = {chapter.name for chapter in chapters}
-        text = scoreboard.page(template.read_text("utf-8"), rows, papers, names)
+        text = scoreboard.page(
+            template.read_text("utf-8"),
+            rows,
+            scoreboard.read_papers(book.claims),
+            {chapter.name for chapter in chapters},
+            scoreboard.read_citations(folder / "references.bib"),
+        )
         template.write_text(text, encoding="utf-8")
 
 
@@ -147,24 +151,10 @@ def build_site(
 
 
 def read_rows(book: Book) -> list[dict[str, Any]]:
-    """The ledger's scoreboard, for a book that has claims.
-
-    In a process of its own, so that it reads this book's claims and measurements.
-    """
+    """Rows of the scoreboard: the papers' claims, then the findings (no paper)."""
     if not book.claims.is_file():
         return []
-    code = (
-        "import json; from apps.common.ledger import scoreboard; "
-        "print(json.dumps(scoreboard()))"
-    )
-    env = dict(os.environ, SPARSEKIT_RESULTS=str(book.results))
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env=env,
-        cwd=ROOT,
-    )
-    if done.returncode:
-        raise SiteError(f"the ledger cannot be read:\n{done.stderr[-4000:]}")
-    return json.loads(done.stdout)
+    return [
+        *ledger.scoreboard(book.claims, book.results),
+        *ledger.findings(book.claims, book.results),
+    ]

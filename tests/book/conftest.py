@@ -45,7 +45,7 @@ def mini_site(mini):
     """Folder of the mini book's site."""
     book, chapters, runs = mini
     out = book.build / "site"
-    build_site(book, chapters, runs, [], out)
+    build_site(book, chapters, runs, read_rows(book), out)
     return out
 
 

@@ -38,7 +38,8 @@ def make_book(folder, chapters, **book):
         (folder / "chapters" / f"{name}.md").write_text(text)
     listed = "".join(f"      - file: chapters/{name}\n" for name in chapters)
     (folder / "_toc.yml").write_text(
-        f"format: jb-book\nroot: index\nparts:\n  - caption: One\n    chapters:\n{listed}"
+        "format: jb-book\nroot: index\nparts:\n  - caption: One\n    chapters:\n"
+        + listed
     )
     (folder / "index.md").write_text("# Index\n\nA page.\n")
     build = folder / "build"

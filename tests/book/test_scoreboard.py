@@ -1,0 +1,113 @@
+"""The scoreboard's page and its summary for the terminal."""
+
+import math
+
+import pytest
+
+from book.engine import scoreboard
+from book.engine.runs import ROOT, Book
+from book.engine.site import read_rows
+
+ROW = {
+    "id": "a", "paper": 32, "statement": "sparse | wins", "verdict": "holds",
+    "metric": "gap", "value": 0.01234, "low": 0.001, "high": 0.02, "seeds": 5,
+    "chapter": "to-prune", "profile": "laptop", "rule": "> 0", "why": None,
+    "paper_value": "up to 10x", "source": "stored", "commit": "abc",
+}  # fmt: skip
+PLANNED = {
+    **ROW, "id": "2", "paper": 2, "verdict": "planned", "value": None, "low": None,
+    "high": None, "seeds": 0, "chapter": None, "profile": None, "rule": None,
+    "paper_value": None, "source": None,
+}  # fmt: skip
+PAPERS = {
+    2: {"title": "DASS", "part": "I"},
+    32: {"title": "To prune", "part": "I"},
+}
+TEMPLATE = f"# S\n\n{scoreboard.PAPERS}\n\n{scoreboard.FINDINGS}\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.01234, "0.0123"), (1.0, "1.00"), (12.345, "12.3"), (123.4, "123"),
+        (-0.5, "-0.500"), (0.0, "0.00"), (12345.6, "12,346"), (None, "–"),
+    ],
+)  # fmt: skip
+def test_numbers_have_three_digits(value, text):
+    assert scoreboard.number(value) == text
+
+
+def test_a_value_without_an_interval_is_shown_alone():
+    assert scoreboard.measured(ROW) == "0.0123 [0.00100, 0.0200]"
+    assert scoreboard.measured({**ROW, "low": None}) == "0.0123"
+    assert scoreboard.measured({**ROW, "low": math.nan}) == "0.0123"
+    assert scoreboard.measured(PLANNED) == "–"
+
+
+def test_text_cannot_break_the_table():
+    assert scoreboard.cell("a | b\n`c` *d* $e$") == r"a \| b \`c\` \*d\* \$e\$"
+
+
+def test_page_has_every_claim_and_links_only_to_pages_of_this_build():
+    page = scoreboard.page(TEMPLATE, [PLANNED, ROW], PAPERS, {"to-prune"}, {32: "z"})
+    lines = [line for line in page.splitlines() if line.startswith("| [")]
+    assert len(lines) == 2
+    built, planned = lines  # chapters first, though paper 2 comes before 32
+    assert "[holds]{.verdict .holds}" in built
+    assert "[to-prune](chapters/to-prune.ipynb)" in built
+    assert r"sparse \| wins" in built
+    assert "{cite}`z`" in built
+    assert "5 seeds, laptop, stored" in built
+    assert "{.verdict .planned}" in planned
+    assert "](chapters" not in planned
+    alone = scoreboard.page(TEMPLATE, [ROW], PAPERS, set(), {})
+    assert "](chapters" not in alone
+    assert "None yet." in alone
+
+
+def test_findings_are_apart_from_the_papers_and_do_not_count():
+    finding = {**ROW, "paper": None, "reference": "Evci, 2020", "id": "f"}
+    page = scoreboard.page(TEMPLATE, [PLANNED, finding], PAPERS, set(), {})
+    assert "**0 holds, 0 does not hold, 0 inconclusive, 1 planned**" in page
+    assert page.index("Evci, 2020") > page.index("DASS")
+    assert "f: 0.0123" in scoreboard.summary([PLANNED, finding])
+
+
+def test_summary_says_every_verdict_and_why():
+    unsure = {**ROW, "verdict": "inconclusive", "why": "2 seeds, 5 are needed"}
+    text = scoreboard.summary([ROW, unsure, PLANNED])
+    assert text.splitlines()[0] == (
+        "Scoreboard: 1 holds, 0 does not hold, 1 inconclusive, 1 planned"
+    )
+    assert len(text.splitlines()) == 3
+    assert "#32 a: 0.0123 [0.00100, 0.0200] (laptop, 5 seeds; rule: > 0)" in text
+    assert "2 seeds, 5 are needed" in text
+
+
+def test_unknown_verdict_and_missing_mark_are_errors():
+    with pytest.raises(ValueError, match="unknown verdicts"):
+        scoreboard.counts([{**ROW, "verdict": "maybe"}])
+    with pytest.raises(ValueError, match="scoreboard.md needs one line"):
+        scoreboard.page("# S\n", [ROW], PAPERS, set(), {})
+
+
+def test_rows_come_from_this_books_claims_and_runs(mini):
+    book, _, _ = mini
+    rows = {row["id"]: row for row in read_rows(book)}
+    assert rows["tiny-mean"]["verdict"] == "holds"
+    assert rows["tiny-mean"]["seeds"] == 2
+    assert rows["tiny-first"]["paper"] is None
+    assert [r["verdict"] for r in rows.values() if r["paper"] == 2] == ["planned"]
+
+
+def test_scoreboard_lists_all_45_papers():
+    rows = read_rows(Book())
+    assert {row["paper"] for row in rows} - {None} == set(range(1, 46))
+
+
+def test_every_citation_of_a_paper_names_one_paper():
+    text = (ROOT / "book" / "references.bib").read_text()
+    citations = scoreboard.read_citations(ROOT / "book" / "references.bib")
+    assert citations[32] == "toprune2017"
+    assert len(set(citations.values())) == len(citations) == text.count(" paper ")
+    assert set(citations) <= set(range(1, 46))
