@@ -87,7 +87,7 @@ def test_summary_says_every_verdict_and_why():
 def test_unknown_verdict_and_missing_mark_are_errors():
     with pytest.raises(ValueError, match="unknown verdicts"):
         scoreboard.counts([{**ROW, "verdict": "maybe"}])
-    with pytest.raises(ValueError, match="scoreboard.md needs one line"):
+    with pytest.raises(ValueError, match=r"scoreboard\.md needs one line"):
         scoreboard.page("# S\n", [ROW], PAPERS, set(), {})
 
 

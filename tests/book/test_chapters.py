@@ -1,0 +1,108 @@
+"""The book's own chapters: their texts, their runs in smoke, what they recorded."""
+
+import json
+
+import pytest
+import yaml
+
+from apps.common.claims import load_book
+from book.engine import prose
+from book.engine.chapter import read_chapter, read_contents
+from book.engine.runs import ROOT
+from tests.book.test_engine import chapter_text
+
+CONTENTS = ROOT / "book" / "_toc.yml"
+CHAPTERS = sorted((ROOT / "book" / "chapters").glob("*.md"))
+LISTED = [path.stem for path in read_contents(CONTENTS)]
+CLAIMS = load_book(ROOT / "book" / "claims.toml")
+
+
+def test_contents_list_every_chapter_once():
+    assert sorted(LISTED) == [path.stem for path in CHAPTERS]
+    assert yaml.safe_load(CONTENTS.read_text())["root"] == "index"
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_text_has_the_anatomy(path):
+    assert prose.problems(read_chapter(path)) == []
+
+
+def test_labels_are_unique_in_the_book():
+    assert prose.repeated_labels(map(read_chapter, CHAPTERS)) == {}
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_chapter_runs_and_records_its_claims(real, name):
+    book, _, runs = real
+    assert runs[name].facts["profile"] == "smoke"
+    claims = [c for c in (*CLAIMS.claims, *CLAIMS.findings) if c.chapter == name]
+    assert claims, f"no claim in claims.toml names {name}"
+    recorded = json.loads((book.results / "smoke" / f"{name}.json").read_text())
+    metrics = recorded["metrics"]
+    assert set(metrics) == {claim.metric for claim in claims}
+    for metric, entry in metrics.items():
+        assert len(entry["values"]) >= 2, metric  # two seeds, to have an interval
+        if "seeds" in entry:
+            assert len(set(entry["seeds"])) == len(entry["values"]), metric
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_chapter_writes_where_it_is_told_to(real, name):
+    _, _, runs = real
+    text = runs[name].notebook.read_text()
+    assert str(ROOT) not in text  # the notebook can be given away
+
+
+def test_mini_chapter_has_the_anatomy(mini):
+    _, (tiny,), _ = mini
+    assert prose.problems(tiny) == []
+    assert prose.repeated_labels([tiny]) == {}
+    assert set(prose.labels(tiny)) == {
+        "tiny", "tiny-width", "tiny-figure", "tiny-cost", "tiny-exercise",
+        "tiny-exercise-code",
+    }  # fmt: skip
+    repeated = prose.repeated_labels([tiny, tiny])
+    assert repeated["tiny-width"] == ["tiny", "tiny"]
+
+
+def edited(text, *, remove="", add=""):
+    return text.replace(remove, "") + add if remove else text + add
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"remove": "## What it cost\n"}, "`## What it cost` is missing"),
+        ({"add": "\n# Another title\n"}, "needs one title"),
+        ({"remove": ":class: dropdown\n"}, "'tiny-exercise' has no {solution}"),
+        ({"remove": "    name: tiny-figure\n"}, "has no name"),
+        ({"remove": "    alt: Three lines that stay near one.\n"}, "no image alt"),
+        ({"remove": "{cite}`student1908`"}, "cites nothing"),
+        (
+            {"add": "\n```{code-cell} ipython3\nplt.show()\n```\n"},
+            "without a name and a caption",
+        ),
+    ],
+)
+def test_each_missing_part_is_found(mini, tmp_path, change, words):
+    _, (tiny,), _ = mini
+    path = tmp_path / "tiny.md"
+    path.write_text(edited(tiny.text, **change))
+    assert any(words in problem for problem in prose.problems(read_chapter(path)))
+
+
+def test_order_of_the_sections_matters(mini, tmp_path):
+    _, (tiny,), _ = mini
+    path = tmp_path / "tiny.md"
+    text = tiny.text.replace("## Claims", "## X").replace(
+        "## What it cost", "## Claims"
+    )
+    path.write_text(text.replace("## X", "## What it cost"))
+    assert any("not in the order" in p for p in prose.problems(read_chapter(path)))
+
+
+def test_a_bare_chapter_lacks_everything(tmp_path):
+    path = tmp_path / "bare.md"
+    path.write_text(chapter_text("x = 1"))
+    found = prose.problems(read_chapter(path))
+    assert len(found) == len(prose.ANATOMY) + 3  # exercise, figure, citation
