@@ -58,9 +58,10 @@ def make(args: argparse.Namespace, book: Book, out: Path) -> None:
     chapters = book.chapters()
     if args.chapter:
         # A chapter that is being written need not be in the contents yet.
-        wanted = [c for c in chapters if c.name == args.chapter] or [
-            read_chapter(book.folder / "chapters" / f"{args.chapter}.md")
-        ]
+        wanted = [c for c in chapters if c.name == args.chapter]
+        if not wanted:
+            draft = read_chapter(book.folder / "chapters" / f"{args.chapter}.md")
+            wanted, chapters = [draft], [*chapters, draft]
     else:
         wanted = chapters
     print(f"Running {len(wanted)} chapters, profile {args.profile}", flush=True)
@@ -79,11 +80,11 @@ def make(args: argparse.Namespace, book: Book, out: Path) -> None:
     if not strict:
         left = ", ".join(c.name for c in chapters if c.name not in runs)
         print(f"A draft: not run in this build: {left}; {len(warnings)} warnings")
-        print(*warnings, sep="\n")
+        print(*sorted(warnings, key=lambda w: args.chapter not in w), sep="\n")
     if rows:
         print(scoreboard.summary(rows), "\n")
     print(f"Open {out / 'index.html'}")
-    print(f"or   {Path(sys.executable).name} -m http.server --directory {out} 8000")
+    print(f"or   python3 -m http.server --directory {out} 8000")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from nbformat.v4 import new_markdown_cell
 from apps.common import ledger
 from book.engine import scoreboard
 from book.engine.cache import Run
-from book.engine.chapter import Chapter
+from book.engine.chapter import Chapter, read_contents
 from book.engine.runs import ROOT, Book
 
 SHARED = ROOT / "book"  # pages, configuration and style of any book built here
@@ -69,7 +69,10 @@ def stage(
     rows: Sequence[scoreboard.Row],
     folder: Path,
 ) -> None:
-    """Write the sources that Jupyter Book renders into an empty folder."""
+    """Write the sources that Jupyter Book renders into an empty folder.
+
+    Chapters that `_toc.yml` does not list come last, as drafts.
+    """
     (folder / "chapters").mkdir(parents=True)
     toc = yaml.safe_load((book.folder / "_toc.yml").read_text("utf-8"))
     pages = [f"{page}.md" for page in listed_pages(toc)]
@@ -80,6 +83,11 @@ def stage(
         for name in ("_static", "vendor"):
             if (source / name).is_dir():
                 shutil.copytree(source / name, folder / name, dirs_exist_ok=True)
+    listed = {path.stem for path in read_contents(book.folder / "_toc.yml")}
+    drafts = [c.name for c in chapters if c.name not in listed]
+    if drafts:
+        files = [{"file": f"chapters/{name}"} for name in drafts]
+        toc["parts"].append({"caption": "Draft", "chapters": files})
     (folder / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False))
     for chapter in chapters:
         notebook = staged(chapter, runs.get(chapter.name))

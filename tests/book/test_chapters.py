@@ -35,11 +35,14 @@ def test_labels_are_unique_in_the_book():
 def test_chapter_runs_and_records_its_claims(real, name):
     book, _, runs = real
     assert runs[name].facts["profile"] == "smoke"
-    claims = [c for c in (*CLAIMS.claims, *CLAIMS.findings) if c.chapter == name]
-    assert claims, f"no claim in claims.toml names {name}"
-    recorded = json.loads((book.results / "smoke" / f"{name}.json").read_text())
-    metrics = recorded["metrics"]
-    assert set(metrics) == {claim.metric for claim in claims}
+    asked = {
+        claim.metric
+        for claim in (*CLAIMS.claims, *CLAIMS.findings)
+        if claim.chapter == name
+    }
+    path = book.results / "smoke" / f"{name}.json"
+    metrics = json.loads(path.read_text())["metrics"] if path.is_file() else {}
+    assert set(metrics) == asked
     for metric, entry in metrics.items():
         assert len(entry["values"]) >= 2, metric  # two seeds, to have an interval
         if "seeds" in entry:
