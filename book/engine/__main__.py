@@ -64,7 +64,8 @@ def make(args: argparse.Namespace, book: Book, out: Path) -> None:
             wanted, chapters = [draft], [*chapters, draft]
     else:
         wanted = chapters
-    print(f"Running {len(wanted)} chapters, profile {args.profile}", flush=True)
+    names = ", ".join(chapter.name for chapter in wanted) or "no chapters yet"
+    print(f"Profile {args.profile}: {names}", flush=True)
     run_chapters(wanted, args.profile, book, jobs=args.jobs)
     ran = time.perf_counter()
     if args.no_site:
@@ -82,7 +83,7 @@ def make(args: argparse.Namespace, book: Book, out: Path) -> None:
         print(f"A draft: not run in this build: {left}; {len(warnings)} warnings")
         print(*sorted(warnings, key=lambda w: args.chapter not in w), sep="\n")
     if rows:
-        print(scoreboard.summary(rows), "\n")
+        print(scoreboard.summary(rows) + "\n")
     print(f"Open {out / 'index.html'}")
     print(f"or   python3 -m http.server --directory {out} 8000")
 

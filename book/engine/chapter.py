@@ -1,7 +1,7 @@
 """A chapter's source: what it declares, and the mistakes that can be seen unrun."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,14 @@ class Options:
     threads: threads each kernel may use (OMP_NUM_THREADS and its kin).
     alone: run before the others with nothing beside it, for chapters that time.
     cell_seconds: time limit of one cell, in place of the profile's.
+    data: sets of `apps.common.datasets` that it loads, fetched before it runs: a
+        download within a cell would count against its time and show no progress.
     """
 
     threads: int = 1
     alone: bool = False
     cell_seconds: int | None = None
+    data: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,24 +48,37 @@ class Chapter:
 def read_options(name: str, metadata: Mapping[str, Any]) -> Options:
     """Options from front matter; unknown keys and wrong types are errors."""
     declared = metadata.get("sparsekit") or {}
-    types = {"threads": int, "alone": bool, "cell_seconds": int}
     valid = [field.name for field in fields(Options)]
     if not isinstance(declared, Mapping):
         raise ChapterError(
             f"{name}: `sparsekit:` in the front matter must be a mapping of {valid}"
         )
     for key, value in declared.items():
-        if key not in types:
+        if key not in KINDS:
             raise ChapterError(
                 f"{name}: unknown option {key!r} under `sparsekit:` in the front "
                 f"matter; valid: {', '.join(valid)}"
             )
-        if type(value) is not types[key] or (types[key] is int and value < 1):
-            raise ChapterError(
-                f"{name}: option {key!r} must be a {types[key].__name__}"
-                f"{' of at least 1' if types[key] is int else ''}, got {value!r}"
-            )
-    return Options(**declared)
+        kind, accepts = KINDS[key]
+        if not accepts(value):
+            raise ChapterError(f"{name}: option {key!r} must be {kind}, got {value!r}")
+    return Options(**{**declared, "data": tuple(declared.get("data", ()))})
+
+
+def positive(value: object) -> bool:
+    """Whether a value is an integer of at least 1; True is none."""
+    return type(value) is int and value >= 1
+
+
+KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "threads": ("an integer of at least 1", positive),
+    "alone": ("true or false", lambda value: type(value) is bool),
+    "cell_seconds": ("an integer of at least 1", positive),
+    "data": (
+        "a list of names",
+        lambda value: type(value) is list and all(type(v) is str for v in value),
+    ),
+}
 
 
 def read_chapter(path: Path) -> Chapter:

@@ -38,7 +38,7 @@ class Client(PapermillNotebookClient):
     messages, hence a folder per kernel, short enough for a Unix socket's path.
     """
 
-    def create_kernel_manager(self):  # type: ignore[no-untyped-def]
+    def create_kernel_manager(self):
         manager = super().create_kernel_manager()
         if sys.platform != "win32":
             self.sockets = tempfile.mkdtemp(prefix="book-")
@@ -46,7 +46,7 @@ class Client(PapermillNotebookClient):
             manager.ip = str(Path(self.sockets) / "k")
         return manager
 
-    def execute(self, **kwargs):  # type: ignore[no-untyped-def]
+    def execute(self, **kwargs):
         try:
             return super().execute(**kwargs)
         finally:
@@ -60,13 +60,13 @@ class Engine(NBClientEngine):
     position: int | None = None
 
     @classmethod
-    def execute_managed_notebook(  # type: ignore[no-untyped-def]
+    def execute_managed_notebook(
         cls, nb_man, kernel_name, *, cell_seconds=None, start_timeout=60, **_
     ):
         cells = code_cells(nb_man.nb)
         start = nb_man.cell_start
 
-        def cell_start(cell, *args, **kwargs):  # type: ignore[no-untyped-def]
+        def cell_start(cell, *args, **kwargs):
             if any(cell is c for c in cells):
                 cls.current, cls.position = cell, chapter_cells(nb_man.nb, cell)
                 report("cell", number=cls.position, total=chapter_cells(nb_man.nb))

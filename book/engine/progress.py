@@ -10,6 +10,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
 )
@@ -76,7 +77,7 @@ class Bars:
         self.all = self.progress.add_task(
             "[bold]book", total=n_chapters, unit="chapters"
         )
-        self.tasks = {}
+        self.tasks: dict[str, TaskID] = {}
 
     def start(self, chapter: str) -> None:
         self.tasks[chapter] = self.progress.add_task(

@@ -9,8 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -205,6 +204,15 @@ def converse(
         return end
 
 
+def fetch_data(chapters: Sequence[Chapter]) -> None:
+    """Fetch the data that the chapters declare, once, showing progress."""
+    names = sorted({name for chapter in chapters for name in chapter.options.data})
+    if names:
+        from apps.common import datasets  # imports what the engine does not need
+
+        datasets.fetch(names)
+
+
 def run_chapters(
     chapters: Sequence[Chapter],
     profile: str,
@@ -217,12 +225,10 @@ def run_chapters(
 
     Returns the run of each chapter. Raises RunError after all have been tried.
     """
-    keys = {
-        c.name: cache.run_key(
-            c, {"profile": profile}, root=book.root, claims=book.claims
-        )
-        for c in chapters
-    }
+    keys = run_keys(chapters, profile, book)
+    found = cached_runs(chapters, profile, book, keys)
+    todo = [chapter for chapter in chapters if chapter.name not in found]
+    fetch_data(todo)
     done: dict[str, Run] = {}
     failures: list[Failure] = []
     lock = threading.Lock()
@@ -245,13 +251,9 @@ def run_chapters(
             run = execute(chapter, profile, book, show, keys[chapter.name])
             finish(chapter, run, f"ran in {time.perf_counter() - began:.1f} s")
 
-        todo: deque[Chapter] = deque()
         for chapter in chapters:
-            run = cache.find(book.cache, profile, chapter.name, keys[chapter.name])
-            if run is None:
-                todo.append(chapter)
-            else:
-                finish(chapter, run, "unchanged, from the cache")
+            if chapter.name in found:
+                finish(chapter, found[chapter.name], "unchanged, from the cache")
         for chapter in [c for c in todo if c.options.alone]:
             work(chapter)
         beside = [c for c in todo if not c.options.alone]
@@ -263,16 +265,25 @@ def run_chapters(
     return {chapter.name: done[chapter.name] for chapter in chapters}
 
 
+def run_keys(chapters: Sequence[Chapter], profile: str, book: Book) -> dict[str, str]:
+    """The cache's key of each chapter, for the sources as they are now."""
+    return {
+        c.name: cache.run_key(
+            c, {"profile": profile}, root=book.root, claims=book.claims
+        )
+        for c in chapters
+    }
+
+
 def cached_runs(
-    chapters: Sequence[Chapter], profile: str, book: Book
+    chapters: Sequence[Chapter],
+    profile: str,
+    book: Book,
+    keys: Mapping[str, str] | None = None,
 ) -> dict[str, Run]:
     """The runs that are in the cache for the sources as they are now."""
-    found = {}
-    for chapter in chapters:
-        key = cache.run_key(
-            chapter, {"profile": profile}, root=book.root, claims=book.claims
-        )
-        run = cache.find(book.cache, profile, chapter.name, key)
-        if run is not None:
-            found[chapter.name] = run
-    return found
+    keys = keys or run_keys(chapters, profile, book)
+    found = {
+        name: cache.find(book.cache, profile, name, key) for name, key in keys.items()
+    }
+    return {name: run for name, run in found.items() if run is not None}

@@ -287,8 +287,10 @@ def code(tag, source):
         (chapter_text("x = 1", parameters=PARAMETERS * 2), "found 2"),
         (chapter_text(parameters=code("parameters", "profil = 1")), "must set `prof"),
         (chapter_text("1", front="sparsekit:\n  thread: 2"), "unknown option 'thread'"),
-        (chapter_text("1", front="sparsekit:\n  threads: two"), "must be a int"),
+        (chapter_text("1", front="sparsekit:\n  threads: two"), "must be an integer"),
         (chapter_text("1", front="sparsekit:\n  threads: 0"), "at least 1"),
+        (chapter_text("1", front="sparsekit:\n  alone: 1"), "true or false"),
+        (chapter_text("1", front="sparsekit:\n  data: mnist"), "a list of names"),
         (chapter_text("1", front="sparsekit: fast"), "must be a mapping"),
         (chapter_text("1", front="kernelspec:\n  name: x"), "cannot be read as MyST"),
         (
