@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = (args.out or book.build / "book").resolve()
     try:
         make(args, book, out)
-    except (ChapterError, RunError, SiteError, ValueError) as error:
+    except (ChapterError, RunError, SiteError) as error:
         print(f"\n{error}\n\nThe book was not built.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

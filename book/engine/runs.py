@@ -19,7 +19,7 @@ from typing import Any
 from apps.common.ledger import results_folder
 from book.engine import cache
 from book.engine.cache import Run
-from book.engine.chapter import Chapter, read_chapter, read_contents
+from book.engine.chapter import Chapter, ChapterError, read_chapter, read_contents
 from book.engine.progress import Reporter, reporter
 
 # Time limit of one cell, seconds. `full` runs by hand, on other machines.
@@ -210,7 +210,11 @@ def fetch_data(chapters: Sequence[Chapter]) -> None:
     if names:
         from apps.common import datasets  # imports what the engine does not need
 
-        datasets.fetch(names)
+        try:
+            datasets.fetch(names)
+        except (OSError, ValueError) as error:
+            who = ", ".join(c.name for c in chapters if c.options.data)
+            raise ChapterError(f"data of {who}: {error}") from error
 
 
 def run_chapters(

@@ -162,7 +162,10 @@ def read_rows(book: Book) -> list[dict[str, Any]]:
     """Rows of the scoreboard: the papers' claims, then the findings (no paper)."""
     if not book.claims.is_file():
         return []
-    return [
-        *ledger.scoreboard(book.claims, book.results),
-        *ledger.findings(book.claims, book.results),
-    ]
+    try:
+        return [
+            *ledger.scoreboard(book.claims, book.results),
+            *ledger.findings(book.claims, book.results),
+        ]
+    except ValueError as error:
+        raise SiteError(f"the scoreboard cannot be made: {error}") from error

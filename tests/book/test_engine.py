@@ -8,6 +8,7 @@ import nbformat
 import pytest
 
 from book.engine import cache
+from book.engine.__main__ import main
 from book.engine.chapter import ChapterError, read_chapter, read_contents
 from book.engine.execution import check_executed, fold_parameters, output_problem
 from book.engine.runs import Book, RunError, run_chapters
@@ -320,6 +321,22 @@ def test_contents_list_only_chapters_that_exist(tmp_path):
     toc.write_text(text + "      - file: chapters/two\n")
     with pytest.raises(ChapterError, match=r"lists chapters/two.*write it or remove"):
         read_contents(toc)
+
+
+def test_data_is_fetched_before_anything_runs(tmp_path):
+    text = chapter_text("1", front="sparsekit:\n  data: [no_such_set]")
+    book = make_book(tmp_path / "book", {"one": text})
+    with pytest.raises(ChapterError, match=r"data of one: .*no_such_set"):
+        run_chapters(book.chapters(), "smoke", book)
+    assert not (book.build / "runs").exists()
+
+
+def test_command_reports_a_bad_chapter_and_exits_with_1(capsys):
+    assert main(["--profile", "smoke", "--chapter", "no-such-chapter"]) == 1
+    assert "no-such-chapter: no such file" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as usage:
+        main(["--profile", "huge"])
+    assert usage.value.code == 2
 
 
 def notebook_with(source):

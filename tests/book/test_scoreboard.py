@@ -1,12 +1,13 @@
 """The scoreboard's page and its summary for the terminal."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from book.engine import scoreboard
 from book.engine.runs import ROOT, Book
-from book.engine.site import read_rows
+from book.engine.site import SiteError, read_rows
 
 ROW = {
     "id": "a", "paper": 32, "statement": "sparse | wins", "verdict": "holds",
@@ -98,6 +99,15 @@ def test_rows_come_from_this_books_claims_and_runs(mini):
     assert rows["tiny-mean"]["seeds"] == 2
     assert rows["tiny-first"]["paper"] is None
     assert [r["verdict"] for r in rows.values() if r["paper"] == 2] == ["planned"]
+
+
+def test_a_damaged_measurement_is_named(mini, tmp_path):
+    book, _, _ = mini
+    bad = tmp_path / "results" / "smoke" / "tiny.json"
+    bad.parent.mkdir(parents=True)
+    bad.write_text("{")
+    with pytest.raises(SiteError, match=r"tiny\.json is damaged"):
+        read_rows(replace(book, results=tmp_path / "results"))
 
 
 def test_scoreboard_lists_all_45_papers():
