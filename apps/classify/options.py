@@ -14,7 +14,7 @@ import importlib.util
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from math import isfinite
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -195,21 +195,3 @@ def pattern(text: str) -> Pattern:
             f"pattern {text!r} is unknown; use {', '.join(simple)}, 2:4 or 4x4"
         )
     return (NM if match[2] == ":" else Block)(int(match[1]), int(match[3]))
-
-
-def describe() -> list[tuple[str, str, str]]:
-    """Name, options with defaults, first line of the docstring of each method."""
-    rows = [("dense", "", "No sparsity: the model as it is.")]
-    for name, cls in discover().items():
-        options = [
-            f"{field.name}={_shown(field.default)}"
-            for field in fields(cls)
-            if field.name != "sparsity"
-        ]
-        summary = (cls.__doc__ or "").strip().splitlines()[0]
-        rows.append((name, " ".join(options), summary))
-    return rows
-
-
-def _shown(value: Any) -> str:
-    return "required" if value is MISSING else getattr(value, "__name__", repr(value))

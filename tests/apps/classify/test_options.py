@@ -123,9 +123,3 @@ def test_a_method_from_a_file(tmp_path: Path) -> None:
         options.method_class(f"{path}:Other")
     with pytest.raises(FileNotFoundError, match="absent"):
         options.method_class(str(tmp_path / "absent.py"))
-
-
-def test_describe_names_every_method_once() -> None:
-    rows = options.describe()
-    assert [row[0] for row in rows] == ["dense", *discover()]
-    assert all(summary for _, _, summary in rows)

@@ -1,0 +1,94 @@
+"""`sparsekit data list|fetch` and `sparsekit claims`.
+
+sparsekit data list
+sparsekit data fetch mnist5k ml100k
+sparsekit claims --json
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from apps.common import datasets, ledger, wheels
+
+
+def data(argv: Sequence[str] | None = None) -> int:
+    """Lists data sets, or fetches them into the cache."""
+    parser = argparse.ArgumentParser(prog="sparsekit data", description=data.__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="list|fetch")
+    listing = verbs.add_parser("list", help="what there is, and what is cached")
+    listing.add_argument("--json", action="store_true", help="a list of objects")
+    fetching = verbs.add_parser("fetch", help="fetch and verify data sets")
+    fetching.add_argument(
+        "names", nargs="*", metavar="NAME", help="default: what the default runs use"
+    )
+    fetching.add_argument("--all", action="store_true", help="all of them, 360 MB")
+    args = parser.parse_args(argv)
+    if args.verb == "list":
+        print(_listing(datasets.available(), args.json))
+        return 0
+    if args.all and args.names:
+        fetching.error("give names, or --all, not both")
+    names = list(wheels.PINS) if args.all else args.names or datasets.default_names()
+    try:
+        for path in datasets.fetch(names):
+            print(path)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def claims(argv: Sequence[str] | None = None) -> int:
+    """Prints the verdict on every claim of the 45 papers, and what it rests on."""
+    parser = argparse.ArgumentParser(
+        prog="sparsekit claims", description=claims.__doc__
+    )
+    parser.add_argument("--json", action="store_true", help="a list of objects")
+    parser.add_argument(
+        "--findings", action="store_true", help="claims of no paper in the list"
+    )
+    args = parser.parse_args(argv)
+    try:
+        rows = ledger.findings() if args.findings else ledger.scoreboard()
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(rows, indent=1) if args.json else _verdicts(rows))
+    return 0
+
+
+def _listing(rows: Sequence[dict[str, Any]], as_json: bool) -> str:
+    if as_json:
+        return json.dumps(rows, indent=1)
+    names = {package: name for name, package in datasets.SETS.items()}
+    lines = [f"{'name':34}{'MB':>6}  {'cached':8}holds (licence of package / of data)"]
+    for row in rows:
+        size = "-" if row["megabytes"] is None else f"{row['megabytes']:.1f}"
+        name = names.get(row["name"], row["name"]) + " *" * row["default"]
+        cached = "yes" if row["cached"] else "no"
+        what = f"{row['what']} ({row['licence']})"
+        lines.append(f"{name:34}{size:>6}  {cached:8}{what}")
+    lines.append(f"* fetched by default. Cache: {wheels.cache_folder()}")
+    return "\n".join(lines)
+
+
+def _verdicts(rows: Sequence[dict[str, Any]]) -> str:
+    lines = []
+    for row in rows:
+        where = f"#{row['paper']} " if row["paper"] is not None else ""
+        lines.append(f"{row['verdict']:14}{where}{row['id']}: {row['statement']}")
+        if row["value"] is not None:
+            ends = "no interval"
+            if row["low"] is not None:
+                ends = f"[{row['low']:.4g}, {row['high']:.4g}]"
+            seeds = f"{row['seeds']} seed{'s' * (row['seeds'] != 1)}"
+            lines.append(
+                f"{'':14}{row['value']:.4g} {ends}, rule {row['rule']}, {seeds}, "
+                f"{row['profile']}, {row['source']}"
+            )
+        if row["why"]:
+            lines.append(f"{'':14}{row['why']}")
+    return "\n".join(lines)

@@ -1,0 +1,245 @@
+"""What a sparsity method sees, what it must answer, and how methods are found.
+
+A method decides *where* weights live. It never touches one: it reads a `Context` and
+returns boolean masks. `sparsekit.Sparsifier` does everything else.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, is_dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from sparsekit.allocation import global_budget, uniform
+from sparsekit.masks import topk_mask
+from sparsekit.patterns import Pattern, Unstructured
+from sparsekit.scores import random
+
+Masks = dict[str, Tensor]
+Shape = tuple[int, ...]
+Allocation = Callable[[Mapping[str, Shape], float], dict[str, int]]
+
+
+class _Evaluated(nn.Module):
+    """A function of a model, as a module: `functional_call` can swap its tensors."""
+
+    def __init__(self, model: nn.Module, function: Callable[[nn.Module], Tensor]):
+        super().__init__()
+        self.model = model
+        self.function = function
+
+    def forward(self) -> Tensor:
+        return self.function(self.model)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The user's scalar function of the model, evaluated with other tensors in place.
+
+    `objective(values)` substitutes `values` (parameters or buffers, by name) and calls
+    the function. The model is left as it was: its buffers are copied first, its mode is
+    restored, and the global random state is not advanced.
+    """
+
+    model: nn.Module
+    function: Callable[[nn.Module], Tensor] | None
+
+    def __call__(self, values: Mapping[str, Tensor], training: bool = True) -> Tensor:
+        if self.function is None:
+            raise ValueError(
+                "this method scores weights by an objective: pass "
+                "Sparsifier(..., objective=lambda model: loss), a scalar that can be "
+                "differentiated"
+            )
+        tensors = {name: b.clone() for name, b in self.model.named_buffers()}
+        tensors |= values
+        modes = {module: module.training for module in self.model.modules()}
+        try:
+            self.model.train(training)
+            with torch.random.fork_rng(), torch.enable_grad():
+                torch.manual_seed(0)
+                return torch.func.functional_call(
+                    _Evaluated(self.model, self.function),
+                    {f"model.{name}": t for name, t in tensors.items()},
+                )
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method may see. Nothing in it may be changed.
+
+    Every mapping is by parameter name and in the same order. `grads` is the gradient of
+    the current step, averaged over processes; it covers absent weights only for a
+    method with `needs_dense_gradient`, and holds zeros there otherwise. In `start`,
+    all gradients are None.
+    """
+
+    step: int  # optimizer steps completed so far
+    weights: Mapping[str, Tensor]  # float, detached
+    grads: Mapping[str, Tensor | None]  # float
+    masks: Mapping[str, Tensor]  # bool, True = the weight exists
+    visited: Mapping[str, Tensor]  # bool, True = the weight existed at some time
+    generator: torch.Generator  # CPU: the same numbers on every device and process
+    objective: Objective
+    state: Mapping[str, Tensor]  # every parameter and buffer of the model, detached
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        return {name: tuple(weight.shape) for name, weight in self.weights.items()}
+
+
+class Method(ABC):
+    """Where weights live, as a function of time. Subclass it as a frozen dataclass.
+
+    The first field is `sparsity`; times are in optimizer steps and are called `begin`,
+    `end`, `every` or `at`. The class attributes below are part of the contract.
+    """
+
+    needs_dense_gradient = False  # reads gradients of absent weights in `update`
+    replaces_step = False  # no weight update in a step that moved connections
+    rewind_to: int | None = None  # after a move, go back to this step's model
+
+    @abstractmethod
+    def start(self, context: Context) -> Masks:
+        """Masks before the first step."""
+
+    def due(self, step: int) -> bool:
+        """Whether `update` is called in this step."""
+        return False
+
+    def update(self, context: Context) -> Masks:
+        """New masks, from the weights before the step and its gradients."""
+        raise NotImplementedError(f"{type(self).__name__} is due but has no update")
+
+    @abstractmethod
+    def sparsity_at(self, step: int) -> float:
+        """Fraction of zeros over all masked tensors once `step`'s update is done.
+
+        The masks then hold exactly `count_active(total, sparsity_at(step))` weights.
+        """
+
+
+def dense_masks(context: Context) -> Masks:
+    """All weights alive."""
+    return {
+        name: torch.ones_like(weight, dtype=torch.bool)
+        for name, weight in context.weights.items()
+    }
+
+
+def random_masks(context: Context, counts: Mapping[str, int]) -> Masks:
+    """Uniformly random masks with exact counts, equal on every device."""
+    masks = {}
+    for name, weight in context.weights.items():
+        noise = random(weight.shape, context.generator)
+        masks[name] = topk_mask(noise, counts[name]).to(weight.device)
+    return masks
+
+
+def prune(
+    scores: Mapping[str, Tensor],
+    sparsity: float,
+    pattern: Pattern,
+    across_layers: bool,
+    among: Mapping[str, Tensor] | None = None,
+) -> Masks:
+    """Masks of the highest scores, at `sparsity` within each tensor or over all.
+
+    With `among`, only weights alive there can stay. Unstructured counts are exact in
+    total; other patterns take the nearest count that they can reach in each tensor.
+    """
+    if not isinstance(pattern, Unstructured):
+        if across_layers:
+            raise ValueError(f"across_layers needs Unstructured, got {pattern}")
+        return {
+            name: pattern.mask(_restricted(name, score, among), n_active)
+            for name, score in scores.items()
+            for n_active in [pattern.count(tuple(score.shape), sparsity)]
+        }
+    counts = (
+        global_budget(
+            {n: _restricted(n, s, among) for n, s in scores.items()}, sparsity
+        )
+        if across_layers
+        else uniform({n: tuple(s.shape) for n, s in scores.items()}, sparsity)
+    )
+    return {
+        name: topk_mask(score, counts[name], among[name] if among else None)
+        for name, score in scores.items()
+    }
+
+
+def _restricted(name: str, score: Tensor, among: Mapping[str, Tensor] | None) -> Tensor:
+    """Scores with absent weights last; a finite score of an alive weight beats them."""
+    return score if among is None else score.masked_fill(~among[name], -torch.inf)
+
+
+def periodic(step: int, begin: int, every: int, end: int | None) -> bool:
+    """Whether `step` is one of begin, begin + every, ... and at most `end`."""
+    if step < begin or (end is not None and step > end):
+        return False
+    return (step - begin) % every == 0
+
+
+def require_sparsity(sparsity: float) -> None:
+    """ValueError unless 0 <= sparsity < 1."""
+    if not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
+        raise ValueError(
+            f"sparsity is the fraction of zeros, in [0, 1), got {sparsity!r}"
+        )
+
+
+def require_steps(**steps: int) -> None:
+    """ValueError unless every named value is an integer of at least 1."""
+    for name, value in steps.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} is a count of at least 1, got {value!r}")
+
+
+def require_fraction(**fractions: float) -> None:
+    """ValueError unless every named value is in [0, 1]."""
+    for name, value in fractions.items():
+        if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            raise ValueError(f"{name} is a fraction in [0, 1], got {value!r}")
+
+
+def method_in(module: ModuleType) -> type[Method]:
+    """The one method class that a module defines."""
+    found = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value)
+        and value.__module__ == module.__name__
+        and is_dataclass(value)
+        and issubclass(value, Method)
+    ]
+    if len(found) != 1:
+        raise ValueError(
+            f"{module.__name__} must define exactly one frozen dataclass that "
+            f"subclasses sparsekit.method.Method, found {[c.__name__ for c in found]}"
+        )
+    return found[0]
+
+
+def discover() -> dict[str, type[Method]]:
+    """Every method in `sparsekit/methods/`, by file name, without registration.
+
+    >>> from sparsekit.method import discover
+    >>> discover()["rigl"].__name__
+    'RigL'
+    """
+    import sparsekit.methods as package
+
+    names = sorted(info.name for info in pkgutil.iter_modules(package.__path__))
+    return {
+        name: method_in(importlib.import_module(f"{package.__name__}.{name}"))
+        for name in names
+    }
