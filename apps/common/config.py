@@ -313,12 +313,12 @@ def _from_flags(
     whole = make_dataclass(
         "Run",
         [
-            ("config_file", Annotated[str | None, config_flag], field(default=None)),
             ("settings", Annotated[cls, tyro.conf.arg(name="")]),
+            ("config_file", Annotated[str | None, config_flag], field(default=None)),
         ],
     )
     description = (cls.__doc__ or "").partition("Args:")[0].strip()
-    start = whole(None, _unvalidated(cls, default))
+    start = whole(_unvalidated(cls, default), None)
     parsed, unknown = tyro.cli(
         whole,
         args=argv,
