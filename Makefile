@@ -6,7 +6,7 @@
 PYTHON  ?= python3
 PROFILE ?= laptop
 CHAPTER ?=
-PYTEST  ?=
+PYTEST  ?= -n 2 --dist loadgroup
 
 BIN   := .venv/bin
 STAMP := .venv/.installed
