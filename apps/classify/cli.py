@@ -10,12 +10,10 @@ from pathlib import Path
 
 from apps.classify import data, figure, metrics, options
 from apps.classify.compare import compare, load_comparison, percent
-from apps.classify.config import Config
+from apps.classify.config import PRESETS, Config
 from apps.classify.result import Result, evaluate, load_result, test_metrics
 from apps.classify.train import train
 from apps.common.config import RunConfig, parse
-
-PRESETS = Path(__file__).parent / "presets"
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,14 @@
 """The settings of one training."""
 
 import math
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
 
 from apps.classify import options
-from apps.common.config import RunConfig
+from apps.common.config import RunConfig, parse
+
+PRESETS = Path(__file__).parent / "presets"
 
 Value = str | int | float | bool
 
@@ -62,6 +65,19 @@ class Config(RunConfig):
 
     def __post_init__(self) -> None:
         check(self)
+
+
+def preset(name: str, profile: str = "laptop", **changes: Any) -> Config:
+    """A preset's settings in a profile, with some fields changed.
+
+    Raises FileNotFoundError for an unknown preset, TypeError for an unknown field.
+
+    >>> config = preset("mlp-mnist5k", "smoke", method="rigl")
+    >>> config.width, config.method
+    (30, 'rigl')
+    """
+    argv = ["--config", name, "--profile", profile]
+    return replace(parse(Config, argv, presets=PRESETS), **changes)
 
 
 def check(config: Config) -> None:

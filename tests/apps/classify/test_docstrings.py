@@ -5,7 +5,7 @@ import importlib
 
 import pytest
 
-MODULES = ("data", "metrics", "models", "options", "train")
+MODULES = ("config", "data", "metrics", "models", "options", "train")
 
 
 @pytest.mark.parametrize("name", MODULES)
