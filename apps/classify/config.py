@@ -27,6 +27,8 @@ class Config(RunConfig):
         method: "dense", a name that `sparsekit methods` lists, or a file my_method.py.
         sparsity: fraction of zeros over all masked weights, in [0, 1); unused by dense.
         options: other fields of the method; times in steps, "2 epochs" or "75%".
+        mask_seed: of the method's random choices; default: `seed`, which draws the
+            split, the initial weights and the order of the data as well.
         keep_dense: patterns of parameter names that are not masked, as "classifier.*".
         moments: optimizer state of regrown weights: zero, or mean of the layer.
         epochs: passes over the train part.
@@ -51,6 +53,7 @@ class Config(RunConfig):
     method: str = "static"
     sparsity: float = 0.9
     options: dict[str, Value] = field(default_factory=dict)
+    mask_seed: int | None = None
     keep_dense: tuple[str, ...] = ()
     moments: Literal["zero", "mean"] = "zero"
     epochs: int = 20
@@ -85,6 +88,8 @@ def check(config: Config) -> None:
     for name in ("width", "epochs", "batch"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    if config.mask_seed is not None and config.mask_seed < 0:
+        raise ValueError(f"mask_seed must be at least 0, got {config.mask_seed}")
     if not 0 <= config.sparsity < 1:
         raise ValueError(
             f"sparsity is the fraction of zeros, in [0, 1), got {config.sparsity}"

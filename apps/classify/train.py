@@ -60,7 +60,7 @@ def train(config: Config, watch: Watch | None = None) -> Result:
             method,
             params=maskable(config, model),
             moments=config.moments,
-            seed=config.seed,
+            seed=config.seed if config.mask_seed is None else config.mask_seed,
             objective=objective(config, splits, flops),
         )
     # Rewinding starts the training again, and the learning rate with it.
@@ -193,7 +193,10 @@ def objective(config: Config, splits: data.Splits, flops: cost.TrainingFlops):
     x, y = splits.train.x[:n_samples], splits.train.y[:n_samples]
 
     def loss(model: nn.Module) -> Tensor:
-        flops.add_objective(n_samples)
+        if config.method == "random_search":
+            flops.add_candidate(n_samples)
+        else:
+            flops.add_objective(n_samples)
         return F.cross_entropy(model(x) / (200 if config.method == "grasp" else 1), y)
 
     def flow(model: nn.Module) -> Tensor:

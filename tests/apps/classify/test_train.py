@@ -57,6 +57,26 @@ def test_equal_seeds_give_equal_results_and_others_do_not() -> None:
     assert not torch.equal(other.samples["nll"], train(config).samples["nll"])
 
 
+def test_the_mask_seed_moves_connections_and_nothing_else() -> None:
+    starts = {}
+
+    def watch(epoch, model, sparsifier):
+        if epoch == 0:
+            weights = {n: p.clone() for n, p in model.named_parameters()}
+            starts[mask_seed] = (weights, sparsifier.finalize())
+
+    for mask_seed in (None, 0, 1):
+        train(replace(TINY, epochs=1, mask_seed=mask_seed), watch)
+    for default, same in zip(starts[None], starts[0], strict=True):
+        assert all(torch.equal(default[name], same[name]) for name in default)
+    (weights, masks), (other_weights, other_masks) = starts[0], starts[1]
+    for name, mask in masks.items():
+        both = mask & other_masks[name]
+        assert mask.sum() == other_masks[name].sum()
+        assert both.sum() < mask.sum()
+        assert torch.equal(weights[name][both], other_weights[name][both])
+
+
 def test_the_global_random_state_is_neither_used_nor_moved() -> None:
     torch.manual_seed(1)
     first = train(TINY)
@@ -178,6 +198,11 @@ def test_costs_by_hand() -> None:
     extra = 2 * 100 * 2 * (n_weights - n_active)  # dense weight gradients, two moves
     assert rigl.cost["train_flops"] == static.cost["train_flops"] + extra
 
+    options = {"candidates": 7}
+    searched = train(replace(TINY, method="random_search", options=options))
+    extra = 7 * 100 * 2 * n_active  # forward passes of ten images a class
+    assert searched.cost["train_flops"] == static.cost["train_flops"] + extra
+
 
 def test_bytes_on_disk_are_those_of_the_file(tmp_path: Path) -> None:
     trained = train(replace(TINY, out=tmp_path / "run"))
@@ -258,6 +283,7 @@ def test_learning_rates_are_positive_and_peak_at_1(schedule: str, total: int) ->
     [
         ({"sparsity": 1.0}, r"sparsity .* in \[0, 1\), got 1.0"),
         ({"sparsity": -0.1}, "sparsity"),
+        ({"mask_seed": -1}, "mask_seed must be at least 0, got -1"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"batch": 0}, "batch must be at least 1"),
         ({"lr": 0.0}, "lr must be positive"),
