@@ -117,6 +117,7 @@ class History:
     exploration: R_s = |union over time of masks| / N, over all masked tensors.
     explorations: the same for each tensor, by name.
     moved: connections that are alive now and were not at the record before.
+    survived: those of the record before's `moved` that are alive still.
 
     The union is the sparsifier's own `visited` if it has one, else that of the records.
 
@@ -126,8 +127,8 @@ class History:
     >>> history.record()
     >>> thing.alive["w"] = torch.tensor([False, True, False, False])
     >>> history.record()
-    >>> history.exploration, history.moved
-    ([0.25, 0.5], [0, 1])
+    >>> history.exploration, history.moved, history.survived
+    ([0.25, 0.5], [0, 1], [0, 0])
 
     Source: Liu et al. 2021 (ITOP), arXiv 2102.02887.
     """
@@ -139,7 +140,9 @@ class History:
         self.exploration: list[float] = []
         self.explorations: dict[str, list[float]] = {n: [] for n in _masks(sparsifier)}
         self.moved: list[int] = []
+        self.survived: list[int] = []
         self._before: dict[str, Tensor] = {}
+        self._grown: dict[str, Tensor] = {}
         self._union: dict[str, Tensor] = {}
 
     def record(self) -> None:
@@ -154,9 +157,9 @@ class History:
         self.exploration.append(_count(self._union) / total)
         for name, union in self._union.items():
             self.explorations[name].append(int(union.sum()) / union.numel())
-        self.moved.append(
-            sum(int((m & ~self._before.get(n, m)).sum()) for n, m in alive.items())
-        )
+        self.survived.append(_count({n: m & alive[n] for n, m in self._grown.items()}))
+        self._grown = {n: m & ~self._before.get(n, m) for n, m in alive.items()}
+        self.moved.append(_count(self._grown))
         self._before = alive
 
     def to_dict(self) -> dict[str, list[float]]:
@@ -166,6 +169,7 @@ class History:
             "density": list(self.density),
             "exploration": list(self.exploration),
             "moved": list(self.moved),
+            "survived": list(self.survived),
         }
         for name, values in self.explorations.items():
             lists[f"exploration/{name}"] = list(values)

@@ -92,6 +92,7 @@ def test_history_by_hand():
         "density": [3 / 8] * 3,
         "exploration": [3 / 8, 4 / 8, 5 / 8],
         "moved": [0, 1, 2],
+        "survived": [0, 0, 0],
         "exploration/a": [0.5, 0.75, 1.0],
         "exploration/b": [0.25] * 3,
     }
@@ -110,11 +111,17 @@ def test_history_uses_what_the_sparsifier_has_seen():
 
 def test_history_equals_a_set_union_over_random_moves(sparsified):
     history, seen = History(sparsified), set()
+    before, grown = None, set()
     for step in range(20):
         sparsified.step = step
         history.record()
+        now = {
+            (n, *at) for n, m in sparsified.alive.items() for at in m.nonzero().tolist()
+        }
+        seen |= now
+        assert history.survived[-1] == len(grown & now)
+        before, grown = now, now - (now if before is None else before)
         for name, mask in sparsified.alive.items():
-            seen |= {(name, *at) for at in mask.nonzero().tolist()}
             noise = torch.rand(
                 mask.shape, generator=torch.Generator().manual_seed(step)
             )
@@ -123,6 +130,7 @@ def test_history_equals_a_set_union_over_random_moves(sparsified):
             )
         assert history.exploration[-1] == len(seen) / (17 * 31 + 5 * 17)
     assert history.moved[1:] == [6] * 19
+    assert 0 < sum(history.survived) < sum(history.moved)
 
 
 def test_binomial_is_scipys():
