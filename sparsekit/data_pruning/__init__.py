@@ -1,0 +1,9 @@
+"""Data pruning: which examples matter, found fast.
+
+`el2n` and `grand` score a batch, `select` chooses by any scores.
+"""
+
+from sparsekit.data_pruning.scores import el2n, grand
+from sparsekit.data_pruning.selection import select
+
+__all__ = ["el2n", "grand", "select"]
