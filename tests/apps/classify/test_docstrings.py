@@ -5,7 +5,7 @@ import importlib
 
 import pytest
 
-MODULES = ("config", "data", "metrics", "models", "options", "train")
+MODULES = ("budget", "config", "data", "metrics", "models", "options", "train")
 
 
 @pytest.mark.parametrize("name", MODULES)
