@@ -10,12 +10,13 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, is_dataclass
+from numbers import Integral, Real
 from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
-from sparsekit.allocation import global_budget, uniform
+from sparsekit.allocation import apportion, global_budget, uniform
 from sparsekit.masks import topk_mask
 from sparsekit.patterns import Pattern, Unstructured
 from sparsekit.scores import random
@@ -155,22 +156,29 @@ def prune(
 
     With `among`, only weights alive there can stay. Unstructured counts are exact in
     total; other patterns take the nearest count that they can reach in each tensor.
+
+    Raises:
+        ValueError: naming the tensor that a pattern does not fit.
     """
     if not isinstance(pattern, Unstructured):
         if across_layers:
             raise ValueError(f"across_layers needs Unstructured, got {pattern}")
         return {
-            name: pattern.mask(_restricted(name, score, among), n_active)
+            name: pattern.mask(_restricted(name, score, among), n_active, name)
             for name, score in scores.items()
-            for n_active in [pattern.count(tuple(score.shape), sparsity)]
+            for n_active in [pattern.count(tuple(score.shape), sparsity, name)]
         }
-    counts = (
-        global_budget(
+    if across_layers:
+        counts = global_budget(
             {n: _restricted(n, s, among) for n, s in scores.items()}, sparsity
         )
-        if across_layers
-        else uniform({n: tuple(s.shape) for n, s in scores.items()}, sparsity)
-    )
+    else:
+        counts = uniform({n: tuple(s.shape) for n, s in scores.items()}, sparsity)
+        if among is not None:
+            # A smaller total can give one tensor more by its largest remainder (the
+            # Alabama paradox), but no tensor can keep more than it has.
+            caps = {name: int(among[name].sum()) for name in scores}
+            counts = apportion(counts, sum(counts.values()), caps)
     return {
         name: topk_mask(score, counts[name], among[name] if among else None)
         for name, score in scores.items()
@@ -191,7 +199,7 @@ def periodic(step: int, begin: int, every: int, end: int | None) -> bool:
 
 def require_sparsity(sparsity: float) -> None:
     """ValueError unless 0 <= sparsity < 1."""
-    if not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
+    if not isinstance(sparsity, Real) or not 0 <= sparsity < 1:
         raise ValueError(
             f"sparsity is the fraction of zeros, in [0, 1), got {sparsity!r}"
         )
@@ -200,14 +208,14 @@ def require_sparsity(sparsity: float) -> None:
 def require_steps(**steps: int) -> None:
     """ValueError unless every named value is an integer of at least 1."""
     for name, value in steps.items():
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, Integral) or value < 1:
             raise ValueError(f"{name} is a count of at least 1, got {value!r}")
 
 
 def require_fraction(**fractions: float) -> None:
     """ValueError unless every named value is in [0, 1]."""
     for name, value in fractions.items():
-        if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        if not isinstance(value, Real) or not 0 <= value <= 1:
             raise ValueError(f"{name} is a fraction in [0, 1], got {value!r}")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import Adagrad, Optimizer
 
 # Averages of squared gradients in torch.optim. A zero here makes Adam's next steps too
 # large, because its step count is one number for the whole tensor.
@@ -52,7 +52,6 @@ def fill_mean(
 @torch.no_grad()
 def reset(optimizer: Optimizer) -> None:
     """The state of an optimizer that has not stepped yet, step counts included."""
-    for state in optimizer.state.values():
-        for value in state.values():
-            if isinstance(value, Tensor):
-                value.zero_()
+    optimizer.state.clear()  # made anew in the next step
+    if isinstance(optimizer, Adagrad):  # the one that makes its state when it is built
+        optimizer.state.update(Adagrad(optimizer.param_groups).state)

@@ -9,7 +9,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sparsekit import checkpoint
 from sparsekit import moments as moment_policy
+from sparsekit.checkpoint import Checkpoint
 from sparsekit.gates import Gate
 from sparsekit.masks import pack, unpack
 from sparsekit.method import Context, Masks, Method, Objective
@@ -29,17 +31,40 @@ class _Frozen:
         self.values: Tensor | None = None
 
     def save(self, parameter: Tensor) -> None:
-        versions = (self.alive._version, self.trainable._version)
-        if versions != self.versions:
+        if (self.alive._version, self.trainable._version) != self.versions:
+            self.trainable.logical_and_(self.alive)  # a user may have set it all True
             where = self.alive & ~self.trainable
             self.where = where if where.any() else None
-            self.versions = versions
+            self.versions = (self.alive._version, self.trainable._version)
         if self.where is not None:
             self.values = parameter.detach()[self.where]
 
     def restore(self, parameter: Tensor) -> None:
         if self.where is not None and self.values is not None:
             parameter[self.where] = self.values
+
+
+class _Removed:
+    """What the first masks cleared, in case a checkpoint is loaded in their place."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.versions: list[int] = []
+
+    def add(self, tensor: Tensor, where: Tensor) -> None:
+        self.parts.append((tensor.detach(), where, tensor.detach()[where]))
+
+    def seal(self) -> None:
+        self.versions = [tensor._version for tensor, _, _ in self.parts]
+
+    def restore(self) -> None:
+        """Puts it back, except into tensors that were written to since."""
+        for (tensor, where, values), version in zip(
+            self.parts, self.versions, strict=True
+        ):
+            if tensor._version == version:
+                tensor[where] = values
+        self.parts, self.versions = [], []
 
 
 class Sparsifier:
@@ -133,13 +158,14 @@ class Sparsifier:
         self._handles: list[Any] = []
 
         new = self._checked(method.start(self._context(start=True)))
-        # Kept until the first step, in case a checkpoint is loaded in its place.
-        self._removed = {
-            name: (p.detach()[~new[name]], p) for name, p in self._parameters.items()
-        }
+        self._removed = _Removed()
+        for name, parameter in self._parameters.items():
+            self._removed.add(parameter, ~new[name])
+            for _, moment in moment_policy.shaped_state(optimizer, parameter):
+                self._removed.add(moment, ~new[name])
         self._move(new)
         self._visit()
-        self._removed_versions = {n: p._version for n, p in self._parameters.items()}
+        self._removed.seal()
 
     # ---- the two lines -----------------------------------------------------------
 
@@ -166,17 +192,17 @@ class Sparsifier:
             new = self._checked(self.method.update(self._context()))
             if self._move(new):
                 self._visit()
-                if self._rewind is not None:
+                if self.method.rewind_to is not None:
                     self._restore_rewind_point()
                 if self.method.replaces_step:
                     self.optimizer.zero_grad(set_to_none=True)
         if self.method.rewind_to == self.step and self._rewind is None:
             self._rewind = {n: t.clone() for n, t in self._model_tensors()}
-        self._removed = {}
+        self._removed = _Removed()
         for name, parameter in self._parameters.items():
+            self._frozen[name].save(parameter)
             if parameter.grad is not None:
                 self._trainable_gates[name].apply(parameter.grad)
-            self._frozen[name].save(parameter)
         self._between = True
 
     @torch.no_grad()
@@ -235,65 +261,37 @@ class Sparsifier:
         """Masks as bits, the step and the seed: loads with `weights_only=True`."""
         if self._between:
             raise RuntimeError("save after after_step, not between the two lines")
-        return {
-            "step": self.step,
-            "seed": self.seed,
-            "shapes": {name: list(mask.shape) for name, mask in self.alive.items()},
-            "alive": {name: pack(mask) for name, mask in self.alive.items()},
-            "trainable": {name: pack(mask) for name, mask in self.trainable.items()},
-            "visited": {name: pack(mask) for name, mask in self.visited.items()},
-            "rewind": self._rewind,
-        }
+        return Checkpoint(
+            self.step,
+            self.seed,
+            self.alive,
+            self.trainable,
+            self.visited,
+            self._rewind,
+        ).state_dict()
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over masks, step and seed; refuses a checkpoint of another model.
+        """Takes over masks, step and seed. Nothing has changed if it raises.
 
         Load the model and the optimizer as well; the order does not matter.
+
+        Raises:
+            ValueError: for a checkpoint of another model, or a damaged one.
         """
-        missing = {"step", "seed", "shapes", "alive", "trainable", "visited"} - set(
-            state
-        )
-        if missing:
-            raise ValueError(
-                f"not a Sparsifier's state: {sorted(missing)} missing; pass what "
-                "Sparsifier.state_dict() returned"
-            )
-        here = {name: list(mask.shape) for name, mask in self.alive.items()}
-        if dict(state["shapes"]) != here:
-            different = sorted(
-                name
-                for name in here.keys() | state["shapes"].keys()
-                if here.get(name) != state["shapes"].get(name)
-            )
-            raise ValueError(
-                f"the checkpoint is of another model or other params: {different[0]!r} "
-                f"has shape {state['shapes'].get(different[0])} there and "
-                f"{here.get(different[0])} here ({len(different)} differ)"
-            )
-        loaded = {
-            kind: {
-                name: unpack(packed, self.alive[name].shape).to(self.alive[name].device)
-                for name, packed in state[kind].items()
-            }
-            for kind in ("alive", "trainable", "visited")
-        }
-        for kind, masks in loaded.items():
-            if masks.keys() != self.alive.keys():
-                raise ValueError(f"the checkpoint's {kind!r} masks are incomplete")
-        for name, (values, parameter) in self._removed.items():
-            if parameter._version == self._removed_versions[name]:
-                parameter[~self.alive[name]] = values  # the model was loaded before us
-        self._removed = {}
         for name, parameter in self._parameters.items():
-            self.alive[name].copy_(loaded["alive"][name])
-            self.trainable[name].copy_(loaded["trainable"][name])
-            self.visited[name].copy_(loaded["visited"][name])
+            _require_maskable(name, parameter, self.alive[name])
+        tensors = dict(self._model_tensors())
+        loaded = checkpoint.read(state, self.alive, tensors, self.method.rewind_to)
+        self._removed.restore()  # if the model was loaded before we were built
+        for name, parameter in self._parameters.items():
+            self.alive[name].copy_(loaded.alive[name])
+            self.trainable[name].copy_(loaded.trainable[name])
+            self.visited[name].copy_(loaded.visited[name])
             self._alive_gates[name].apply(parameter)
-        self.step, self.seed = int(state["step"]), int(state["seed"])
-        self._rewind = None
-        if state.get("rewind") is not None:
-            self._rewind = {n: t.clone() for n, t in state["rewind"].items()}
+            moment_policy.clear(self.optimizer, parameter, ~self.alive[name])
+        self.step, self.seed = loaded.step, loaded.seed
+        self._rewind = None if loaded.rewind is None else dict(loaded.rewind)
         self._between = False
 
     # ---- the parts ---------------------------------------------------------------
@@ -327,11 +325,15 @@ class Sparsifier:
     def _checked(self, new: Masks) -> Masks:
         """The method's answer, validated, and equal on every process."""
         who = type(self.method).__name__
+        if not isinstance(new, Mapping):
+            raise TypeError(f"{who} must return {{name: bool mask}}, got {new!r}")
         if new.keys() != self.alive.keys():
             wrong = sorted(new.keys() ^ self.alive.keys())
             raise ValueError(f"{who} must return one mask a weight; differs in {wrong}")
         for name, old in self.alive.items():
             mask = new[name]
+            if not isinstance(mask, Tensor):
+                raise TypeError(f"{who} must return a bool tensor for {name!r}")
             if mask.dtype != torch.bool or mask.shape != old.shape:
                 raise ValueError(
                     f"{who} must return a bool mask of shape {tuple(old.shape)} for "
@@ -343,9 +345,10 @@ class Sparsifier:
                     f"{who} drops frozen weights of {name!r}: exclude it through "
                     "params, or set trainable to True there first"
                 )
+        new = {n: new[n].to(mask.device) for n, mask in self.alive.items()}
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             new = {name: _from_rank_0(mask) for name, mask in new.items()}
-        return {n: mask.to(self.alive[n].device) for n, mask in new.items()}
+        return new
 
     @torch.no_grad()
     def _move(self, new: Masks) -> bool:
@@ -373,7 +376,11 @@ class Sparsifier:
     def _restore_rewind_point(self) -> None:
         assert self._rewind is not None
         for name, tensor in self._model_tensors():
-            tensor.copy_(self._rewind[name])
+            old = self._rewind[name]
+            if name in self.alive:
+                frozen = self.alive[name] & ~self.trainable[name]
+                old = torch.where(frozen, tensor, old)
+            tensor.copy_(old)
         for name, parameter in self._parameters.items():
             self._alive_gates[name].apply(parameter)
         moment_policy.reset(self.optimizer)
