@@ -1,13 +1,19 @@
 """`sparsekit COMMAND ...`: finds commands through entry points.
 
 A package adds one with an entry point of the group "sparsekit.commands": a function
-that takes the remaining arguments and returns an exit status. `methods` is built in.
+that takes the remaining arguments and returns an exit status. The first line of its
+docstring is what `sparsekit --help` says about it. `methods` is built in.
 """
 
+import ast
+import difflib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from importlib.metadata import EntryPoint, entry_points, version
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, cast
 
 GROUP = "sparsekit.commands"
@@ -16,6 +22,20 @@ GROUP = "sparsekit.commands"
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status of the command; 2 for a usage error."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = _run(arguments)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        # What is still in the buffer must go somewhere when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(arguments: list[str]) -> int:
     found = commands()
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage(found))
@@ -27,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name == "methods":
         return methods(rest)
     if name not in found:
-        print(f"error: no command {name!r}\n\n{usage(found)}", file=sys.stderr)
+        close = difflib.get_close_matches(name, [*found, "methods"], n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        print(f"error: no command {name!r}{hint}\n\n{usage(found)}", file=sys.stderr)
         return 2
     try:
         command: Callable[[list[str]], int | None] = found[name].load()
@@ -38,14 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    try:
-        return command(rest) or 0
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        sys.stderr.close()
-        return 0
+    return command(rest) or 0
 
 
 def commands() -> dict[str, EntryPoint]:
@@ -56,19 +71,48 @@ def commands() -> dict[str, EntryPoint]:
 
 def usage(found: dict[str, EntryPoint]) -> str:
     """What is printed for --help."""
-    lines = ["usage: sparsekit COMMAND [--help] ...", ""]
-    names = sorted([*found, "methods"])
-    lines += [f"  {name}" for name in names]
-    return "\n".join([*lines, "", "sparsekit --version prints the version."])
+    about = {name: described(point) for name, point in found.items()}
+    about["methods"] = _first_line(methods.__doc__)
+    lines = [f"  {name:10} {about[name]}".rstrip() for name in sorted(about)]
+    return "\n".join(
+        [
+            "usage: sparsekit COMMAND [--help] ...",
+            "",
+            *lines,
+            "",
+            "sparsekit --version prints the version.",
+        ]
+    )
+
+
+def described(point: EntryPoint) -> str:
+    """First line of the docstring behind an entry point, from its source.
+
+    It is not imported: that takes seconds, and may lack packages. "" if there is none.
+    """
+    try:
+        spec = find_spec(point.module)
+        source = Path(spec.origin).read_text("utf-8") if spec and spec.origin else ""
+        nodes = ast.parse(source).body
+    except (ImportError, OSError, ValueError, SyntaxError):
+        return ""
+    for node in nodes:
+        if isinstance(node, ast.FunctionDef) and node.name == point.attr:
+            return _first_line(ast.get_docstring(node))
+    return ""
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().partition("\n")[0]
 
 
 def methods(argv: Sequence[str]) -> int:
-    """Prints every sparsity method: name, options with defaults, what it does."""
+    """Lists every sparsity method: name, what it does, options with defaults."""
     if argv and argv[0] not in ("-h", "--help"):
         print(f"error: methods takes no arguments, got {argv[0]!r}", file=sys.stderr)
         return 2
     if argv:
-        print("usage: sparsekit methods\n\nLists every sparsity method.")
+        print(f"usage: sparsekit methods\n\n{methods.__doc__}")
         return 0
     from sparsekit.method import discover  # imports torch
 
@@ -78,7 +122,7 @@ def methods(argv: Sequence[str]) -> int:
             for field in fields(cast(Any, cls))  # a dataclass, `discover` saw to it
             if field.name != "sparsity"
         ]
-        print(f"{name:14} {(cls.__doc__ or '').strip().splitlines()[0]}")
+        print(f"{name:14} {_first_line(cls.__doc__)}")
         if options:
             print(f"{'':14} {' '.join(options)}")
     return 0

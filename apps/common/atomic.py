@@ -61,7 +61,7 @@ def _explained(error: OSError, path: Path) -> OSError:
         errno.EISDIR: "it is a folder: remove it, or choose another name",
         errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
     }
-    fix = fixes.get(error.errno or 0, os.strerror(error.errno or 0))
+    fix = fixes.get(error.errno or 0) or error.strerror or str(error)
     return OSError(error.errno, f"cannot write {path}: {fix}")
 
 
@@ -69,12 +69,12 @@ def _sync_folder(folder: Path) -> None:
     """Makes the new name durable, where the system has folders that can be synced."""
     if os.name != "posix":
         return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some network file systems refuse it
+    with suppress(OSError):  # an unreadable folder, some network file systems
+        handle = os.open(folder, os.O_RDONLY)
+        try:
             os.fsync(handle)
-    finally:
-        os.close(handle)
+        finally:
+            os.close(handle)
 
 
 def _remove(path: Path) -> None:

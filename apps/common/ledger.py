@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -360,12 +361,21 @@ def _finite(name: str, values: Any) -> list[float]:
     if not plain:
         raise ValueError(f"{name}: no values; record one a seed")
     for position, value in enumerate(plain):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not math.isfinite(value):
+        if not _is_finite(value):
+            shown = reprlib.repr(value)
             raise ValueError(
-                f"{name}: value {position} is {value!r}, not a finite number"
+                f"{name}: value {position} is {shown}, not a finite number"
             )
     return [float(value) for value in plain]
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond the range of floats
+        return False
 
 
 def _rank(profile: str) -> int:

@@ -52,8 +52,13 @@ def code_version(root: Path = ROOT) -> tuple[str | None, bool | None]:
 def _git(root: Path, *arguments: str) -> str | None:
     """Output of a git command; None without git, or if it fails."""
     command = ["git", "-C", str(root), *arguments]
+    # Within a hook of another repository these would name that one.
+    names = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
+    env = {name: value for name, value in os.environ.items() if name not in names}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=20, env=env
+        )
     except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -14,11 +14,12 @@ ValueError that names it.
 import json
 import math
 import pickle
+import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -34,6 +35,8 @@ COSTS = (
     "train_seconds", "train_flops", "peak_rss_mb",
     "params_total", "params_active", "bytes_on_disk",
 )  # fmt: skip
+# What JSON of another form than expected leads to.
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class Result:
     """What `result.json` holds; the same keys in every app.
 
     metrics: {name: Interval}; an unknown end (nan) is null in the file. cost: at least
-    the names in `COSTS`: seconds, FLOPs, MB of 10^6 bytes, counts and bytes.
+    the names in `COSTS`: seconds, FLOPs, MB of 10^6 bytes, counts and bytes. Numbers
+    may be numpy's, or tensors of one element.
     provenance: commit, command, versions, device, profile, date.
     """
 
@@ -82,20 +86,37 @@ class RunFolder:
         self.write_text("config.toml", to_toml(config))
 
     def write_log(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """`log.jsonl`: all rows so far, one JSON object a line."""
-        self.write_text("log.jsonl", "".join(json.dumps(dict(r)) + "\n" for r in rows))
+        """`log.jsonl`: all rows so far, one JSON object a line.
+
+        JSON has no NaN and no infinity: they are null there, None when read.
+        """
+        lines = [json.dumps(_without_nan(row), allow_nan=False) for row in rows]
+        self.write_text("log.jsonl", "".join(line + "\n" for line in lines))
 
     def read_log(self) -> list[dict[str, Any]]:
         """The rows of `log.jsonl`; FileNotFoundError if there is none."""
         path = self.path / "log.jsonl"
         try:
-            return [json.loads(line) for line in _text(path).splitlines()]
+            rows = [json.loads(line) for line in _text(path).splitlines()]
+            if not all(isinstance(row, dict) for row in rows):
+                raise ValueError("a line is no JSON object")
+            return rows
         except (ValueError, RecursionError) as error:
             raise _damaged(path, error) from error
 
     def write_checkpoint(self, state: Mapping[str, Any]) -> None:
         """`checkpoint.pt`: tensors and plain values, replaced in one step."""
-        atomic.write(self.path / "checkpoint.pt", lambda f: torch.save(dict(state), f))
+
+        def fill(file: BinaryIO) -> None:
+            try:
+                torch.save(dict(state), file)
+            except RuntimeError as error:
+                # torch's writer hides the system's error, a full disk, behind its own.
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
+
+        atomic.write(self.path / "checkpoint.pt", fill)
 
     def read_checkpoint(self) -> dict[str, Any] | None:
         """The state of an interrupted run, on CPU; None if there is none.
@@ -105,10 +126,17 @@ class RunFolder:
         path = self.path / "checkpoint.pt"
         if not path.is_file():
             return None
-        try:
-            state = torch.load(path, weights_only=True, map_location="cpu")
-        except (pickle.UnpicklingError, RuntimeError, EOFError, BadZipFile) as error:
-            raise _damaged(path, error) from error
+        with open(path, "rb") as file:
+            try:
+                state = torch.load(file, weights_only=True, map_location="cpu")
+            except pickle.UnpicklingError as error:  # its text advises to run the code
+                reason = (
+                    "it is no checkpoint, or holds more than tensors and plain values"
+                )
+                raise _damaged(path, reason) from error
+            except Exception as error:  # a damaged pickle raises nearly anything
+                reason = f"{type(error).__name__}: {error}".partition(". ")[0]
+                raise _damaged(path, reason) from error
         if not isinstance(state, dict):
             raise _damaged(path, f"it holds a {type(state).__name__}, not a table")
         return state
@@ -143,15 +171,16 @@ class RunFolder:
         missing = [name for name in COSTS if name not in result.cost]
         if missing:
             raise ValueError(f"the result's cost lacks {', '.join(missing)}")
-        content = asdict(result)
+        content = asdict(_checked(result))
         for interval in content["metrics"].values():
             for end in ("low", "high"):
                 interval[end] = None if math.isnan(interval[end]) else interval[end]
         try:
             text = json.dumps(content, indent=1, allow_nan=False)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(
-                f"the result has a value that is no number: {error}"
+                "the result's provenance must be finite numbers, text, lists and "
+                f"tables ({error})"
             ) from None
         self.write_text("result.json", text + "\n")
         (self.path / "checkpoint.pt").unlink(missing_ok=True)
@@ -161,24 +190,73 @@ class RunFolder:
         path = self.path / "result.json"
         try:
             content = json.loads(_text(path))
-            metrics = {n: _interval(row) for n, row in content["metrics"].items()}
+            names = [f.name for f in fields(Interval)]
+            metrics = {
+                metric: Interval(**{name: row[name] for name in names})
+                for metric, row in content["metrics"].items()
+            }
             values = {f.name: content[f.name] for f in fields(Result)}
-            if not (isinstance(values["cost"], dict) and type(values["seed"]) is int):
-                raise ValueError("cost must be a table and seed an integer")
-            return Result(**(values | {"metrics": metrics}))
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-        ) as error:
+            return _checked(Result(**(values | {"metrics": metrics})))
+        except MALFORMED as error:
             raise _damaged(path, error) from error
 
 
-def _interval(row: Mapping[str, Any]) -> Interval:
-    low, high = (math.nan if row[end] is None else row[end] for end in ("low", "high"))
-    return Interval(float(row["value"]), float(low), float(high), int(row["n"]))
+def _checked(result: Result) -> Result:
+    """The result in Python's own numbers; ValueError that names what is no number."""
+    for name in ("app", "method", "dataset"):
+        if not isinstance(getattr(result, name), str):
+            raise ValueError(f"{name} must be text, got {getattr(result, name)!r}")
+    for name in ("metrics", "cost", "provenance"):
+        if not isinstance(getattr(result, name), dict):
+            raise ValueError(f"{name} must be a table, got {getattr(result, name)!r}")
+    metrics = {
+        name: Interval(
+            float(_number(f"metric {name!r}", interval.value)),
+            _end(f"the low end of metric {name!r}", interval.low),
+            _end(f"the high end of metric {name!r}", interval.high),
+            _integer(f"n of metric {name!r}", interval.n),
+        )
+        for name, interval in result.metrics.items()
+    }
+    cost = {name: _number(f"cost {name!r}", v) for name, v in result.cost.items()}
+    seed = _integer("seed", result.seed)
+    return replace(result, seed=seed, metrics=metrics, cost=cost)
+
+
+def _number(name: str, value: Any) -> int | float:
+    """A finite number as Python's own."""
+    plain = _plain(value)
+    if isinstance(plain, int | float) and not isinstance(plain, bool):
+        with suppress(OverflowError):  # an integer beyond the range of floats
+            if math.isfinite(plain):
+                return plain
+    raise ValueError(f"{name} is {reprlib.repr(value)}, not a finite number")
+
+
+def _integer(name: str, value: Any) -> int:
+    number = _number(name, value)
+    if not isinstance(number, int):
+        raise ValueError(f"{name} is {value!r}, not an integer")
+    return number
+
+
+def _end(name: str, value: Any) -> float:
+    plain = _plain(value)
+    unknown = plain is None or (isinstance(plain, float) and math.isnan(plain))
+    return math.nan if unknown else float(_number(name, plain))
+
+
+def _plain(value: Any) -> Any:
+    """Python's own number for one of numpy or torch."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def _without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
+    plain = {name: _plain(value) for name, value in row.items()}
+    return {
+        name: None if isinstance(v, float) and not math.isfinite(v) else v
+        for name, v in plain.items()
+    }
 
 
 def _text(path: Path) -> str:

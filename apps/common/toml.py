@@ -3,6 +3,7 @@
 import tomllib
 import types
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -10,10 +11,10 @@ from typing import Any, Literal, Union, get_args, get_origin
 def read_toml(path: Path) -> dict[str, Any]:
     """A file's table; ValueError or FileNotFoundError that names the file."""
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(path.read_text("utf-8-sig"))  # some editors add a mark
     except FileNotFoundError:
         raise FileNotFoundError(f"no such file: {path}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # bytes, syntax, 5,000 digits
         raise ValueError(f"{path} is not valid TOML: {error}") from None
 
 
@@ -25,7 +26,7 @@ def scalar(text: str) -> Any:
     """
     try:
         value = tomllib.loads(f"value = {text}")
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return text
     found = value["value"]
     plain = len(value) == 1 and isinstance(found, bool | int | float)
@@ -78,7 +79,8 @@ def convert(value: Any, hint: Any) -> Any:
             return Path(value)
     elif hint is float:
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
+            with suppress(OverflowError):  # an integer of 400 digits
+                return float(value)
     elif type(value) is hint:
         return value
     raise ValueError(spelled(hint))

