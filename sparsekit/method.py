@@ -205,11 +205,18 @@ def require_sparsity(sparsity: float) -> None:
         )
 
 
-def require_steps(**steps: int) -> None:
+def require_steps(**counts: int) -> None:
     """ValueError unless every named value is an integer of at least 1."""
-    for name, value in steps.items():
+    for name, value in counts.items():
         if not isinstance(value, Integral) or value < 1:
             raise ValueError(f"{name} is a count of at least 1, got {value!r}")
+
+
+def require_step(**steps: int) -> None:
+    """ValueError unless every named value is an integer of at least 0."""
+    for name, value in steps.items():
+        if not isinstance(value, Integral) or value < 0:
+            raise ValueError(f"{name} is a step, 0 or later, got {value!r}")
 
 
 def require_fraction(**fractions: float) -> None:

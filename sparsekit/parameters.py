@@ -47,6 +47,11 @@ def select(
                 f"the optimizer does not hold {name!r}: build it from the same model, "
                 "before the Sparsifier"
             )
+        if parameter.is_meta:
+            raise ValueError(
+                f"{name!r} is on the meta device and has no values yet: call "
+                "model.to_empty(device=...) and initialise it first"
+            )
         if not parameter.dtype.is_floating_point:
             raise TypeError(
                 f"{name!r} is {parameter.dtype}; only real floats are masked"

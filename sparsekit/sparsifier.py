@@ -1,6 +1,7 @@
 """The one stateful class: it owns weights, gradients and moments of masked tensors."""
 
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -97,7 +98,7 @@ class Sparsifier:
     Attributes:
         alive: {name: bool mask}, True = the weight exists.
         trainable: {name: bool mask}, subset of alive, True = the weight may change.
-            Change it in place to freeze weights.
+            Change it in place (copy_, &=) to freeze weights.
         visited: {name: bool mask}, True = the weight existed at some time.
         step: optimizer steps completed.
 
@@ -142,13 +143,15 @@ class Sparsifier:
             raise ValueError(
                 f"moments must be one of {moment_policy.POLICIES}, got {moments!r}"
             )
+        if not isinstance(seed, (int, np.integer)) or seed < 0:
+            raise ValueError(f"seed must be an integer of at least 0, got {seed!r}")
         self.model, self.optimizer, self.method = model, optimizer, method
-        self.moments, self.seed, self.step = moments, seed, 0
+        self.moments, self.seed, self.step = moments, int(seed), 0
         self._objective = Objective(model, objective)
         self._parameters = select(model, optimizer, params)
-        self.alive = {n: _full(p, True) for n, p in self._parameters.items()}
-        self.trainable = {n: _full(p, True) for n, p in self._parameters.items()}
-        self.visited = {n: _full(p, False) for n, p in self._parameters.items()}
+        self.alive = _masks(self._parameters, True)
+        self.trainable = _masks(self._parameters, True)
+        self.visited = _masks(self._parameters, False)
         self._alive_gates = {n: Gate(m) for n, m in self.alive.items()}
         self._trainable_gates = {n: Gate(m) for n, m in self.trainable.items()}
         self._frozen = {n: _Frozen(m, self.trainable[n]) for n, m in self.alive.items()}
@@ -407,8 +410,14 @@ class Sparsifier:
             self.after_step()
 
 
-def _full(parameter: Tensor, value: bool) -> Tensor:
-    return torch.full(parameter.shape, value, dtype=torch.bool, device=parameter.device)
+def _masks(parameters: Mapping[str, Tensor], value: bool) -> Mapping[str, Tensor]:
+    """A mask a parameter, in a mapping that refuses others in their place."""
+    return MappingProxyType(
+        {
+            name: torch.full(p.shape, value, dtype=torch.bool, device=p.device)
+            for name, p in parameters.items()
+        }
+    )
 
 
 def _share(masks: Mapping[str, Tensor]) -> float:

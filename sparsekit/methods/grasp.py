@@ -35,9 +35,12 @@ class GraSP(Method):
         values = list(weights.values())
         loss = context.objective(weights)
         with torch.enable_grad():
-            grads = torch.autograd.grad(loss, values, create_graph=True)
+            # A weight that the loss or its gradient does not depend on scores 0.
+            grads = torch.autograd.grad(
+                loss, values, create_graph=True, materialize_grads=True
+            )
             flow = torch.stack([(g.detach() * g).sum() for g in grads]).sum()
-            products = torch.autograd.grad(flow, values)
+            products = torch.autograd.grad(flow, values, materialize_grads=True)
         scores = {
             name: (weight * product).detach()
             for (name, weight), product in zip(weights.items(), products, strict=True)

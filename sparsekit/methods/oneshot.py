@@ -9,6 +9,7 @@ from sparsekit.method import (
     dense_masks,
     prune,
     require_sparsity,
+    require_step,
 )
 from sparsekit.patterns import Pattern, Unstructured
 from sparsekit.scores import magnitude
@@ -34,6 +35,7 @@ class OneShot(Method):
 
     def __post_init__(self) -> None:
         require_sparsity(self.sparsity)
+        require_step(at=self.at)
 
     def start(self, context: Context) -> Masks:
         return self.update(context) if self.at == 0 else dense_masks(context)

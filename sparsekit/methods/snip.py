@@ -9,6 +9,7 @@ from sparsekit.method import (
     dense_masks,
     prune,
     require_sparsity,
+    require_step,
 )
 from sparsekit.patterns import Unstructured
 from sparsekit.scores import saliency
@@ -36,6 +37,7 @@ class SNIP(Method):
 
     def __post_init__(self) -> None:
         require_sparsity(self.sparsity)
+        require_step(at=self.at)
 
     def start(self, context: Context) -> Masks:
         return dense_masks(context)

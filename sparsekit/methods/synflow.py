@@ -1,6 +1,7 @@
 """SynFlow: pruning at initialisation without data."""
 
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 
@@ -24,15 +25,15 @@ class SynFlow(Method):
     by its absolute value: `Sparsifier(..., objective=lambda model: model(ones).sum())`.
     Round i of n keeps the density d^(i/n); a single round would remove whole layers.
     Batch norm runs in evaluation with mean 0 and variance 1. No parameter of the model
-    is written, so an error in the objective leaves it as it was.
+    is written, so an error in the objective leaves it as it was. The flow is a product
+    over layers: a deep network may need `model.double()`.
 
     Args:
         sparsity: fraction of zeros over all masked tensors, in [0, 1).
         rounds: n.
 
     Source: Tanaka et al. 2020, arXiv 2006.05467, algorithm 1.
-    Differs from the paper: a tensor never loses its last weight; scores are computed in
-    float64, since products over layers underflow in float32.
+    Differs from the paper: a tensor never loses its last weight.
     """
 
     sparsity: float
@@ -51,7 +52,10 @@ class SynFlow(Method):
                 for name, mask in masks.items()
             }
             flow = context.objective(positive | weights, training=False)
-            grads = torch.autograd.grad(flow, list(weights.values()))
+            _require_flow(float(flow.detach()), dense=i == 1)
+            grads = torch.autograd.grad(
+                flow, list(weights.values()), materialize_grads=True
+            )
             scores = {
                 name: (weight * grad).detach().abs()
                 for (name, weight), grad in zip(weights.items(), grads, strict=True)
@@ -68,9 +72,18 @@ class SynFlow(Method):
         return self.sparsity
 
 
+def _require_flow(flow: float, dense: bool) -> None:
+    if not isfinite(flow) or (dense and flow == 0):
+        raise ValueError(
+            f"the synaptic flow is {flow}: a product over layers that leaves the range "
+            "of the model's floats, or an objective that ignores the weights. Build "
+            "the Sparsifier from model.double(), and then model.float()"
+        )
+
+
 def _positive(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if name.endswith("running_mean"):
         return torch.zeros_like(tensor)
     if name.endswith("running_var"):
         return torch.ones_like(tensor)
-    return tensor.abs()
+    return tensor.abs() if tensor.is_floating_point() else tensor
