@@ -83,7 +83,8 @@ def to_toml(config: RunConfig) -> str:
     """The settings as text that `parse(..., ["--config", FILE])` reads back.
 
     Without `out` and `resume`, which belong to one call, and without what is None. A
-    function is written by its name.
+    function is written by its name. Raises ValueError for a None that is not the
+    default: TOML has no word for it.
     """
     table = _table(config)
     for name in ("out", "resume"):
@@ -93,6 +94,11 @@ def to_toml(config: RunConfig) -> str:
 
 def _table(config: Any) -> dict[str, Any]:
     values = {f.name: _plain(getattr(config, f.name)) for f in fields(config)}
+    for f in fields(config):
+        if values[f.name] is None and f.default is not None:
+            raise ValueError(
+                f"{f.name} is None, which TOML cannot say; its default is not"
+            )
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -156,6 +162,7 @@ def _from_file(
 ) -> dict[str, Any]:  # fmt: skip
     """Defaults overlaid by the file's top level and its profile."""
     profiles = table.pop("profiles", {})
+    convert_table(cls, table, str(path))
     known = get_args(Profile)
     if not isinstance(profiles, dict):
         raise ValueError(f"{path}: profiles must be tables, [profiles.smoke]")

@@ -4,6 +4,7 @@ import tomllib
 import types
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -42,9 +43,9 @@ def deep_merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, 
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
-        if isinstance(value, Mapping) and old is not None:
-            if not isinstance(old, Mapping):
-                old = vars(old)  # a dataclass
+        if is_dataclass(old):
+            old = vars(old)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
             merged[key] = deep_merge(old, value)
         else:
             merged[key] = value
