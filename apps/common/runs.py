@@ -35,6 +35,12 @@ COSTS = (
     "train_seconds", "train_flops", "peak_rss_mb",
     "params_total", "params_active", "bytes_on_disk",
 )  # fmt: skip
+# What a checkpoint may hold beside tensors: what `torch.load(weights_only=True)` takes.
+# Types exactly: a float64 of numpy is a float, and yet not read back.
+PLAIN = (
+    type(None), bool, int, float, complex, str, bytes,
+    torch.Size, torch.dtype, torch.device,
+)  # fmt: skip
 # What JSON of another form than expected leads to.
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
@@ -105,7 +111,11 @@ class RunFolder:
             raise _damaged(path, error) from error
 
     def write_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """`checkpoint.pt`: tensors and plain values, replaced in one step."""
+        """`checkpoint.pt`: tensors and plain values, replaced in one step.
+
+        Raises ValueError for anything else, which could not be read back.
+        """
+        _refuse_objects("", state)
 
         def fill(file: BinaryIO) -> None:
             try:
@@ -148,7 +158,7 @@ class RunFolder:
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         """A safetensors file. Tensors must be contiguous and share no memory."""
-        content = save(dict(tensors), dict(metadata or {}))
+        content = save(dict(tensors), dict(metadata) if metadata else None)
         atomic.write_bytes(self.path / name, content)
 
     def read_tensors(self, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -221,6 +231,22 @@ def _checked(result: Result) -> Result:
     cost = {name: _number(f"cost {name!r}", v) for name, v in result.cost.items()}
     seed = _integer("seed", result.seed)
     return replace(result, seed=seed, metrics=metrics, cost=cost)
+
+
+def _refuse_objects(name: str, value: Any) -> None:
+    """ValueError, with its place in the state, for what does not read back."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _refuse_objects(f"{name}[key {key!r}]", key)
+            _refuse_objects(f"{name}[{key!r}]", inner)
+    elif type(value) in (list, tuple, set):
+        for i, inner in enumerate(value):
+            _refuse_objects(f"{name}[{i}]", inner)
+    elif type(value) not in PLAIN and not isinstance(value, Tensor):
+        raise ValueError(
+            f"the checkpoint's state{name} is a {type(value).__name__}: keep tensors "
+            "and plain values, others are not read back"
+        )
 
 
 def _number(name: str, value: Any) -> int | float:
