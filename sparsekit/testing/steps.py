@@ -70,6 +70,18 @@ def check_steps(subject: Subject, optimizer: str, clip: float | None = None) -> 
         same.check(training, when)
 
 
+def check_ties(subject: Subject) -> None:
+    """Counts are exact though all weights are equal, and stay so.
+
+    Next to 4096, a small number that is to break ties vanishes in float32.
+    """
+    for magnitude in (0.125, 4096.0):
+        training = subject.training(magnitude=magnitude, optimizer="learning rate 0")
+        for t in range(subject.steps):
+            training.step(t)
+            check_counts(training, t, f"all weights +-{magnitude:g}, after step {t}")
+
+
 def check_counts(training: Training, step: int, when: str) -> None:
     """Exactly count_active(total, sparsity_at(step)) weights are alive."""
     sparsifier = training.sparsifier
@@ -220,6 +232,7 @@ def check_optimizers(subject: Subject) -> None:
     """The steps with plain, momentum, Adam, foreach and fused optimizers."""
     for optimizer in OPTIMIZERS:
         check_steps(subject, optimizer)
+    check_ties(subject)
     check_steps(subject, "momentum", clip=0.01)
     for optimizer in ("momentum", "AdamW", "AdamW, fused"):
         check_frozen(subject, optimizer)

@@ -15,6 +15,7 @@ from sparsekit.sparsifier import Sparsifier
 BATCH = 10
 
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
+    "learning rate 0": lambda p: SGD(p, 0.0),
     "SGD": lambda p: SGD(p, 0.1, foreach=False),
     "momentum": lambda p: SGD(
         p, 0.1, 0.9, weight_decay=0.1, nesterov=True, foreach=False
@@ -28,10 +29,11 @@ OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
 }
 
 
-def network(init: int = 0) -> nn.Sequential:
+def network(init: int = 0, magnitude: float | None = None) -> nn.Sequential:
     """Convolution, batch norm, two linear layers: 618 weights in three tensors.
 
-    Rounded to multiples of 1/32, so that equal magnitudes and zeros are common.
+    Rounded to multiples of 1/32, so that equal magnitudes and zeros are common; with
+    `magnitude`, all are that far from zero.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(init)
@@ -48,6 +50,8 @@ def network(init: int = 0) -> nn.Sequential:
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(32).round_().div_(32)
+                if magnitude is not None:
+                    parameter.copy_(magnitude * (1 - 2 * (parameter < 0).float()))
     return model
 
 
@@ -81,10 +85,11 @@ class Training:
         method: None trains densely.
         sparsifier: the class under test.
         optimizer: a key of OPTIMIZERS.
-        init: of the model's weights.
+        init, magnitude: of the model's weights, see `network`.
         attached: hooks instead of the two lines.
         clip: largest gradient norm, clipped between the two lines.
         loaded: checkpoint that model and optimizer take before the sparsifier is built.
+        compiler: makes the model's forward from the model, such as torch.compile.
     """
 
     def __init__(
@@ -93,12 +98,13 @@ class Training:
         sparsifier: type[Sparsifier] = Sparsifier,
         optimizer: str = "AdamW",
         init: int = 0,
+        magnitude: float | None = None,
         attached: bool = False,
         clip: float | None = None,
         loaded: dict[str, Any] | None = None,
         compiler: Callable[[nn.Module], Callable] | None = None,
     ):
-        self.model = network(init)
+        self.model = network(init, magnitude)
         self.optimizer = OPTIMIZERS[optimizer](self.model.parameters())
         self.clip = clip
         self.explicit = method is not None and not attached

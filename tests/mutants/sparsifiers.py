@@ -1,0 +1,145 @@
+"""Sparsifiers that are broken on purpose, each in one way that a library has been."""
+
+import torch
+import torch.distributed as dist
+
+from sparsekit import Sparsifier
+from sparsekit.gates import Gate
+
+
+class KeepsMoments(Sparsifier):
+    """Dropped weights keep their momentum."""
+
+    def _move(self, new):
+        optimizer, self.optimizer = (
+            self.optimizer,
+            torch.optim.SGD(self.model.parameters(), 1.0),
+        )
+        moved = super()._move(new)
+        self.optimizer = optimizer
+        return moved
+
+
+class RegrowsStaleValues(Sparsifier):
+    """A connection that comes back has the value it had when it went."""
+
+    @torch.no_grad()
+    def _move(self, new):
+        if not hasattr(self, "stale"):
+            self.stale = {n: p.detach().clone() for n, p in self._parameters.items()}
+        grown = {name: new[name] & ~mask for name, mask in self.alive.items()}
+        for name, parameter in self._parameters.items():
+            dropped = self.alive[name] & ~new[name]
+            self.stale[name][dropped] = parameter.detach()[dropped]
+        moved = super()._move(new)
+        for name, parameter in self._parameters.items():
+            parameter[grown[name]] = self.stale[name][grown[name]]
+        return moved
+
+
+class MasksGradientsOnly(Sparsifier):
+    """Takes a zero gradient for a zero weight."""
+
+    @torch.no_grad()
+    def _move(self, new):
+        values = {n: p.detach().clone() for n, p in self._parameters.items()}
+        moved = super()._move(new)
+        for name, parameter in self._parameters.items():
+            parameter.copy_(values[name])
+        return moved
+
+    def after_step(self):
+        self._between = False
+        self.step += 1
+
+
+class LetsFrozenDrift(Sparsifier):
+    """Freezes by a zero gradient, which momentum and weight decay ignore."""
+
+    @torch.no_grad()
+    def after_step(self):
+        for name, parameter in self._parameters.items():
+            self._alive_gates[name].apply(parameter)
+        self._between = False
+        self.step += 1
+
+
+class RebindsMasks(Sparsifier):
+    """Moves make new mask tensors; who holds an old one misses them."""
+
+    def _move(self, new):
+        moved = super()._move(new)
+        self.alive = {name: mask.clone() for name, mask in self.alive.items()}
+        self._alive_gates = {name: Gate(mask) for name, mask in self.alive.items()}
+        for name, frozen in self._frozen.items():
+            frozen.alive = self.alive[name]
+        return moved
+
+
+class ForgetsStep(Sparsifier):
+    """Resumes with the schedule at its beginning."""
+
+    def load_state_dict(self, state):
+        super().load_state_dict({**state, "step": 0})
+
+
+class ForgetsVisited(Sparsifier):
+    """Resumes without the union of past masks."""
+
+    def load_state_dict(self, state):
+        super().load_state_dict({**state, "visited": state["alive"]})
+
+
+class ForgetsRewindPoint(Sparsifier):
+    """Resumes with the current weights as those to rewind to."""
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self._rewind = {n: t.clone() for n, t in self._model_tensors()}
+
+
+class LosesRemovedWeights(Sparsifier):
+    """What the first masks cleared is lost, though a checkpoint is loaded later."""
+
+    def load_state_dict(self, state):
+        self._removed.parts, self._removed.versions = [], []
+        super().load_state_dict(state)
+
+
+class UsesGlobalRandomState(Sparsifier):
+    """Seeds the process, so that everything else draws other numbers."""
+
+    def _context(self, start=False):
+        torch.manual_seed(self.seed)
+        return super()._context(start)
+
+
+class ClipsDenseGradient(Sparsifier):
+    """Masks the gradient after the optimizer's step, too late for clipping."""
+
+    def before_step(self):
+        grads = {n: p.grad for n, p in self._parameters.items()}
+        copies = {n: g.clone() for n, g in grads.items() if g is not None}
+        super().before_step()
+        for name, parameter in self._parameters.items():
+            if parameter.grad is not None:
+                parameter.grad.copy_(copies[name])
+
+
+class StepsWhenScalerSkips(Sparsifier):
+    """Counts a step that GradScaler skipped in a fused optimizer."""
+
+    def _before_hook(self, optimizer, args, kwargs):
+        self.before_step()
+
+
+class ChoosesByRank(Sparsifier):
+    """Every process draws its own masks."""
+
+    def _checked(self, new):
+        return {name: mask.clone() for name, mask in new.items()}
+
+    def _context(self, start=False):
+        context = super()._context(start)
+        context.generator.manual_seed(dist.get_rank() if dist.is_initialized() else 0)
+        return context

@@ -1,0 +1,71 @@
+"""Tests of the tests: every mutant must fail the contract, for the right reason."""
+
+import re
+
+import pytest
+
+from sparsekit.methods.imp import IMP
+from sparsekit.methods.set import SET
+from sparsekit.testing import check_method
+from sparsekit.testing.processes import check_processes
+from tests.mutants import methods, sparsifiers
+
+METHODS = {
+    methods.OffByOne: "wrong count, 18[67] of 618",
+    methods.Truncates: "wrong count",
+    methods.DrawsOnDevice: "global random state was used|two masks .* same context",
+    methods.BreaksTiesByEpsilon: r"all weights \+-4096, .* wrong count",
+    methods.GrowsIntoKept: "wrong count",
+    methods.ChangesContext: "changed the context",
+    methods.MovesWhenNotDue: "wrong count",
+    methods.KeepsState: "two masks .* same context",
+    methods.HoldsTensor: "scores is a Tensor",
+    methods.AcceptsAnySparsity: r"sparsity=-0\.1\) must raise a ValueError",
+    methods.IgnoresZero: "sparsity 0 differs from dense",
+}
+
+SPARSIFIERS = {
+    sparsifiers.KeepsMoments: "moment 'momentum_buffer' .* not zero",
+    sparsifiers.RegrowsStaleValues: "grown weights .* do not start at zero",
+    sparsifiers.MasksGradientsOnly: "weight .* not zero where the connection is absent",
+    sparsifiers.LetsFrozenDrift: "frozen weights .* drifted",
+    sparsifiers.RebindsMasks: "rebound to another tensor",
+    sparsifiers.ForgetsStep: "the sparsifier is at step 0",
+    sparsifiers.ForgetsVisited: "'visited mask .* differ",
+    sparsifiers.LosesRemovedWeights: "resumed after 6 of 13 steps .* differ",
+    sparsifiers.UsesGlobalRandomState: "global random state was used",
+    sparsifiers.ClipsDenseGradient: "gradient of .* not masked",
+    sparsifiers.StepsWhenScalerSkips: "GradScaler|called twice",
+}
+
+
+def name_of(value: object) -> str | None:
+    return value.__name__ if isinstance(value, type) else None
+
+
+def test_the_sound_method_passes() -> None:
+    check_method(methods.Moving)
+
+
+@pytest.mark.parametrize(("mutant", "reason"), METHODS.items(), ids=name_of)
+def test_broken_methods_fail(mutant: type, reason: str) -> None:
+    with pytest.raises(AssertionError, match=reason):
+        check_method(mutant)
+
+
+@pytest.mark.parametrize(("mutant", "reason"), SPARSIFIERS.items(), ids=name_of)
+def test_broken_sparsifiers_fail(mutant: type, reason: str) -> None:
+    with pytest.raises((AssertionError, RuntimeError), match=reason):
+        check_method(SET, sparsifier=mutant)
+
+
+def test_a_lost_rewind_point_fails() -> None:
+    with pytest.raises(AssertionError, match=r"resumed after \d of 13 steps"):
+        check_method(IMP, sparsifier=sparsifiers.ForgetsRewindPoint)
+
+
+def test_masks_drawn_by_rank_fail() -> None:
+    method = methods.Moving(0.7)
+    with pytest.raises(AssertionError, match=r"second process: .* differ") as failure:
+        check_processes([method], sparsifier=sparsifiers.ChoosesByRank)
+    assert re.search("mask|weight", str(failure.value))

@@ -1,0 +1,68 @@
+"""Every method that is found keeps the contract, in all its forms."""
+
+import shutil
+from collections.abc import Callable
+
+import pytest
+
+from sparsekit.allocation import er, uniform
+from sparsekit.method import Method, discover
+from sparsekit.methods.gradual import Gradual
+from sparsekit.methods.imp import IMP
+from sparsekit.methods.mest import MEST
+from sparsekit.methods.oneshot import OneShot
+from sparsekit.methods.rigl import RigL
+from sparsekit.methods.set import SET
+from sparsekit.methods.snip import SNIP
+from sparsekit.testing import check_method
+from sparsekit.testing.compilation import check_compile
+from sparsekit.testing.processes import check_processes
+from sparsekit.testing.subject import factory
+
+SMALL = {name: factory(cls)(0.7) for name, cls in discover().items()}
+
+VARIANTS: dict[str, Callable[[float], Method]] = {
+    "gradual across layers": lambda s: Gradual(s, 0, 8, 1, across_layers=True),
+    "gradual in one shot": lambda s: Gradual(s, 4, 4),
+    "imp from the start": lambda s: IMP(s, 4, 2, across_layers=False),
+    "mest soft": lambda s: MEST(s, 2, 9, extra=0.1, soft=True),
+    "mest of all": lambda s: MEST(s, 2, 9, extra=1.0, allocation=uniform),
+    "oneshot before training": lambda s: OneShot(s, across_layers=True),
+    "rigl that moves all": lambda s: RigL(s, 1, 12, fraction=1.0),
+    "rigl by er": lambda s: RigL(s, 2, 9, allocation=er),
+    "set that moves nothing": lambda s: SET(s, 2, fraction=0.0),
+    "snip at once": lambda s: SNIP(s, at=0),
+}
+
+
+@pytest.mark.parametrize("name", discover())
+def test_every_method_keeps_the_contract(name: str) -> None:
+    check_method(discover()[name])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_with_other_settings(name: str) -> None:
+    check_method(VARIANTS[name])
+
+
+@pytest.mark.parametrize("sparsity", [0.03, 0.98])
+@pytest.mark.parametrize("name", ["rigl", "gradual", "mest", "synflow"])
+def test_at_extreme_sparsity(name: str, sparsity: float) -> None:
+    check_method(discover()[name], sparsity=sparsity)
+
+
+def test_two_processes_equal_one() -> None:
+    check_processes(list(SMALL.values()))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_compiled_models_train_the_same(name: str) -> None:
+    check_compile(SMALL[name])
+
+
+@pytest.mark.skipif(
+    not any(map(shutil.which, ("c++", "g++", "clang++"))),
+    reason="torch.compile's inductor needs a C++ compiler",
+)
+def test_code_that_inductor_generates() -> None:
+    check_compile(SMALL["rigl"], backend="inductor")
