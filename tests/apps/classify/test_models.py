@@ -38,6 +38,21 @@ def test_cnn_pooling_before_relu_is_relu_before_pooling() -> None:
     torch.testing.assert_close(model(x), expected)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_convolution_of_the_cnn_sees_channels_last(channels: int) -> None:
+    model = models.build("cnn", width=5, depth=3, classes=7, channels=channels, size=11)
+    layouts = []
+    for layer in model.features:
+        layer.register_forward_hook(
+            lambda _, inputs, output: layouts.append(
+                output.is_contiguous(memory_format=torch.channels_last)
+                and not output.is_contiguous()
+            )
+        )
+    model(torch.randn(4, channels, 11, 11))
+    assert layouts == [True] * len(model.features)
+
+
 def test_lstm_reads_rows_like_an_unrolled_cell() -> None:
     model = models.build("lstm", width=5, depth=1, classes=3, channels=2, size=7)
     x = torch.randn(4, 2, 7, 7)
