@@ -13,9 +13,10 @@ Record the trace while you train, by example number:
 Every score is [N], larger = harder.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
 
@@ -49,33 +50,39 @@ class TrainingTrace:
         logits: [B, K]; targets: [B] int64. A second record of the same example in the
         same epoch replaces the first.
         """
-        index = index.cpu()
-        if logits.dim() != 2 or not len(index) == len(logits) == len(targets):
-            raise ValueError(
-                "record needs index [B], logits [B, K] and targets [B], got "
-                f"{list(index.shape)}, {list(logits.shape)} and {list(targets.shape)}"
-            )
-        if (
-            len(index)
-            and not 0 <= int(index.min()) <= int(index.max()) < self.n_examples
-        ):
-            raise ValueError(
-                f"index is in 0 ... {self.n_examples - 1}, got {int(index.min())} ... "
-                f"{int(index.max())}"
-            )
-        if not 0 <= epoch <= len(self.own):
-            raise ValueError(
-                f"epochs are recorded in order: next is {len(self.own)}, got {epoch}"
-            )
+        index, targets = index.cpu(), targets.unsqueeze(1)
+        self._require_batch(epoch, index, logits, targets)
         if epoch == len(self.own):
             empty = np.full((1, self.n_examples), np.nan, np.float32)
             self.own = np.concatenate([self.own, empty])
             self.other = np.concatenate([self.other, empty])
         with torch.no_grad():
             p = logits.detach().float().softmax(1)
-            where = targets.unsqueeze(1)
-            self.own[epoch, index] = p.gather(1, where).squeeze(1).cpu()
-            self.other[epoch, index] = p.scatter(1, where, -torch.inf).amax(1).cpu()
+            self.own[epoch, index] = p.gather(1, targets).squeeze(1).cpu()
+            self.other[epoch, index] = p.scatter(1, targets, -torch.inf).amax(1).cpu()
+
+    def _require_batch(
+        self, epoch: int, index: Tensor, logits: Tensor, targets: Tensor
+    ) -> None:
+        if logits.dim() != 2 or not len(index) == len(logits) == len(targets):
+            raise ValueError(
+                "record needs index [B], logits [B, K] and targets [B], got "
+                f"{list(index.shape)}, {list(logits.shape)} and {len(targets)} targets"
+            )
+        outside = index[(index < 0) | (index >= self.n_examples)]
+        if len(outside):
+            raise ValueError(
+                f"index is in 0 ... {self.n_examples - 1}, got {int(outside[0])}"
+            )
+        if not 0 <= epoch <= len(self.own):
+            raise ValueError(
+                f"epochs are recorded in order: next is {len(self.own)}, got {epoch}"
+            )
+        bad = (~torch.isfinite(logits).all(1)).nonzero()
+        if len(bad):
+            raise ValueError(
+                f"the logits of example {int(index[bad[0]])} are NaN or infinite"
+            )
 
     @property
     def correct(self) -> np.ndarray:
@@ -111,7 +118,8 @@ def dynamic_uncertainty(trace: TrainingTrace, window: int = 10) -> Tensor:
 
     Source: He et al. 2024, Dyn-Unc, arXiv 2306.05175.
     """
-    return torch.from_numpy(_windows(trace, window).std(2, ddof=1).mean(0))
+    parts = _windows(trace, window)
+    return _mean(part.std(0, ddof=1) for part in parts)
 
 
 def dual(trace: TrainingTrace, window: int = 10) -> Tensor:
@@ -122,17 +130,25 @@ def dual(trace: TrainingTrace, window: int = 10) -> Tensor:
     Source: Cho et al. 2025, DUAL, arXiv 2502.06905.
     """
     parts = _windows(trace, window)
-    return torch.from_numpy((parts.std(2, ddof=1) * (1 - parts.mean(2))).mean(0))
+    return _mean(part.std(0, ddof=1) * (1 - part.mean(0)) for part in parts)
 
 
-def _windows(trace: TrainingTrace, window: int) -> np.ndarray:
-    """p_y in every window: [T - window + 1, N, window]."""
+def _windows(trace: TrainingTrace, window: int) -> list[np.ndarray]:
+    """p_y in each window: T - window + 1 views of [window, N]."""
     own = _complete(trace).own
     if not 2 <= window <= len(own):
         raise ValueError(
             f"window is in 2 ... {len(own)} (the epochs recorded), got {window}"
         )
-    return sliding_window_view(own, window, axis=0)
+    return [own[i : i + window] for i in range(len(own) - window + 1)]
+
+
+def _mean(parts: Iterable[np.ndarray]) -> Tensor:
+    """One part after the other: all windows at once would take `window` times more."""
+    total, n = np.zeros(()), 0
+    for part in parts:
+        total, n = total + part, n + 1
+    return torch.from_numpy((total / n).astype(np.float32))
 
 
 def _complete(trace: TrainingTrace) -> TrainingTrace:

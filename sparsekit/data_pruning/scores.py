@@ -55,8 +55,8 @@ def grand(
         model: a classifier that returns logits [B, K]; its layers as in
             `per_sample.gradient_norms`, which raises for others.
         inputs: [B, ...]; targets: [B] int64.
-        params: "all"; "last", the layer that makes the logits, which takes a forward
-            pass only; or names of parameters.
+        params: "all" that require a gradient; "last", the linear layer that makes the
+            logits, which takes hardly more than a forward pass; or names.
         masks: {parameter name: bool mask} of a sparse model: entries that count.
 
     Raises:
@@ -73,14 +73,15 @@ def grand(
     At initialisation it ranks examples by the length of the input, not by their
     difficulty: Kirsch 2023, arXiv 2303.14753. Train first.
     """
-    if params == "last":
-        return _last_layer_norms(model, inputs, targets, masks or {})
-    if isinstance(params, str) and params != "all":
+    if isinstance(params, str) and params not in ("all", "last"):
         raise ValueError(f"params is 'all', 'last' or names, got {params!r}")
-    names = None if isinstance(params, str) else params
-    _logits(model, inputs[:1], targets[:1])
+    names = None if params == "all" else params
+    if params == "last":
+        names = _last_layer(model, inputs[:1])
     with evaluating(model):
-        return gradient_norms(model, inputs, targets, params=names, masks=masks)
+        return gradient_norms(
+            model, inputs, targets, loss=_cross_entropy, params=names, masks=masks
+        )
 
 
 def margin(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -148,7 +149,7 @@ def _logits(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     with evaluating(model):
         logits = model(inputs)
     _require_classes(logits, targets)
-    return logits.float()
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _require_classes(logits: Tensor, targets: Tensor) -> None:
@@ -181,39 +182,31 @@ def _margins(probabilities: Tensor, targets: Tensor) -> Tensor:
     return own - others
 
 
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    _require_classes(logits, targets)
+    return F.cross_entropy(logits, targets, reduction="none")
+
+
 @torch.no_grad()
-def _last_layer_norms(
-    model: nn.Module, inputs: Tensor, targets: Tensor, masks: Mapping[str, Tensor]
-) -> Tensor:
-    """EL2N times the length of (h, 1), h the input of the last linear layer."""
-    made: list[tuple[nn.Linear, Tensor, Tensor]] = []
-    linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
+def _last_layer(model: nn.Module, sample: Tensor) -> list[str]:
+    """Names of the parameters of the linear layer that makes the logits."""
+    made: list[tuple[nn.Module, Tensor]] = []
     handles = [
-        m.register_forward_hook(lambda m, args, out: made.append((m, args[0], out)))
-        for m in linear
+        module.register_forward_hook(lambda m, _, output: made.append((m, output)))
+        for module in model.modules()
+        if isinstance(module, nn.Linear)
     ]
     try:
-        with evaluating(model):
-            logits = model(inputs)
+        with evaluating(model), torch.random.fork_rng(devices=[]):
+            logits = model(sample)
     finally:
         for handle in handles:
             handle.remove()
-    _require_classes(logits, targets)
-    last = [(m, h) for m, h, out in made if out is logits]
-    if not last:
-        raise ValueError(
-            "params='last' needs a model whose logits come straight from an nn.Linear: "
-            "name the parameters of your last layer through params=[...]"
-        )
-    layer, hidden = last[0]
-    name = next(n for n, module in model.named_modules() if module is layer)
-    error = logits.float().softmax(1) - F.one_hot(targets, logits.shape[1])
-    squares, prefix = hidden.float().square(), f"{name}." if name else ""
-    weights = masks.get(f"{prefix}weight")
-    if weights is None:
-        total = error.square().sum(1) * squares.sum(1)
-    else:
-        total = (error.square() @ weights.float() * squares).sum(1)
-    if layer.bias is not None:
-        total += error.square().sum(1)
-    return total.sqrt()
+    known = {id(p): name for name, p in model.named_parameters()}
+    for layer, output in made:
+        if output is logits:
+            return [known[id(p)] for p in layer.parameters()]
+    raise ValueError(
+        "params='last' needs a model whose logits come straight from an nn.Linear: "
+        "name the parameters of your last layer through params=[...]"
+    )

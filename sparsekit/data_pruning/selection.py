@@ -4,11 +4,13 @@ A policy takes scores [N], larger = harder, and returns the sorted indices, int6
 exactly n examples. `select` adds what they share: fractions, classes, checks.
 """
 
+import inspect
 import warnings
 from collections.abc import Callable
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -139,7 +141,7 @@ def select(
     keep: float | int,
     policy: str | Policy = "strata",
     *,
-    labels: Tensor | None = None,
+    labels: Tensor | np.ndarray | None = None,
     per_class: bool = False,
     seed: int = 0,
     **options: Any,
@@ -151,8 +153,9 @@ def select(
         keep: a float in (0, 1] is a share of the examples, an integer their number.
         policy: a name in `POLICIES`, or a function of yours (scores, n, **options) ->
             indices; one with a parameter `generator` gets a CPU generator.
-        labels: [N] int64, for `per_class`.
-        per_class: the policy within each class, which keeps its share of the examples.
+        labels: [N], for `per_class`: numbers, or strings in an array.
+        per_class: the policy within each class, which keeps its share of the examples,
+            one at least. Options with a row for each example are cut to the class.
         seed: of random policies.
         options: of the policy: `drop_hardest`, `n_strata`.
 
@@ -186,20 +189,43 @@ def select(
             "known to be worse than random ones; use 'strata' and compare with random",
             stacklevel=2,
         )
-    if _wants_generator(chosen):
+    if "generator" in inspect.signature(chosen).parameters:
         options["generator"] = torch.Generator().manual_seed(seed)
     if not per_class:
         return _checked(chosen(scores, n, **options), n, len(scores))
-    if labels is None or labels.shape != scores.shape:
+    if labels is None or len(labels) != len(scores):
         raise ValueError("per_class needs labels [N], one for each score")
+    classes, of_class = np.unique(np.asarray(labels), return_inverse=True)
     kept = []
-    groups = {str(int(c)): (labels == c).nonzero().squeeze(1) for c in labels.unique()}
-    sizes = {name: len(members) for name, members in groups.items()}
-    wish = {name: size * n / len(scores) for name, size in sizes.items()}
-    for name, count in apportion(wish, n, sizes).items():
-        own = chosen(scores[groups[name]], count, **options)
-        kept.append(groups[name][_checked(own, count, sizes[name])])
+    for c, budget in enumerate(_budgets(np.bincount(of_class), n)):
+        members = torch.from_numpy(np.flatnonzero(of_class == c))
+        own = {
+            name: _cut(value, members, len(scores)) for name, value in options.items()
+        }
+        try:
+            chosen_here = chosen(scores[members], budget, **own)
+        except ValueError as error:
+            raise ValueError(f"in class {classes[c].item()!r}: {error}") from error
+        kept.append(members[_checked(chosen_here, budget, len(members))])
     return torch.cat(kept).sort().values
+
+
+def _cut(value: Any, members: Tensor, n_examples: int) -> Any:
+    """An option with one row an example, cut to a class; others as they are."""
+    per_example = isinstance(value, Tensor | np.ndarray) and value.ndim > 0
+    return value[members] if per_example and len(value) == n_examples else value
+
+
+def _budgets(sizes: np.ndarray, n: int) -> list[int]:
+    """n shared among classes by their sizes, at least one for each."""
+    if n < len(sizes):
+        raise ValueError(
+            f"per_class keeps one of each class at least: {len(sizes)} classes, but "
+            f"{n} examples are to be kept"
+        )
+    caps = {str(c): int(size) for c, size in enumerate(sizes)}
+    wish = {name: size * n / int(sizes.sum()) for name, size in caps.items()}
+    return list(apportion(wish, n, caps).values())
 
 
 def _count(keep: float | int, n_examples: int) -> int:
@@ -207,18 +233,11 @@ def _count(keep: float | int, n_examples: int) -> int:
         if not 1 <= keep <= n_examples:
             raise ValueError(f"keep is 1 ... {n_examples} examples, got {keep}")
         return int(keep)
-    if not isinstance(keep, float) or not 0 < keep <= 1:
+    if not isinstance(keep, Real) or isinstance(keep, Integral) or not 0 < keep <= 1:
         raise ValueError(
             f"keep is a share in (0, 1] or a number of examples, got {keep!r}"
         )
-    return count_active(n_examples, 1 - keep)
-
-
-def _wants_generator(policy: Policy) -> bool:
-    code = getattr(policy, "__code__", None)
-    if code is None:
-        return False
-    return "generator" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    return count_active(n_examples, 1 - float(keep))
 
 
 def _checked(indices: Tensor, n: int, n_examples: int) -> Tensor:
