@@ -80,7 +80,8 @@ class Sparsifier:
 
     Parameter names, the forward pass and the optimizer stay the user's. A weight that
     is dropped becomes zero and loses its moments; one that is grown starts at zero with
-    moments by the policy. One dropped and grown in the same move keeps both.
+    moments by the policy; its first update is in the same step if the method needs the
+    dense gradient, else in the next. One dropped and grown in the same move keeps both.
 
     Args:
         model: any module. Build the sparsifier after moving the model to its device.
@@ -193,6 +194,11 @@ class Sparsifier:
             )
         if self.method.due(self.step):
             new = self._checked(self.method.update(self._context()))
+            if not self.method.needs_dense_gradient:
+                # Training that stores connections only has no gradient for new ones.
+                for name, parameter in self._parameters.items():
+                    if parameter.grad is not None:
+                        self._alive_gates[name].apply(parameter.grad)
             if self._move(new):
                 self._visit()
                 if self.method.rewind_to is not None:

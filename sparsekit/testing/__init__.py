@@ -32,7 +32,8 @@ def check_method(
     * absent weights are zero in the weight and in every moment of SGD, momentum, Adam
       and AdamW, plain, foreach and fused; grown weights start at zero; kept ones keep
       their bits; frozen ones do not drift; masks are changed in place;
-    * the method changes nothing that it is shown, and draws from its generator only;
+    * the method changes nothing that it is shown, draws from its generator only, and
+      uses gradients of absent weights only if it says so;
     * a training resumed after any step equals one without a break, bit for bit, as do
       the two lines and `attach()`, sparsity 0 and dense, a step that GradScaler skips
       and none; clipping sees the masked gradient.
@@ -58,4 +59,5 @@ def check_method(
         repetition.check_resume(subject)
         repetition.check_forms(subject)
         repetition.check_dense(subject)
+        repetition.check_gradients(subject)
         repetition.check_scaler(subject)

@@ -96,6 +96,28 @@ def check_dense(subject: Subject) -> None:
         )
 
 
+def check_gradients(subject: Subject) -> None:
+    """Without `needs_dense_gradient`, gradients of absent weights have no influence."""
+    if subject.method.needs_dense_gradient:
+        return
+    honest, blind = subject.training(), subject.training()
+    for t in range(subject.steps):
+        honest.step(t)
+        blind.gradient(t)
+        for name, parameter in blind.model.named_parameters():
+            if name in blind.sparsifier.alive and parameter.grad is not None:
+                parameter.grad[~blind.sparsifier.alive[name]] = float("nan")
+        blind.sparsifier.before_step()
+        blind.update()
+        blind.sparsifier.after_step()
+    require_equal(
+        blind.tensors(),
+        honest.tensors(),
+        f"{type(subject.method).__name__} has needs_dense_gradient = False, but with "
+        "NaN as gradient of absent weights",
+    )
+
+
 def check_scaler(subject: Subject) -> None:
     """GradScaler: a step skipped for an infinite gradient is as if it had not been.
 

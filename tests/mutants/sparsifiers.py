@@ -126,6 +126,19 @@ class ClipsDenseGradient(Sparsifier):
                 parameter.grad.copy_(copies[name])
 
 
+class ShowsDenseGradients(Sparsifier):
+    """New connections learn from a gradient that sparse training does not have."""
+
+    def before_step(self):
+        old = {name: mask.clone() for name, mask in self.alive.items()}
+        grads = {n: p.grad.clone() for n, p in self._parameters.items()}
+        super().before_step()
+        for name, parameter in self._parameters.items():
+            grown = self.alive[name] & ~old[name]
+            if parameter.grad is not None:
+                parameter.grad[grown] = grads[name][grown]
+
+
 class StepsWhenScalerSkips(Sparsifier):
     """Counts a step that GradScaler skipped in a fused optimizer."""
 

@@ -1,0 +1,37 @@
+"""Moves of dynamic sparse training on flat Python lists, as the papers tell them."""
+
+from math import cos, pi
+
+from tests.reference.selection import highest, moved
+
+
+def set_move(mask: list[bool], weight: list, noise: list, fraction: float) -> list:
+    n = round(fraction * sum(mask))
+    return moved(mask, [abs(w) for w in weight], noise, n, exclude_dropped=False)
+
+
+def rigl_move(
+    mask: list[bool], weight: list, grad: list, fraction: float, step: int, end: int
+) -> list:
+    share = fraction / 2 * (1 + cos(pi * step / end))
+    n = round(share * sum(mask))
+    drop, grow = [abs(w) for w in weight], [abs(g) for g in grad]
+    return moved(mask, drop, grow, n, exclude_dropped=False)
+
+
+def mest_move(
+    mask: list[bool],
+    weight: list,
+    grad: list,
+    noise: list,
+    gradient_weight: float,
+    n_kept: int,
+    n_final: int,
+) -> list:
+    score = [
+        abs(w) + gradient_weight * abs(g) for w, g in zip(weight, grad, strict=True)
+    ]
+    kept = highest(score, n_kept, among=mask)
+    absent = [not k for k in kept]
+    grown = highest(noise, n_final - n_kept, among=absent)
+    return [k or g for k, g in zip(kept, grown, strict=True)]
