@@ -65,7 +65,7 @@ def parse_rule(text: str) -> Rule:
             return Rule(bound, math.inf, strict)
         return Rule(-math.inf, bound, strict)
     two = re.fullmatch(rf"\s*in\s*\[\s*({_NUMBER})\s*,\s*({_NUMBER})\s*\]\s*", text)
-    if two and float(two[1]) <= float(two[2]) and math.isfinite(float(two[2])):
+    if two and -math.inf < float(two[1]) <= float(two[2]) < math.inf:
         return Rule(float(two[1]), float(two[2]), open=False)
     raise ValueError(f"rule {text!r} is not understood; write {RULE_FORMS}")
 

@@ -1,0 +1,16 @@
+"""The examples in docstrings print what they say."""
+
+import doctest
+import importlib
+
+import pytest
+
+MODULES = {"statistics": 3, "claims": 1, "ledger": 1, "toml": 4}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name: str) -> None:
+    module = importlib.import_module(f"apps.common.{name}")
+    found = [test for test in doctest.DocTestFinder().find(module) if test.examples]
+    assert len(found) >= MODULES[name]
+    assert doctest.testmod(module).failed == 0

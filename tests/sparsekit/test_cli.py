@@ -1,0 +1,156 @@
+"""The command `sparsekit`: what it finds, what it says, how it ends."""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from importlib.metadata import EntryPoint, version
+from pathlib import Path
+
+import pytest
+
+from sparsekit import cli
+from sparsekit.method import discover
+
+SCRIPT = Path(sys.executable).parent / "sparsekit"
+COMMANDS = ("claims", "classify", "data", "methods")
+
+
+def command(tmp_path: Path, monkeypatch, source: str, name: str = "demo") -> EntryPoint:
+    """An installed command whose module holds `source`, and no other."""
+    module = f"sparsekit_command_{tmp_path.name}"
+    (tmp_path / f"{module}.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    point = EntryPoint(name, f"{module}:run", cli.GROUP)
+    monkeypatch.setattr(cli, "entry_points", lambda group: [point])
+    return point
+
+
+def test_alone_it_prints_usage_and_exits_with_2(capsys) -> None:
+    assert cli.main([]) == 2
+    alone = capsys.readouterr().out
+    for flag in ("-h", "--help"):
+        assert cli.main([flag]) == 0
+        assert capsys.readouterr().out == alone
+    listed = re.findall(r"^  (\w+) +(\S.*)$", alone, re.MULTILINE)
+    assert [name for name, _ in listed] == sorted(name for name, _ in listed)
+    assert set(COMMANDS) <= {name for name, _ in listed}
+    assert all(len(line) <= 88 for line in alone.splitlines())
+    assert len({about for _, about in listed}) == len(listed)
+
+
+def test_version(capsys) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"sparsekit {version('sparsekit')}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("dat", "; did you mean 'data'?"), ("fly", "\n"), ("--v", "\n")]
+)
+def test_an_unknown_command_exits_with_2_and_helps(name, hint, capsys) -> None:
+    assert cli.main([name]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"error: no command {name!r}{hint}" in err
+    for known in COMMANDS:
+        assert known in err
+
+
+def test_methods_lists_every_method_with_its_options(capsys) -> None:
+    assert cli.main(["methods"]) == 0
+    out = capsys.readouterr().out
+    shown = re.findall(r"^(\w+) +(\S.*)(?:\n +(\S.*))?$", out, re.MULTILINE)
+    assert [name for name, _, _ in shown] == list(discover())
+    for (name, cls), (_, about, options) in zip(discover().items(), shown, strict=True):
+        assert about == cls.__doc__.strip().splitlines()[0], name
+        names = re.findall(r"(\w+)=", options)
+        assert [n for n in names if n in {f.name for f in fields(cls)}] == [
+            f.name for f in fields(cls) if f.name != "sparsity"
+        ]
+
+
+def test_methods_takes_no_arguments_but_help(capsys) -> None:
+    assert cli.main(["methods", "rigl"]) == 2
+    assert "methods takes no arguments, got 'rigl'" in capsys.readouterr().err
+    assert cli.main(["methods", "--help"]) == 0
+    assert "usage: sparsekit methods" in capsys.readouterr().out
+
+
+def test_a_command_of_another_package_is_found_and_run(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
+    source = (
+        "def run(argv):\n"
+        '    """Does a demonstration.\n\n    More.\n    """\n'
+        "    print(argv)\n"
+        "    return int(argv[0]) if argv else None\n"
+    )
+    command(tmp_path, monkeypatch, source)
+    assert cli.main(["demo", "7", "--help"]) == 7
+    assert capsys.readouterr().out == "['7', '--help']\n"
+    assert cli.main(["demo"]) == 0
+    capsys.readouterr()
+    assert cli.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^  demo +Does a demonstration\.$", out, re.MULTILINE)
+
+
+def test_help_needs_no_import_of_the_commands(tmp_path, monkeypatch, capsys) -> None:
+    source = 'import absent_package\ndef run(argv):\n    """Needs more."""\n'
+    command(tmp_path, monkeypatch, source)
+    assert cli.main(["--help"]) == 0
+    assert "demo       Needs more." in capsys.readouterr().out
+    assert cli.main(["demo"]) == 2
+    err = capsys.readouterr().err
+    assert "error: demo needs more packages (No module named 'absent_package')" in err
+    assert "pip install 'sparsekit[apps]'" in err
+
+
+@pytest.mark.parametrize("source", ["def run(argv): pass", "run = print", "run ="])
+def test_a_command_without_docstring_is_listed(
+    tmp_path, monkeypatch, capsys, source
+) -> None:
+    command(tmp_path, monkeypatch, source)
+    assert cli.main(["--help"]) == 0
+    assert "\n  demo\n" in capsys.readouterr().out
+    monkeypatch.setattr(
+        cli, "entry_points", lambda group: [EntryPoint("gone", "no.such:f", cli.GROUP)]
+    )
+    assert cli.main(["--help"]) == 0
+    assert "\n  gone\n" in capsys.readouterr().out
+
+
+def test_an_interrupt_ends_with_130(tmp_path, monkeypatch, capsys) -> None:
+    command(tmp_path, monkeypatch, "def run(argv):\n    raise KeyboardInterrupt\n")
+    assert cli.main(["demo"]) == 130
+    assert capsys.readouterr().err == "\ninterrupted\n"
+
+
+def test_the_installed_script_as_a_user_calls_it(tmp_path: Path) -> None:
+    env = {**os.environ, "SPARSEKIT_RESULTS": str(tmp_path)}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(SCRIPT), *arguments],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,  # no checkout here
+            env=env,
+        )
+
+    done = run("data", "list")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "mnist5k" in done.stdout
+    done = run("data", "fetch", "mnist6k")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no data set or wheel 'mnist6k'; known: mnist5k" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes of a shell")
+def test_a_reader_that_stops_early_is_no_error(tmp_path: Path) -> None:
+    # It reads nothing, and is gone before anything is written.
+    script = f"({SCRIPT} methods; echo $? >&2) | true"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True)
+    assert done.stderr == "0\n"
