@@ -224,6 +224,11 @@ class Reshaping(nn.Module):
             from torch.utils.checkpoint import checkpoint
 
             return self.two(checkpoint(self.one, x, use_reentrant=False).relu())
+        if self.how == "input changed in place":
+            h = x + 0
+            out = self.one(h)
+            h += 1
+            return self.two(out)
         if self.how == "no positions":
             empty = self.one(x[:, None, :][:, :0])  # [B, 0, 7]
             return self.two(self.one(x) + empty.sum(1))
@@ -241,3 +246,23 @@ def test_unusual_uses(how):
     torch.testing.assert_close(
         gradient_norms(model, x, y), by_loop(model, x, y), **CLOSE
     )
+
+
+def test_an_input_changed_in_place_matters_to_the_weight_only():
+    torch.manual_seed(4)
+    model, x = Reshaping("input changed in place"), torch.randn(6, 7)
+    y = torch.randint(0, 5, (6,))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        gradient_norms(model, x, y)
+    model.one.weight.requires_grad_(False)
+    torch.testing.assert_close(
+        gradient_norms(model, x, y), by_loop(model, x, y), **CLOSE
+    )
+
+
+def test_tied_weights_under_autocast_are_computed_in_float32():
+    model, x, y = transformer(tied=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = gradient_norms(model, x, y)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, gradient_norms(model, x, y), rtol=0.05, atol=0.02)
