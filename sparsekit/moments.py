@@ -54,4 +54,6 @@ def reset(optimizer: Optimizer) -> None:
     """The state of an optimizer that has not stepped yet, step counts included."""
     optimizer.state.clear()  # made anew in the next step
     if isinstance(optimizer, Adagrad):  # the one that makes its state when it is built
-        optimizer.state.update(Adagrad(optimizer.param_groups).state)
+        first = optimizer.defaults["initial_accumulator_value"]
+        new = Adagrad(optimizer.param_groups, initial_accumulator_value=first)
+        optimizer.state.update(new.state)

@@ -106,7 +106,7 @@ def check_gradients(subject: Subject) -> None:
         blind.gradient(t)
         for name, parameter in blind.model.named_parameters():
             if name in blind.sparsifier.alive and parameter.grad is not None:
-                parameter.grad[~blind.sparsifier.alive[name]] = float("nan")
+                parameter.grad[~blind.sparsifier.alive[name]] = 1000.0
         blind.sparsifier.before_step()
         blind.update()
         blind.sparsifier.after_step()
@@ -114,7 +114,7 @@ def check_gradients(subject: Subject) -> None:
         blind.tensors(),
         honest.tensors(),
         f"{type(subject.method).__name__} has needs_dense_gradient = False, but with "
-        "NaN as gradient of absent weights",
+        "another gradient of absent weights",
     )
 
 
