@@ -66,12 +66,13 @@ def make(args: argparse.Namespace, book: Book, out: Path) -> None:
         wanted = chapters
     names = ", ".join(chapter.name for chapter in wanted) or "no chapters yet"
     print(f"Profile {args.profile}: {names}", flush=True)
-    run_chapters(wanted, args.profile, book, jobs=args.jobs)
+    runs = run_chapters(wanted, args.profile, book, jobs=args.jobs)
     ran = time.perf_counter()
     if args.no_site:
         print(f"Chapters {ran - began:.1f} s")
         return
-    runs = cached_runs(chapters, args.profile, book)
+    others = [chapter for chapter in chapters if chapter.name not in runs]
+    runs |= cached_runs(others, args.profile, book)
     rows = read_rows(book)
     # With chapters left out, references to their results cannot all resolve.
     strict = len(runs) == len(chapters)
