@@ -185,8 +185,7 @@ class Sparsifier:
                 "before_step was called twice without after_step; use either the two "
                 "lines or attach(), not both"
             )
-        for name, parameter in self._parameters.items():
-            _require_maskable(name, parameter, self.alive[name])
+        self._require_maskable()
         if all(p.grad is None for p in self._parameters.values()):
             raise RuntimeError(
                 "no masked parameter has a gradient: call before_step after "
@@ -288,8 +287,7 @@ class Sparsifier:
         Raises:
             ValueError: for a checkpoint of another model, or a damaged one.
         """
-        for name, parameter in self._parameters.items():
-            _require_maskable(name, parameter, self.alive[name])
+        self._require_maskable()
         tensors = dict(self._model_tensors())
         loaded = checkpoint.read(state, self.alive, tensors, self.method.rewind_to)
         self._removed.restore()  # if the model was loaded before we were built
@@ -305,11 +303,35 @@ class Sparsifier:
 
     # ---- the parts ---------------------------------------------------------------
 
+    def _require_maskable(self) -> None:
+        for name, parameter in self._parameters.items():
+            owner, _, attribute = name.rpartition(".")
+            held = self.model.get_submodule(owner)._parameters.get(attribute)
+            device = self.alive[name].device
+            if held is not None and held.device != device:
+                raise ValueError(
+                    f"{name!r} is on {held.device}, its mask on {device}: build the "
+                    "optimizer and the Sparsifier after model.to(device), then "
+                    "load_state_dict to keep the masks"
+                )
+            if held is not parameter:
+                raise ValueError(
+                    f"{name!r} was replaced in the model since the Sparsifier was "
+                    "built: change parameters in place (load_state_dict without "
+                    "assign=True), or build the optimizer and the Sparsifier anew"
+                )
+            if parameter.grad is not None and parameter.grad.layout != torch.strided:
+                raise TypeError(
+                    f"the gradient of {name!r} is {parameter.grad.layout}; use dense "
+                    "gradients (nn.Embedding(..., sparse=False))"
+                )
+
     def _context(self, start: bool = False) -> Context:
+        for name, parameter in self._parameters.items():
+            _require_finite(f"weight {name!r}", parameter, self.step)
         scale = getattr(self.optimizer, "grad_scale", None)
         grads: dict[str, Tensor | None] = {}
         for name, parameter in self._parameters.items():
-            _require_finite(f"weight {name!r}", parameter, self.step)
             grad = None if start else parameter.grad
             if grad is not None:
                 grad = grad.detach() if scale is None else grad.detach() / scale
@@ -429,19 +451,6 @@ def _masks(parameters: Mapping[str, Tensor], value: bool) -> Mapping[str, Tensor
 def _share(masks: Mapping[str, Tensor]) -> float:
     total = sum(mask.numel() for mask in masks.values())
     return sum(int(mask.sum()) for mask in masks.values()) / total
-
-
-def _require_maskable(name: str, parameter: Tensor, mask: Tensor) -> None:
-    if parameter.device != mask.device:
-        raise ValueError(
-            f"{name!r} is on {parameter.device}, its mask on {mask.device}: build the "
-            "Sparsifier after model.to(device), then load_state_dict to keep its masks"
-        )
-    if parameter.grad is not None and parameter.grad.layout != torch.strided:
-        raise TypeError(
-            f"the gradient of {name!r} is {parameter.grad.layout}; use dense gradients "
-            "(nn.Embedding(..., sparse=False))"
-        )
 
 
 def _require_finite(what: str, tensor: Tensor, step: int) -> None:
