@@ -17,55 +17,7 @@ from sparsekit.gates import Gate
 from sparsekit.masks import pack, unpack
 from sparsekit.method import Context, Masks, Method, Objective
 from sparsekit.parameters import Params, select
-
-
-class _Frozen:
-    """Alive weights that may not change: put back after the step, bit for bit.
-
-    A gradient mask is not enough, since momentum and weight decay move a weight too.
-    """
-
-    def __init__(self, alive: Tensor, trainable: Tensor):
-        self.alive, self.trainable = alive, trainable
-        self.versions: tuple[int, int] | None = None
-        self.where: Tensor | None = None
-        self.values: Tensor | None = None
-
-    def save(self, parameter: Tensor) -> None:
-        if (self.alive._version, self.trainable._version) != self.versions:
-            self.trainable.logical_and_(self.alive)  # a user may have set it all True
-            where = self.alive & ~self.trainable
-            self.where = where if where.any() else None
-            self.versions = (self.alive._version, self.trainable._version)
-        if self.where is not None:
-            self.values = parameter.detach()[self.where]
-
-    def restore(self, parameter: Tensor) -> None:
-        if self.where is not None and self.values is not None:
-            parameter[self.where] = self.values
-
-
-class _Removed:
-    """What the first masks cleared, in case a checkpoint is loaded in their place."""
-
-    def __init__(self) -> None:
-        self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.versions: list[int] = []
-
-    def add(self, tensor: Tensor, where: Tensor) -> None:
-        self.parts.append((tensor.detach(), where, tensor.detach()[where]))
-
-    def seal(self) -> None:
-        self.versions = [tensor._version for tensor, _, _ in self.parts]
-
-    def restore(self) -> None:
-        """Puts it back, except into tensors that were written to since."""
-        for (tensor, where, values), version in zip(
-            self.parts, self.versions, strict=True
-        ):
-            if tensor._version == version:
-                tensor[where] = values
-        self.parts, self.versions = [], []
+from sparsekit.restoration import Frozen, Removed
 
 
 class Sparsifier:
@@ -155,14 +107,14 @@ class Sparsifier:
         self.visited = _masks(self._parameters, False)
         self._alive_gates = {n: Gate(m) for n, m in self.alive.items()}
         self._trainable_gates = {n: Gate(m) for n, m in self.trainable.items()}
-        self._frozen = {n: _Frozen(m, self.trainable[n]) for n, m in self.alive.items()}
+        self._frozen = {n: Frozen(m, self.trainable[n]) for n, m in self.alive.items()}
         self._rewind: dict[str, Tensor] | None = None
         self._between = False
         self._skipped = False
         self._handles: list[Any] = []
 
         new = self._checked(method.start(self._context(start=True)))
-        self._removed = _Removed()
+        self._removed = Removed()
         for name, parameter in self._parameters.items():
             self._removed.add(parameter, ~new[name])
             for _, moment in moment_policy.shaped_state(optimizer, parameter):
@@ -206,7 +158,7 @@ class Sparsifier:
                     self.optimizer.zero_grad(set_to_none=True)
         if self.method.rewind_to == self.step and self._rewind is None:
             self._rewind = {n: t.clone() for n, t in self._model_tensors()}
-        self._removed = _Removed()
+        self._removed = Removed()
         for name, parameter in self._parameters.items():
             self._frozen[name].save(parameter)
             if parameter.grad is not None:

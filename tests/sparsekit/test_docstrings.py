@@ -14,6 +14,9 @@ MODULES = {
     "packing": 6,
     "accounting": 6,
     "report": 3,
+    "method": 1,
+    "sparsifier": 1,
+    "testing": 1,
 }
 
 
@@ -21,5 +24,5 @@ MODULES = {
 def test_examples(name):
     module = importlib.import_module(f"sparsekit.{name}")
     found = [t for t in doctest.DocTestFinder().find(module) if t.examples]
-    assert len(found) >= MODULES[name] - 1
+    assert len(found) >= max(1, MODULES[name] - 1)
     assert doctest.testmod(module).failed == 0
