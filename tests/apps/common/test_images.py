@@ -9,8 +9,8 @@ import pytest
 import torch
 from sklearn.preprocessing import StandardScaler
 
-from apps.classify import data
 from apps.common import datasets
+from apps.common import images as data
 
 
 @pytest.fixture
@@ -53,6 +53,13 @@ def test_mnist5k_is_cut_by_class_without_overlap() -> None:
         for row, label in zip(x.reshape(5000, 784), y, strict=True)
     }
     assert found == expected
+
+    # ids lead back to the data set.
+    ids = torch.cat([part.ids for part in parts]).numpy()
+    assert sorted(ids) == list(range(5000))
+    np.testing.assert_array_equal(pixels, x.reshape(5000, 784)[ids])
+    np.testing.assert_array_equal(labels, y[ids])
+    assert splits.name == "MNIST-5k"
 
 
 def test_scaling_uses_the_train_part_alone(npz) -> None:
@@ -197,4 +204,5 @@ def test_cifar10_from_jpegs() -> None:
         10_000,
     ]
     assert np.bincount(splits.validation.y.numpy()).tolist() == [500] * 10
+    assert splits.name == "CIFAR-10 (JPEG)"
     data._cifar10.cache_clear()

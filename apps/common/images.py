@@ -1,0 +1,253 @@
+"""Labelled images as standardised tensors, split by a seed.
+
+* `load("mnist5k", seed=0)`: 5,000 digits, 3500 / 500 / 1000
+* `load("mnist", seed=0)`: all of MNIST, with its own 10,000 test images
+* `load("cifar10", seed=0, data_dir=D)`: found in D or $SPARSEKIT_DATA
+* `load("images.npz", seed=0)`: yours, x [N, S, S] or [N, C, S, S], y [N]
+"""
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from apps.common import datasets
+
+NAMES = ("mnist5k", "mnist", "cifar10")
+SHARES = {"validation": 0.1, "test": 0.2}
+LEAST_PER_CLASS = 10  # so that every class is in every part
+
+
+@dataclass(frozen=True)
+class Split:
+    """x: [N, C, S, S] float32, standardised; y: [N] int64, 0 ... classes - 1.
+
+    ids: [N] int64, where the images stand in the data set; None if it does not matter.
+    """
+
+    x: Tensor
+    y: Tensor
+    ids: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def to(self, device: str) -> "Split":
+        return Split(self.x.to(device), self.y.to(device), self.ids)
+
+
+@dataclass(frozen=True)
+class Splits:
+    train: Split
+    validation: Split
+    test: Split
+    classes: int
+    name: str = ""  # as results call the data set
+
+    def to(self, device: str) -> "Splits":
+        parts = (self.train, self.validation, self.test)
+        return Splits(*(part.to(device) for part in parts), self.classes, self.name)
+
+    @property
+    def channels(self) -> int:
+        return self.train.x.shape[1]
+
+    @property
+    def size(self) -> int:
+        return self.train.x.shape[2]
+
+
+@dataclass(frozen=True)
+class Images:
+    """A data set before it is split: `test` holds the official test part, if any.
+
+    name: as results call it.
+    """
+
+    x: np.ndarray  # [N, C, S, S], any real type
+    y: np.ndarray  # [N] int64, 0 ... classes - 1
+    classes: int
+    test: tuple[np.ndarray, np.ndarray] | None = None
+    name: str = ""
+
+
+def load(
+    dataset: str = "mnist5k", seed: int = 0, data_dir: str | Path | None = None
+) -> Splits:
+    """Train, validation and test part of a data set; the seed draws the split.
+
+    Each class is cut by itself: 70 % train, 10 % validation, 20 % test. A data set with
+    an official test part keeps it, and gives 10 % of the rest to validation. Pixels are
+    standardised per channel by the mean and standard deviation of the train part.
+
+    Since the seed draws the split, an interval over seeds includes the sample.
+
+    Raises ValueError for an unknown name or unusable contents, FileNotFoundError.
+    """
+    images = _images(str(dataset), data_dir)
+    generator = np.random.default_rng(seed)
+    everything = np.arange(len(images.y))
+    if images.test is None:
+        rest, test = _cut(everything, images.y, SHARES["test"], generator)
+        share = SHARES["validation"] / (1 - SHARES["test"])
+        x_test, y_test = images.x[test], images.y[test]
+    else:
+        rest, share = everything, SHARES["validation"]
+        x_test, y_test = images.test
+        test = np.arange(len(y_test))
+    train, validation = _cut(rest, images.y, share, generator)
+
+    x_train = images.x[train].astype(np.float32)
+    mean = x_train.mean((0, 2, 3), dtype=np.float64, keepdims=True).astype(np.float32)
+    std = x_train.std((0, 2, 3), dtype=np.float64, keepdims=True).astype(np.float32)
+    if not (std > 0).all():
+        raise ValueError(f"{dataset}: a channel of the images is constant")
+
+    def part(x: np.ndarray, y: np.ndarray, ids: np.ndarray) -> Split:
+        standardised = (x.astype(np.float32) - mean) / std
+        return Split(*map(torch.from_numpy, (standardised, y.copy(), ids)))
+
+    return Splits(
+        part(x_train, images.y[train], train),
+        part(images.x[validation], images.y[validation], validation),
+        part(x_test, y_test, test),
+        images.classes,
+        images.name,
+    )
+
+
+def _cut(
+    indices: np.ndarray, y: np.ndarray, share: float, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices without and with a random `share` of each class, both shuffled."""
+    rest, taken = [], []
+    for label in np.unique(y[indices]):
+        members = generator.permutation(indices[y[indices] == label])
+        n_taken = max(1, round(share * len(members)))
+        taken.append(members[:n_taken])
+        rest.append(members[n_taken:])
+    return tuple(generator.permutation(np.concatenate(part)) for part in (rest, taken))
+
+
+def _images(dataset: str, data_dir: str | Path | None) -> Images:
+    if dataset == "mnist5k":
+        return _mnist5k()
+    if dataset == "mnist":
+        return _mnist()
+    if dataset == "cifar10":
+        return _cifar10(Path(data_dir or os.environ.get("SPARSEKIT_DATA", ".")))
+    if dataset.endswith(".npz"):
+        path = Path(data_dir or ".") / dataset
+        if not path.is_file():
+            raise FileNotFoundError(f"no such file: {path}")
+        return _npz(path, path.stat().st_mtime_ns)
+    raise ValueError(
+        f"dataset {dataset!r} is unknown; choose one of {', '.join(NAMES)}, or give "
+        "the path of an .npz file with arrays x and y"
+    )
+
+
+# Reading takes longer than training a small model, so the last set read is kept.
+@lru_cache(maxsize=1)
+def _npz(path: Path, modified: int) -> Images:
+    """A user's file. Pickled objects are refused."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            missing = {"x", "y"} - set(arrays.files)
+            if missing:
+                raise ValueError(
+                    f"lacks {' and '.join(sorted(missing))}; it has {arrays.files}; "
+                    "save it with np.savez(path, x=images, y=labels)"
+                )
+            return check_images(arrays["x"], arrays["y"], path.stem)
+    except (BadZipFile, EOFError, OSError, TypeError) as error:
+        raise ValueError(f"{path}: not an .npz file, or a damaged one") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def check_images(x: np.ndarray, y: np.ndarray, name: str = "") -> Images:
+    """Images of a user, with labels renumbered 0 ... classes - 1 in sorted order.
+
+    x: [N, S, S] or [N, C, S, S], real and finite; y: [N] integers or strings, at least
+    two classes and ten images of each. Raises ValueError otherwise.
+    """
+    given = list(x.shape)
+    if x.ndim == 3:
+        x = x[:, None]
+    if x.ndim != 4 or x.shape[2] != x.shape[3] or 0 in x.shape:
+        raise ValueError(
+            "x must hold square images, [N, S, S] or [N, C, S, S] (channels first), "
+            f"got {given}"
+        )
+    if y.shape != (len(x),):
+        raise ValueError(f"y must have shape [{len(x)}] as x has, got {list(y.shape)}")
+    if y.dtype.kind not in "iuUb":
+        raise ValueError(f"y must hold integers or strings, got {y.dtype}")
+    if x.dtype.kind not in "iufb":
+        raise ValueError(f"x must hold real numbers, got {x.dtype}")
+    if x.dtype.kind == "f" and not np.isfinite(x).all():
+        bad = np.flatnonzero(~np.isfinite(x).all((1, 2, 3)))
+        raise ValueError(f"x has NaN or infinity in {len(bad)} images, first {bad[0]}")
+    names, labels, counts = np.unique(y, return_inverse=True, return_counts=True)
+    if len(names) < 2:
+        raise ValueError(f"y has only one class, {names.tolist()[0]!r}; two are needed")
+    if counts.min() < LEAST_PER_CLASS:
+        rare = names.tolist()[counts.argmin()]
+        raise ValueError(
+            f"class {rare!r} has {counts.min()} images; {LEAST_PER_CLASS} are needed, "
+            "for a part of each class in train, validation and test"
+        )
+    return Images(x, labels.astype(np.int64), len(names), name=name)
+
+
+@lru_cache(maxsize=1)
+def _mnist5k() -> Images:
+    x, y = datasets.load_mnist5k()
+    return Images(x[:, None], y.astype(np.int64), 10, name="MNIST-5k")
+
+
+@lru_cache(maxsize=1)
+def _mnist() -> Images:
+    (x, y), (x_test, y_test) = datasets.load_mnist()
+    y, y_test = y.astype(np.int64), y_test.astype(np.int64)
+    return Images(x[:, None], y, 10, (x_test[:, None], y_test), "MNIST")
+
+
+@lru_cache(maxsize=1)
+def _cifar10(folder: Path) -> Images:
+    """CIFAR-10 from the official binary files, or from JPEG bytes in one .npz.
+
+    JPEG is lossy: the two have different names.
+    """
+    binary, jpeg = folder / "cifar-10-batches-bin", folder / "cifar10_jpeg.npz"
+    if binary.is_dir():
+        parts = [binary / f"data_batch_{i}.bin" for i in range(1, 6)]
+        x, y = map(np.concatenate, zip(*map(_cifar10_batch, parts), strict=True))
+        test = _cifar10_batch(binary / "test_batch.bin")
+        return Images(x, y, 10, test, "CIFAR-10")
+    if jpeg.exists():
+        (x, y), (x_test, y_test) = datasets.load_cifar10(folder)
+        test = x_test.transpose(0, 3, 1, 2), y_test.astype(np.int64)
+        x = x.transpose(0, 3, 1, 2)  # [N, 3, 32, 32]
+        return Images(x, y.astype(np.int64), 10, test, "CIFAR-10 (JPEG)")
+    raise FileNotFoundError(
+        f"CIFAR-10 is not in {folder}: set SPARSEKIT_DATA (or data_dir) to a folder "
+        "with cifar-10-batches-bin (the official binary version, unpacked) or "
+        "cifar10_jpeg.npz"
+    )
+
+
+def _cifar10_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    if not path.exists():
+        raise FileNotFoundError(f"no such file: {path}")
+    rows = np.fromfile(path, np.uint8)
+    if not len(rows) or len(rows) % 3073:
+        raise ValueError(f"{path}: its size is no multiple of 3073 bytes; incomplete?")
+    rows = rows.reshape(-1, 3073)
+    return rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0].astype(np.int64)
