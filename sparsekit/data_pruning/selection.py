@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 
 from sparsekit.allocation import apportion
+from sparsekit.data_pruning.beta import beta
+from sparsekit.data_pruning.embeddings import herding, k_center
+from sparsekit.data_pruning.graph import d2
 from sparsekit.masks import count_active, topk_mask
 
 Policy = Callable[..., Tensor]
@@ -132,8 +135,11 @@ POLICIES: dict[str, Policy] = {
     "window": window,
     "random": random,
     "strata": strata,
+    "beta": beta,
+    "d2": d2,
+    "herding": herding,
+    "k_center": k_center,
 }
-_RANDOM = ("random", "strata")
 
 
 def select(
@@ -157,11 +163,11 @@ def select(
         per_class: the policy within each class, which keeps its share of the examples,
             one at least. Options with a row for each example are cut to the class.
         seed: of random policies.
-        options: of the policy: `drop_hardest`, `n_strata`.
+        options: of the policy: `drop_hardest`, `n_strata`, `features`, ...
 
     Raises:
-        ValueError: for NaN, a share or number out of range, an unknown policy, labels
-            that are missing, or a policy that returns something else than asked for.
+        ValueError: for NaN scores, a share or number out of range, an unknown policy,
+            labels that are missing, or a policy that does not return what it should.
         TypeError: for an option that the policy does not have.
 
     Warns:

@@ -1,0 +1,342 @@
+"""`DataPruner`: trains, scores and selects in one call, for arrays or data sets."""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Subset, TensorDataset
+
+from sparsekit.data_pruning import dynamics, scores
+from sparsekit.data_pruning.dataset import Scores, score
+from sparsekit.data_pruning.dynamics import TrainingTrace
+from sparsekit.data_pruning.selection import select
+from sparsekit.data_pruning.training import train
+
+OF_MODEL: dict[str, Callable[..., Tensor]] = {
+    "el2n": scores.el2n,
+    "grand": scores.grand,
+    "loss": scores.loss,
+    "margin": scores.margin,
+    "entropy": scores.entropy,
+    "least_confidence": scores.least_confidence,
+    "input_norm": scores.input_norm,
+}
+OF_TRACE: dict[str, Callable[[TrainingTrace], Tensor]] = {
+    "aum": dynamics.aum,
+    "forgetting": dynamics.forgetting,
+    "dynamic_uncertainty": dynamics.dynamic_uncertainty,
+    "dual": dynamics.dual,
+}
+
+
+class DataPruner:
+    """Chooses the examples to train on.
+
+        pruner = DataPruner(keep=0.5).fit(X, y)
+        X, y = X[pruner.get_support()], y[pruner.get_support()]
+
+        pruner = DataPruner(keep=0.5, model=lambda: Net()).fit(dataset)
+        loader = DataLoader(pruner.subset(), batch_size=128)
+
+    By scikit-learn's conventions: arguments are stored as they are, what is learned
+    ends in `_`, and `get_params`, `set_params` and `clone` work.
+
+    Args:
+        keep: a share in (0, 1], or a number of examples.
+        score: el2n, grand, loss, margin, entropy, least_confidence, input_norm (of the
+            trained models), aum, forgetting, dynamic_uncertainty, dual (of the course
+            of their training), or a function (model, inputs, targets) -> [B].
+        policy, per_class, policy_options: as in `select`.
+        model: makes a network that returns logits; default, for arrays, a small MLP.
+        epochs, batch_size, lr, device: of the trainings.
+        seeds: number of trainings whose scores are averaged.
+        random_state: an integer; everything random comes from it.
+
+    Attributes:
+        scores_: `Scores`, [R, N]; support_: [N] bool; classes_: [K]; models_: trained.
+
+    >>> X = np.concatenate([np.zeros((20, 2)), np.ones((20, 2))]).astype(np.float32)
+    >>> y = np.array(["no"] * 20 + ["yes"] * 20)
+    >>> y[3] = "yes"  # a mistake
+    >>> pruner = DataPruner(keep=30, epochs=30, seeds=2).fit(X, y)
+    >>> int(pruner.get_support().sum()), pruner.suspects(1)
+    (30, array([3]))
+    """
+
+    def __init__(
+        self,
+        keep: float | int = 0.7,
+        score: str | Callable[..., Tensor] = "el2n",
+        policy: str | Callable[..., Tensor] = "strata",
+        *,
+        per_class: bool = False,
+        policy_options: dict[str, Any] | None = None,
+        model: Callable[[], nn.Module] | None = None,
+        epochs: int = 10,
+        seeds: int = 5,
+        batch_size: int = 128,
+        lr: float = 1e-3,
+        device: str = "cpu",
+        random_state: int = 0,
+    ):
+        self.keep, self.score, self.policy = keep, score, policy
+        self.per_class, self.policy_options = per_class, policy_options
+        self.model, self.epochs, self.seeds = model, epochs, seeds
+        self.batch_size, self.lr, self.device = batch_size, lr, device
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any = None) -> "DataPruner":
+        """Trains `seeds` models, scores and selects.
+
+        Args:
+            X: array [N, ...], numbers; or a data set whose items are (x, class).
+            y: [N] labels of the array, numbers or strings; none for a data set.
+
+        Raises:
+            ValueError: for NaN, lengths that differ, fewer than two classes, or a model
+                with fewer outputs than classes.
+        """
+        self._require_arguments()
+        self._read(X, y)
+        trained = [self._train(seed) for seed in self._seeds()]
+        self.models_ = [model for model, _ in trained]
+        traces = [trace for _, trace in trained]
+        self.aum_ = torch.stack([dynamics.aum(trace) for trace in traces]).mean(0)
+        self.scores_ = self._score(traces)
+        options = dict(self.policy_options or {})
+        if self.policy == "beta":
+            own = np.mean([trace.own.mean(0) for trace in traces], 0)
+            options.setdefault("mean_p", torch.from_numpy(own))
+        self.indices_ = select(
+            self.scores_.values,
+            self.keep,
+            self.policy,
+            labels=self.labels_,
+            per_class=self.per_class,
+            seed=self.random_state,
+            **options,
+        )
+        self.support_ = np.zeros(len(self.labels_), bool)
+        self.support_[self.indices_.numpy()] = True
+        return self
+
+    def _read(self, X: Any, y: Any) -> None:
+        if isinstance(X, Dataset) and y is not None:
+            raise ValueError("a data set has its own labels: leave y out")
+        if isinstance(X, Dataset):
+            self.classes_, of_class = np.unique(_labels(X), return_inverse=True)
+            self.dataset_: Any = X
+        else:
+            inputs, labels = _arrays(X, y)
+            self.n_features_in_ = inputs[0].numel()
+            self.classes_, of_class = np.unique(labels, return_inverse=True)
+            self.dataset_ = TensorDataset(inputs, torch.from_numpy(of_class))
+        if len(self.classes_) < 2:
+            raise ValueError(f"y needs two classes at least, got {len(self.classes_)}")
+        self.labels_ = torch.from_numpy(of_class)
+
+    def get_support(self, indices: bool = False) -> np.ndarray:
+        """Which examples stay: [N] bool, or their sorted numbers."""
+        self._require_fitted()
+        return self.indices_.numpy().copy() if indices else self.support_.copy()
+
+    def transform(self, X: Any) -> Any:
+        """The rows of X that stay; X has a row for each example of `fit`."""
+        self._require_fitted()
+        if len(X) != len(self.support_):
+            raise ValueError(
+                f"fit saw {len(self.support_)} examples, X has {len(X)}: a selection "
+                "holds for those examples only"
+            )
+        rows = getattr(X, "iloc", X)
+        return rows[self.support_]
+
+    def fit_transform(self, X: Any, y: Any = None) -> Any:
+        """`fit`, then `transform`."""
+        return self.fit(X, y).transform(X)
+
+    def subset(self) -> Subset[Any]:
+        """The data set of `fit`, examples that stay only."""
+        self._require_fitted()
+        return Subset(self.dataset_, self.indices_.tolist())
+
+    def suspicion(self, by: str = "out_of_fold", folds: int = 5) -> Tensor:
+        """How likely each label is wrong, [N]; only the order means something.
+
+        Args:
+            by: "out_of_fold", minus the probability of the label by models that did not
+                see the example: `folds` trainings for each of the `seeds`; or "aum",
+                the area under the margin in the trainings of `fit`: no further cost.
+        """
+        self._require_fitted()
+        if by == "aum":
+            return self.aum_.clone()
+        if by != "out_of_fold":
+            raise ValueError(f"by is 'out_of_fold' or 'aum', got {by!r}")
+        n = len(self.labels_)
+        if not 2 <= folds <= n:
+            raise ValueError(f"folds is in 2 ... {n}, got {folds}")
+        runs = []
+        for seed in self._seeds():
+            generator = torch.Generator().manual_seed(seed)
+            own = torch.zeros(n)
+            for fold in _folds(self.labels_, folds, generator):
+                rest = torch.ones(n, dtype=torch.bool)
+                rest[fold] = False
+                model, _ = self._train(seed, rest.nonzero().squeeze(1))
+                part = Subset(self.dataset_, fold.tolist())
+                own[fold] = score(model, part, _confidence).values
+            runs.append(own)
+        return -torch.stack(runs).mean(0)
+
+    def suspects(self, n: int, by: str = "out_of_fold", folds: int = 5) -> np.ndarray:
+        """The n examples whose labels are most likely wrong, the likeliest first."""
+        order = self.suspicion(by, folds).argsort(descending=True, stable=True)
+        return order[:n].numpy()
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The arguments of the constructor."""
+        return {name: getattr(self, name) for name in self._names()}
+
+    def set_params(self, **params: Any) -> "DataPruner":
+        """Changes arguments of the constructor."""
+        for name, value in params.items():
+            if name not in self._names():
+                raise ValueError(f"no parameter {name!r}; known: {self._names()}")
+            setattr(self, name, value)
+        return self
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import (  # type: ignore[import-untyped]
+            InputTags,
+            Tags,
+            TargetTags,
+        )
+
+        return Tags(
+            estimator_type=None,
+            target_tags=TargetTags(required=True),
+            input_tags=InputTags(two_d_array=True, three_d_array=True),
+        )
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "support_")
+
+    def __repr__(self) -> str:
+        default = inspect.signature(type(self)).parameters
+        changed = {
+            name: value
+            for name, value in self.get_params().items()
+            if value is not default[name].default
+        }
+        return f"DataPruner({', '.join(f'{k}={v!r}' for k, v in changed.items())})"
+
+    @classmethod
+    def _names(cls) -> list[str]:
+        return list(inspect.signature(cls).parameters)
+
+    def _seeds(self) -> range:
+        return range(self.random_state, self.random_state + self.seeds)
+
+    def _train(self, seed: int, members: Tensor | None = None) -> tuple[Any, Any]:
+        return train(
+            self.model or partial(_mlp, self.dataset_, len(self.classes_)),
+            self.dataset_,
+            epochs=self.epochs,
+            seed=seed,
+            members=members,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            device=self.device,
+        )
+
+    def _score(self, traces: list[TrainingTrace]) -> Scores:
+        if isinstance(self.score, str) and self.score in OF_TRACE:
+            rows = [OF_TRACE[self.score](trace) for trace in traces]
+            return Scores(torch.stack(rows), np.arange(len(self.labels_)), 0.0)
+        function = OF_MODEL[self.score] if isinstance(self.score, str) else self.score
+        return score(self.models_, self.dataset_, function, batch_size=self.batch_size)
+
+    def _require_arguments(self) -> None:
+        known = [*OF_MODEL, *OF_TRACE]
+        if isinstance(self.score, str) and self.score not in known:
+            raise ValueError(f"no score {self.score!r}; known: {', '.join(known)}")
+        if self.epochs < 1 or self.seeds < 1 or self.batch_size < 2:
+            raise ValueError(
+                "epochs and seeds are at least 1, batch_size at least 2, got "
+                f"{self.epochs}, {self.seeds} and {self.batch_size}"
+            )
+
+    def _require_fitted(self) -> None:
+        if not hasattr(self, "support_"):
+            raise _not_fitted("this DataPruner is not fitted yet: call fit")
+
+
+def _not_fitted(message: str) -> Exception:
+    try:
+        from sklearn.exceptions import (  # type: ignore[import-untyped]
+            NotFittedError,
+        )
+    except ImportError:
+        return ValueError(message)
+    return NotFittedError(message)
+
+
+def _arrays(X: Any, y: Any) -> tuple[Tensor, np.ndarray]:
+    if y is None:
+        raise ValueError("requires y to be passed, but the target y is None")
+    values, labels = np.asarray(X), np.asarray(y)
+    if values.ndim < 2 or len(values) < 2:
+        raise ValueError(
+            f"X is [N, ...] with two examples at least, got shape {values.shape}. "
+            "Reshape your data"
+        )
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"X holds numbers, got {values.dtype}")
+    if labels.shape != (len(values),):
+        raise ValueError(f"y is [{len(values)}], got shape {labels.shape}")
+    inputs = torch.from_numpy(np.ascontiguousarray(values, np.float32))
+    if not torch.isfinite(inputs).all():
+        raise ValueError("X contains NaN or infinity")
+    return inputs, labels
+
+
+def _labels(dataset: Any) -> np.ndarray:
+    """All labels, classes 0 ... K - 1, read once."""
+    labels = np.array([int(dataset[i][1]) for i in range(len(dataset))])
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(np.unique(labels)):
+        raise ValueError(
+            "the labels of a data set are classes 0 ... K - 1, each of them present; "
+            f"got {np.unique(labels)[:10].tolist()}"
+        )
+    return labels
+
+
+def _mlp(dataset: Any, n_classes: int) -> nn.Module:
+    """Two hidden layers of 64; the first norm makes up for the units of the inputs."""
+    width = dataset[0][0].numel()
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.BatchNorm1d(width),
+        nn.Linear(width, 64),
+        nn.ReLU(),
+        nn.Linear(64, 64),
+        nn.ReLU(),
+        nn.Linear(64, n_classes),
+    )
+
+
+def _confidence(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    """p_y = exp(-cross-entropy)."""
+    return torch.exp(-scores.loss(model, inputs, targets))
+
+
+def _folds(labels: Tensor, folds: int, generator: torch.Generator) -> list[Tensor]:
+    """Parts of nearly equal size and equal shares of the classes."""
+    order = torch.randperm(len(labels), generator=generator)
+    order = order[labels[order].argsort(stable=True)]
+    return [order[fold::folds] for fold in range(folds)]
