@@ -29,9 +29,6 @@ from typing import (
     get_type_hints,
 )
 
-import tomli_w
-import tyro
-
 from apps.common.toml import convert, deep_merge, read_toml, scalar
 
 Profile = Literal["smoke", "laptop", "full"]
@@ -86,6 +83,8 @@ def to_toml(config: RunConfig) -> str:
     function is written by its name. Raises ValueError for a None that is not the
     default: TOML has no word for it.
     """
+    import tomli_w  # here, as tyro below: training from Python needs neither
+
     table = _table(config)
     for name in ("out", "resume"):
         table.pop(name, None)
@@ -216,6 +215,8 @@ def _unvalidated(cls: type, values: Mapping[str, Any]) -> Any:
     The file's values alone need not be valid: flags may complete them. The real
     instance is made once, from everything.
     """
+    import tyro
+
     instance = object.__new__(cls)
     hints = get_type_hints(cls)
     for f in fields(cls):
@@ -306,6 +307,8 @@ def _from_flags(
     program: str,
 ) -> C:  # fmt: skip
     """The instance, by tyro. `--config` is there for the help only."""
+    import tyro
+
     registry = tyro.constructors.ConstructorRegistry()
 
     @registry.primitive_rule
