@@ -10,20 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from sparsekit.data_pruning import dynamics, scores
+from sparsekit.data_pruning import dynamics
+from sparsekit.data_pruning import scores as of_model
 from sparsekit.data_pruning.dataset import Scores, score
 from sparsekit.data_pruning.dynamics import TrainingTrace
 from sparsekit.data_pruning.selection import select
 from sparsekit.data_pruning.training import train
 
 OF_MODEL: dict[str, Callable[..., Tensor]] = {
-    "el2n": scores.el2n,
-    "grand": scores.grand,
-    "loss": scores.loss,
-    "margin": scores.margin,
-    "entropy": scores.entropy,
-    "least_confidence": scores.least_confidence,
-    "input_norm": scores.input_norm,
+    "el2n": of_model.el2n,
+    "grand": of_model.grand,
+    "loss": of_model.loss,
+    "margin": of_model.margin,
+    "entropy": of_model.entropy,
+    "least_confidence": of_model.least_confidence,
+    "input_norm": of_model.input_norm,
 }
 OF_TRACE: dict[str, Callable[[TrainingTrace], Tensor]] = {
     "aum": dynamics.aum,
@@ -47,7 +48,7 @@ class DataPruner:
 
     Args:
         keep: a share in (0, 1], or a number of examples.
-        score: el2n, grand, loss, margin, entropy, least_confidence, input_norm (of the
+        scores: el2n, grand, loss, margin, entropy, least_confidence, input_norm (of the
             trained models), aum, forgetting, dynamic_uncertainty, dual (of the course
             of their training), or a function (model, inputs, targets) -> [B].
         policy, per_class, policy_options: as in `select`.
@@ -70,7 +71,7 @@ class DataPruner:
     def __init__(
         self,
         keep: float | int = 0.7,
-        score: str | Callable[..., Tensor] = "el2n",
+        scores: str | Callable[..., Tensor] = "el2n",
         policy: str | Callable[..., Tensor] = "strata",
         *,
         per_class: bool = False,
@@ -83,7 +84,7 @@ class DataPruner:
         device: str = "cpu",
         random_state: int = 0,
     ):
-        self.keep, self.score, self.policy = keep, score, policy
+        self.keep, self.scores, self.policy = keep, scores, policy
         self.per_class, self.policy_options = per_class, policy_options
         self.model, self.epochs, self.seeds = model, epochs, seeds
         self.batch_size, self.lr, self.device = batch_size, lr, device
@@ -147,13 +148,19 @@ class DataPruner:
     def transform(self, X: Any) -> Any:
         """The rows of X that stay; X has a row for each example of `fit`."""
         self._require_fitted()
-        if len(X) != len(self.support_):
+        rows = X if hasattr(X, "shape") else np.asarray(X)
+        if rows.shape[0] != len(self.support_):
             raise ValueError(
-                f"fit saw {len(self.support_)} examples, X has {len(X)}: a selection "
-                "holds for those examples only"
+                f"fit saw {len(self.support_)} examples, X has {rows.shape[0]}: a "
+                "selection holds for those examples only"
             )
-        rows = getattr(X, "iloc", X)
-        return rows[self.support_]
+        n_features = int(np.prod(rows.shape[1:]))
+        if n_features != getattr(self, "n_features_in_", n_features):
+            raise ValueError(
+                f"X has {n_features} features, but DataPruner is expecting "
+                f"{self.n_features_in_} features as input"
+            )
+        return getattr(rows, "iloc", rows)[self.support_]
 
     def fit_transform(self, X: Any, y: Any = None) -> Any:
         """`fit`, then `transform`."""
@@ -215,11 +222,13 @@ class DataPruner:
             InputTags,
             Tags,
             TargetTags,
+            TransformerTags,
         )
 
         return Tags(
             estimator_type=None,
             target_tags=TargetTags(required=True),
+            transformer_tags=TransformerTags(preserves_dtype=[]),
             input_tags=InputTags(two_d_array=True, three_d_array=True),
         )
 
@@ -255,16 +264,18 @@ class DataPruner:
         )
 
     def _score(self, traces: list[TrainingTrace]) -> Scores:
-        if isinstance(self.score, str) and self.score in OF_TRACE:
-            rows = [OF_TRACE[self.score](trace) for trace in traces]
+        if isinstance(self.scores, str) and self.scores in OF_TRACE:
+            rows = [OF_TRACE[self.scores](trace) for trace in traces]
             return Scores(torch.stack(rows), np.arange(len(self.labels_)), 0.0)
-        function = OF_MODEL[self.score] if isinstance(self.score, str) else self.score
+        function = (
+            OF_MODEL[self.scores] if isinstance(self.scores, str) else self.scores
+        )
         return score(self.models_, self.dataset_, function, batch_size=self.batch_size)
 
     def _require_arguments(self) -> None:
         known = [*OF_MODEL, *OF_TRACE]
-        if isinstance(self.score, str) and self.score not in known:
-            raise ValueError(f"no score {self.score!r}; known: {', '.join(known)}")
+        if isinstance(self.scores, str) and self.scores not in known:
+            raise ValueError(f"no score {self.scores!r}; known: {', '.join(known)}")
         if self.epochs < 1 or self.seeds < 1 or self.batch_size < 2:
             raise ValueError(
                 "epochs and seeds are at least 1, batch_size at least 2, got "
@@ -289,14 +300,24 @@ def _not_fitted(message: str) -> Exception:
 def _arrays(X: Any, y: Any) -> tuple[Tensor, np.ndarray]:
     if y is None:
         raise ValueError("requires y to be passed, but the target y is None")
+    if hasattr(X, "toarray"):
+        raise ValueError("sparse input is not supported: pass X.toarray()")
     values, labels = np.asarray(X), np.asarray(y)
-    if values.ndim < 2 or len(values) < 2:
-        raise ValueError(
-            f"X is [N, ...] with two examples at least, got shape {values.shape}. "
-            "Reshape your data"
-        )
+    if values.dtype.kind == "O":
+        values = values.astype(np.float64)
     if values.dtype.kind not in "biuf":
-        raise ValueError(f"X holds numbers, got {values.dtype}")
+        kind = (
+            "Complex data not supported" if values.dtype.kind == "c" else "no numbers"
+        )
+        raise ValueError(f"{kind}: X holds {values.dtype}")
+    if values.ndim < 2:
+        raise ValueError(f"X is [N, ...], got {values.shape}. Reshape your data")
+    if len(values) < 2 or values[0].size == 0:
+        raise ValueError(
+            f"Found array with {len(values)} sample(s), n_samples = {len(values)}, and "
+            f"{int(np.prod(values.shape[1:]))} feature(s) (shape={values.shape}) while "
+            "a minimum of 1 is required, and of 2 samples"
+        )
     if labels.shape != (len(values),):
         raise ValueError(f"y is [{len(values)}], got shape {labels.shape}")
     inputs = torch.from_numpy(np.ascontiguousarray(values, np.float32))
@@ -332,7 +353,7 @@ def _mlp(dataset: Any, n_classes: int) -> nn.Module:
 
 def _confidence(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     """p_y = exp(-cross-entropy)."""
-    return torch.exp(-scores.loss(model, inputs, targets))
+    return torch.exp(-of_model.loss(model, inputs, targets))
 
 
 def _folds(labels: Tensor, folds: int, generator: torch.Generator) -> list[Tensor]:
