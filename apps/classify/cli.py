@@ -207,7 +207,10 @@ def check_command(argv: list[str]) -> None:
         raise ValueError("dense is no method: there is nothing to check")
     from sparsekit.testing import check_method  # slow to import, for this verb only
 
-    check_method(cls)
+    try:
+        check_method(cls)
+    except AssertionError as error:
+        raise ValueError(f"{cls.__name__} breaks the contract: {error}") from None
     print(f"{cls.__name__} keeps the contract")
 
 

@@ -146,6 +146,15 @@ def test_usage_errors_exit_2_and_name_the_fix(
     assert set(tmp_path.iterdir()) == before
 
 
+def test_a_method_that_breaks_the_contract_is_told_why(tmp_path: Path, capsys) -> None:
+    text = next(text for _, text in BLOCKS if text.startswith("# my_method.py"))
+    file = tmp_path / "one_too_many.py"
+    file.write_text(text.replace("counts[name])", "counts[name] + 1)"))
+    assert run("check", "--method", file) == 2
+    assert "LargestAtStart breaks the contract: " in (err := capsys.readouterr().err)
+    assert "wrong count, 188 of 618 weights are alive" in err
+
+
 def test_usage_lists_verbs_methods_and_presets(capsys) -> None:
     assert run() == 2
     assert run("--help") == 0
