@@ -44,13 +44,13 @@ def train(
         make: the model, anew; called and trained under `seed`.
         dataset: dataset[i] is (x, y), y a class 0, 1, ...
         members: train on these examples only; then there is no trace.
-        batch_size: at most; batches are of nearly equal size, so that none has a single
-            example, which batch norm cannot take.
+        batch_size: about; batches are of nearly equal size, at least two examples,
+            since batch norm cannot take one.
 
     The random state of the process is as it was afterwards.
     """
     numbered = Numbered(dataset, members)
-    n_batches = -(-len(numbered) // batch_size)
+    n_batches = max(1, min(-(-len(numbered) // batch_size), len(numbered) // 2))
     trace = TrainingTrace(len(dataset)) if members is None else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
