@@ -5,7 +5,7 @@ import importlib
 
 import pytest
 
-MODULES = {"statistics": 3, "claims": 1, "ledger": 1, "toml": 4}
+MODULES = {"statistics": 3, "claims": 1, "ledger": 1, "tables": 2, "toml": 4}
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -1,0 +1,63 @@
+"""Tables on a page, and means with their intervals as text.
+
+table([{"method": "rigl", "accuracy %": points(accuracies, sign=False)}])
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from apps.common.statistics import Interval, Values, mean_interval
+
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
+
+
+def table(
+    rows: Sequence[Mapping[str, Any]], formats: Mapping[str, str] | None = None
+) -> "Styler":
+    """Rows as a table without row numbers; text is kept on one line.
+
+    rows: dicts with the same keys, which become the header. formats: {column: format},
+    such as {"seconds": "{:.1f}"}.
+
+    Raises ValueError for no rows, or a format of a column that is not there.
+    """
+    import pandas as pd
+
+    if not rows:
+        raise ValueError("a table needs at least one row")
+    unknown = sorted(set(formats or {}) - set(rows[0]))
+    if unknown:
+        raise ValueError(f"no column {unknown[0]!r}; the table has {list(rows[0])}")
+    style = pd.DataFrame([dict(row) for row in rows]).style.format(formats or {})
+    cells = "padding: 0.2em 0.6em; text-align: left; font-size: 0.92em"
+    return style.hide(axis="index").set_table_styles(
+        [
+            {"selector": "th, td", "props": cells},
+            {"selector": "td", "props": "white-space: nowrap"},
+        ]
+    )
+
+
+def shown(interval: Interval, digits: int = 2, sign: bool = False) -> str:
+    """An interval as text.
+
+    >>> shown(mean_interval([0.90, 0.92, 0.94]))
+    '0.92 [0.87, 0.97]'
+    """
+    form = f"{'+' if sign else ''}.{digits}f"
+    ends = (interval.value, interval.low, interval.high)
+    # Adding 0 after rounding leaves no "-0.0".
+    value, low, high = (format(round(end, digits) + 0.0, form) for end in ends)
+    return f"{value} [{low}, {high}]"
+
+
+def points(values: Values, digits: int = 1, sign: bool = True) -> str:
+    """Fractions, one a seed: their mean in percent points with its 95 % interval.
+
+    >>> points([0.01, 0.02, 0.03]), points([0.91, 0.92, 0.93], sign=False)
+    ('+2.0 [-0.5, +4.5]', '92.0 [89.5, 94.5]')
+    """
+    return shown(mean_interval(100 * np.asarray(values)), digits, sign)

@@ -1,0 +1,40 @@
+"""Tables and intervals as text."""
+
+import math
+import re
+
+import pytest
+
+from apps.common.statistics import Interval, mean_interval
+from apps.common.tables import points, shown, table
+
+
+def test_table_shows_every_cell_once_and_no_row_numbers():
+    rows = [{"method": "set", "s": 1.26}, {"method": "rigl", "s": 20.0}]
+    html = table(rows, {"s": "{:.1f} s"}).to_html()
+    cells = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", html)
+    assert cells == ["method", "s", "set", "1.3 s", "rigl", "20.0 s"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "formats", "message"),
+    [
+        ([], None, "at least one row"),
+        ([{"a": 1}], {"b": "{}"}, r"no column 'b'; the table has \['a'\]"),
+    ],
+)
+def test_bad_tables_are_refused(rows, formats, message):
+    with pytest.raises(ValueError, match=message):
+        table(rows, formats)
+
+
+def test_intervals_as_text():
+    assert shown(Interval(-0.04, -1.26, 1.24, 5), 1) == "0.0 [-1.3, 1.2]"
+    assert shown(Interval(0.5, math.nan, math.nan, 1), 1, sign=True) == (
+        "+0.5 [+nan, +nan]"
+    )
+    values = [0.1, 0.15, 0.11]
+    interval = mean_interval([100 * v for v in values])
+    assert points(values) == (
+        f"{interval.value:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]"
+    )
