@@ -193,7 +193,7 @@ def sparsity_per_layer(source: Sparsified | Masks, ax: "Axes | None" = None) -> 
             textcoords="offset points",
             ha="right" if inside else "left",
             va="center",
-            color="white" if inside else "black",
+            color="white" if inside else _INK,
             fontsize="small",
         )
     ax.axvline(total, color=_ORANGE, linestyle="--", label=f"all: {total:.1f} %")
@@ -254,11 +254,11 @@ def exploration_curve(history: History, ax: "Axes | None" = None) -> "Axes":
     ax = _axes(ax)
     for name, values in history.explorations.items():
         ax.plot(history.step, values, linewidth=0.9, alpha=0.7, label=name)
-    ax.plot(history.step, history.exploration, color="black", linewidth=2, label="all")
+    ax.plot(history.step, history.exploration, color=_INK, linewidth=2, label="all")
     ax.plot(
         history.step,
         history.density,
-        color="black",
+        color=_INK,
         linestyle=":",
         label="density, all",
     )
@@ -289,6 +289,7 @@ def binomial(trials: int, probability: float) -> np.ndarray:
 
 
 _BLUE, _ORANGE = "#2b6ca3", "#d9822b"
+_INK = "#7b7b7b"  # readable on white and on dark pages
 
 
 def _axes(ax: "Axes | None", height: float = 3.6) -> "Axes":
