@@ -82,8 +82,9 @@ def run_key(
 ) -> str:
     """Hash of what a run depends on: 64 hex digits.
 
-    Chapter, parameters, reachable code and presets, pins, the chapter's claims,
-    Python and the packages really installed (an environment may lack the pins).
+    Chapter, parameters, reachable code and presets, pins, the chapter's claims and
+    stored results, Python and the packages really installed (an environment may lack
+    the pins).
     """
     digest = hashlib.sha256()
 
@@ -96,6 +97,9 @@ def run_key(
     for path in code_files(root, chapter.text):
         add(path.relative_to(root).as_posix(), path.read_bytes())
     add(json.dumps(chapter_claims(claims, chapter.name), sort_keys=True, default=str))
+    # A page may show the stored measurements of a GPU run.
+    for path in sorted(claims.parent.glob(f"results/*/{chapter.name}*.json")):
+        add(path.relative_to(claims.parent).as_posix(), path.read_bytes())
     add(sys.version.split()[0], *(f"{p}={version(p)}" for p in packages))
     return digest.hexdigest()
 

@@ -222,11 +222,14 @@ def test_key_is_reproducible(keyed):
         ("root/constraints.txt", True),
         ("root/apps/recsys/train.py", False),  # the chapter does not name this app
         ("root/book/engine/site.py", False),  # rendering is not execution
+        ("results/full/one-runs.json", True),  # stored, shown on the page
+        ("results/full/two.json", False),
     ],
 )
 def test_key_depends_on_what_the_chapter_can_reach(keyed, name, changes):
     key, folder = keyed
     before = key()
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text("changed = 2")
     assert (key() != before) is changes
 
