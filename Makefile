@@ -11,7 +11,7 @@ PYTEST  ?= -n 2 --dist loadgroup
 BIN   := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: book test check results clean help
+.PHONY: book test check bench results clean help
 
 book: $(STAMP)
 	$(BIN)/python -m book.engine --profile $(PROFILE) $(if $(CHAPTER),--chapter $(CHAPTER))
@@ -33,6 +33,13 @@ results: $(STAMP)
 	cp build/results/$(PROFILE)/*.json book/results/$(PROFILE)/
 	@echo "Stored in book/results/$(PROFILE); commit them."
 
+# Every speed claim, one after another; tables come out in build/benchmarks.
+bench: $(STAMP)
+	@set -e; for script in $$(grep -l '__main__' benchmarks/*.py); do \
+	  name=$$(basename $$script .py); echo "== $$name"; \
+	  OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.$$name; \
+	done
+
 clean:
 	rm -rf build
 
@@ -40,6 +47,7 @@ help:
 	@sed -n 's/^# //p' Makefile | head -3
 	@echo "    PROFILE=smoke|laptop|full  CHAPTER=name  PYTHON=python3.12  PYTEST='-k name'"
 	@echo "make check     linters and types only"
+	@echo "make bench     measure every claim of speed, into build/benchmarks"
 	@echo "make results   keep build/results/PROFILE in book/results"
 	@echo "make clean     remove build/ (cache, measurements, site)"
 

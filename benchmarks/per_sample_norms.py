@@ -1,0 +1,255 @@
+"""Per-sample gradient norms: ours against a loop, vmap(grad) and Opacus.
+
+    python -m benchmarks.per_sample_norms                # both networks, batch 128
+    python -m benchmarks.per_sample_norms --quick        # batch 16, one round
+
+Time is measured in rounds, every method once a round, and compared within rounds; the
+median ratio is what counts. Memory is the peak of a fresh process above what it had
+before the call, and is compared with one plain forward and backward pass. The error is
+the largest relative difference from a loop in float64. Opacus is measured if it is
+installed; it is no dependency.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.networks import NETWORKS
+from sparsekit.data_pruning.per_sample import gradient_norms
+
+ROOT = Path(__file__).parents[1]
+
+
+def plain(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """One forward and backward pass: the price of a training step, no norms."""
+    F.cross_entropy(model(x), y, reduction="sum").backward()
+    model.zero_grad(set_to_none=True)
+    return torch.zeros(len(x))
+
+
+def ours(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return gradient_norms(model, x, y)
+
+
+def loop(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    norms = []
+    parameters = list(model.parameters())
+    for i in range(len(x)):
+        loss = F.cross_entropy(model(x[i : i + 1]), y[i : i + 1])
+        grads = torch.autograd.grad(loss, parameters)
+        norms.append(torch.stack([g.square().sum() for g in grads]).sum().sqrt())
+    return torch.stack(norms)
+
+
+def vmap(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        logits = torch.func.functional_call(model, parameters, (x.unsqueeze(0),))
+        return F.cross_entropy(logits, y.unsqueeze(0))
+
+    grads = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(parameters, x, y)
+    squares = [g.flatten(1).square().sum(1) for g in grads.values()]
+    return torch.stack(squares).sum(0).sqrt()
+
+
+def opacus(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Ghost norms for linear and embedding layers, per-sample gradients for others.
+
+    Raises NotImplementedError for layers with buffers, batch norm among them, even in
+    evaluation mode.
+    """
+    from opacus.grad_sample import GradSampleModuleFastGradientClipping
+
+    wrapped = GradSampleModuleFastGradientClipping(model, loss_reduction="sum")
+    model.train()  # it records activations in this mode only
+    try:
+        F.cross_entropy(wrapped(x), y, reduction="sum").backward()
+        return wrapped.get_norm_sample().detach()
+    finally:
+        wrapped.zero_grad(set_to_none=True)
+        wrapped.to_standard_module().eval()
+
+
+METHODS: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
+    "plain": plain,
+    "ours": ours,
+    "vmap": vmap,
+    "loop": loop,
+}
+if find_spec("opacus"):
+    METHODS["opacus"] = opacus
+
+
+def subject(network: str, batch: int, device: str) -> tuple[nn.Module, Tensor, Tensor]:
+    """A network whose batch norms have seen data, and a batch of noise."""
+    torch.manual_seed(0)
+    model = NETWORKS[network]().to(device)
+    x = torch.randn(batch, 3, 32, 32, device=device)
+    with torch.no_grad():
+        model(x[:64])
+    return model.eval(), x, torch.randint(0, 10, (batch,), device=device)
+
+
+def seconds(call: Callable[[], Any], device: str) -> float:
+    began = time.perf_counter()
+    call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def peak_bytes(network: str, batch: int, device: str, method: str) -> int:
+    """In this process: call it once, in a fresh one, and only once."""
+    model, x, y = subject(network, batch, device)
+    if device == "cuda":
+        METHODS[method](model, x[:2], y[:2])
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        METHODS[method](model, x, y)
+        return torch.cuda.max_memory_allocated() - before
+    METHODS[method](model, x[:2], y[:2])  # loads what is loaded late
+    forget_peak()
+    before = peak_rss()
+    METHODS[method](model, x, y)
+    return peak_rss() - before
+
+
+def peak_rss() -> int:
+    """On Linux VmHWM: ru_maxrss begins with what the parent process had."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(x for x in status.read_text().splitlines() if "VmHWM" in x)
+        return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def forget_peak() -> None:
+    """Imports take more for a moment than the process has now. Linux can forget it."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_in_fresh_process(network: str, args: argparse.Namespace, method: str) -> int:
+    command = [sys.executable, "-m", "benchmarks.per_sample_norms", "--peak", method]
+    command += ["--network", network, "--batch", str(args.batch)]
+    command += ["--device", args.device, "--threads", str(args.threads)]
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE)
+    return int(done.stdout.split()[-1])
+
+
+def measure(network: str, args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """{method: {seconds, time_over_plain, times_ours, peak_mb, peak_over_plain,
+    error}}."""
+    model, x, y = subject(network, args.batch, args.device)
+    exact = loop(model.double(), x.double(), y)
+    model.float()
+    error = {}
+    for name, method in METHODS.items():  # also warms up
+        try:
+            found = method(model, x, y).double()
+        except NotImplementedError:
+            print(f"{name} has no rule for a layer of {network}", file=sys.stderr)
+        else:
+            error[name] = float(((found - exact) / exact).abs().max())
+    methods = {name: METHODS[name] for name in error}
+    rounds = [
+        {
+            name: seconds(lambda method=method: method(model, x, y), args.device)
+            for name, method in methods.items()
+        }
+        for _ in range(args.rounds)
+    ]
+    peaks = {name: peak_in_fresh_process(network, args, name) for name in methods}
+    return {
+        name: {
+            "seconds": median(r[name] for r in rounds),
+            "time_over_plain": median(r[name] / r["plain"] for r in rounds),
+            "times_ours": median(r[name] / r["ours"] for r in rounds),
+            "peak_mb": peaks[name] / 1e6,
+            "peak_over_plain": peaks[name] / max(peaks["plain"], 1),
+            "error": 0.0 if name == "plain" else error[name],
+        }
+        for name in methods
+    }
+
+
+def markdown(report: dict[str, Any]) -> str:
+    lines = [
+        "# Per-sample gradient norms",
+        "",
+        f"Batch {report['batch']} of 3x32x32, {report['device']}, "
+        f"{report['threads']} thread(s), torch {report['torch']}, medians of "
+        f"{report['rounds']} rounds. {report['opacus']}",
+    ]
+    for network, rows in report["networks"].items():
+        lines += [
+            "",
+            f"## {network}",
+            "",
+            "| method | s | over plain | over ours | peak MB | over plain | error |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for name, row in rows.items():
+            error = "–" if name == "plain" else f"{row['error']:.1e}"
+            lines.append(
+                f"| {name} | {row['seconds']:.3f} | {row['time_over_plain']:.2f} | "
+                f"{row['times_ours']:.2f} | {row['peak_mb']:.0f} | "
+                f"{row['peak_over_plain']:.2f} | {error} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--network", choices=NETWORKS, help="default: all")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--quick", action="store_true", help="batch 16, one round")
+    parser.add_argument("--out", type=Path, default=ROOT / "build/benchmarks")
+    parser.add_argument("--peak", choices=METHODS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.peak:
+        print(peak_bytes(args.network, args.batch, args.device, args.peak))
+        return
+    if args.quick:
+        args.batch, args.rounds = 16, 1
+    gpu = args.device == "cuda"
+    report = {
+        "batch": args.batch,
+        "rounds": args.rounds,
+        "threads": args.threads,
+        "device": torch.cuda.get_device_name() if gpu else platform.machine(),
+        "torch": torch.__version__,
+        "opacus": "" if "opacus" in METHODS else "Opacus is not installed: left out.",
+        "networks": {
+            name: measure(name, args)
+            for name in ([args.network] if args.network else NETWORKS)
+        },
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "per_sample_norms.json").write_text(json.dumps(report, indent=2) + "\n")
+    (args.out / "per_sample_norms.md").write_text(markdown(report), "utf-8")
+    print(markdown(report))
+
+
+if __name__ == "__main__":
+    main()
