@@ -111,14 +111,8 @@ class Probe:
         for name in sorted(task.wanted):
             if uses[name] > by_layers[name]:
                 raise _uncovered(task.model, name, uses[name], by_layers[name])
-        squares = {}
-        used = [name for name in leaves if uses[name]]
-        if used:
-            grads = torch.autograd.grad(losses[0], [leaves[name] for name in used])
-            for name, grad in zip(used, grads, strict=True):
-                grad = precise(grad.to_dense())
-                masked = grad * task.masks[name] if name in task.masks else grad
-                squares[name] = float(masked.square().sum())
+        used = {name: leaf for name, leaf in leaves.items() if uses[name]}
+        squares = _squares(losses[0], used, task.masks)
         return cls(sample, by_layers, float(losses[0].detach()), squares)
 
     def check(self, losses: Tensor, squares: Mapping[str, Tensor]) -> None:
@@ -134,8 +128,10 @@ class Probe:
         if abs(self.loss) < 0.05:
             return  # of a loss near its minimum only rounding is left of the gradient
         slack = tolerance * sum(self.squares.values()) ** 0.5
+        of_sample = {name: square[self.sample] for name, square in squares.items()}
+        own = dict(zip(of_sample, _floats(list(of_sample.values())), strict=True))
         for name, expected in self.squares.items():
-            found = float(squares[name][self.sample]) if name in squares else 0.0
+            found = own.get(name, 0.0)
             if not abs(found**0.5 - expected**0.5) <= 10 * slack:
                 raise ValueError(
                     f"the gradient of {name!r} has norm {expected**0.5:.6g} for sample "
@@ -211,3 +207,23 @@ def _tolerance(losses: Tensor) -> float:
         and torch.get_float32_matmul_precision() == "highest"
     )
     return 1e-4 if exact else 3e-2
+
+
+def _squares(
+    loss: Tensor, leaves: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """Squared norms of the gradients of one loss."""
+    if not leaves:
+        return {}
+    found = []
+    for name, grad in zip(
+        leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True
+    ):
+        grad = precise(grad.to_dense())
+        found.append((grad * masks[name] if name in masks else grad).square().sum())
+    return dict(zip(leaves, _floats(found), strict=True))
+
+
+def _floats(scalars: list[Tensor]) -> list[float]:
+    """One transfer from the device for all."""
+    return torch.stack(scalars).tolist() if scalars else []
