@@ -275,7 +275,9 @@ def _length(dataset: Any) -> int:
 
 
 def _names(ids: Sequence[Any] | np.ndarray | None, n_examples: int) -> np.ndarray:
-    names = np.arange(n_examples) if ids is None else np.asarray(ids)
+    if ids is None:
+        return np.arange(n_examples)
+    names = np.asarray(ids)
     if names.shape != (n_examples,):
         raise ValueError(
             f"ids are one for each of {n_examples} examples, got shape {names.shape}"
