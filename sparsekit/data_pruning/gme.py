@@ -62,7 +62,7 @@ def maximum_entropy(
     >>> maximum_entropy(films, 2).order  # both genres at once; then no order is worse
     tensor([3, 0])
 
-    Source: Freire and de Castro 2023 (GME), arXiv 2311.06364.
+    Source: Delmas, Wysocka, Freitas 2023 (GME), arXiv 2311.06364.
     """
     if not 0 <= n <= len(items):
         raise ValueError(f"n is in 0 ... {len(items)} (items), got {n}")
