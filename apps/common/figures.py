@@ -42,6 +42,12 @@ LINES: dict[str, dict[str, Any]] = {
     "snip": {"color": PURPLE, "linestyle": "-", "marker": "P"},
     "grasp": {"color": OLIVE, "linestyle": "-", "marker": "v"},
     "synflow": {"color": GREEN, "linestyle": "-", "marker": "P"},
+    "stratified": {"color": OLIVE, "linestyle": ":", "marker": "P"},
+    "el2n": {"color": VERMILION, "linestyle": "-", "marker": "o"},
+    "ccs": {"color": BLUE, "linestyle": "-", "marker": "s"},
+    "aum": {"color": SKY, "linestyle": "-", "marker": "^"},
+    "grand": {"color": PURPLE, "linestyle": "-", "marker": "s"},
+    "forgetting": {"color": GREEN, "linestyle": "-", "marker": "o"},
 }
 
 

@@ -102,6 +102,7 @@ class Ledger:
         profile: smoke, laptop or full.
         folder: default $SPARSEKIT_RESULTS, or build/results of the checkout.
         claims: default book/claims.toml.
+        provenance: of measurements that were made elsewhere; default: here and now.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Ledger:
         profile: str,
         folder: str | Path | None = None,
         claims: str | Path | None = None,
+        provenance: Mapping[str, Any] | None = None,
     ) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", chapter):
             raise ValueError(
@@ -125,7 +127,7 @@ class Ledger:
         self._content: dict[str, Any] = {
             "chapter": chapter,
             "profile": profile,
-            "provenance": _machine(profile),
+            "provenance": _machine(profile, provenance),
             "metrics": {},
             "notes": {},
         }
@@ -345,9 +347,9 @@ def results_folder(folder: str | Path | None = None) -> Path:
     return Path(chosen)
 
 
-def _machine(profile: str) -> dict[str, Any]:
+def _machine(profile: str, known: Mapping[str, Any] | None) -> dict[str, Any]:
     """Provenance without the command: its paths have no place in stored results."""
-    full = provenance(profile)
+    full = provenance(profile) if known is None else known
     return {key: value for key, value in full.items() if key != "command"}
 
 

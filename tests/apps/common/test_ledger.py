@@ -353,3 +353,14 @@ def test_an_empty_switch_counts_as_not_set(monkeypatch) -> None:
     monkeypatch.setenv("SPARSEKIT_RESULTS", "x")
     assert ledger.results_folder() == Path("x")
     assert ledger.results_folder("y") == Path("y")
+
+
+def test_measurements_of_another_machine_keep_their_provenance(book, tmp_path) -> None:
+    elsewhere = {"commit": "c0ffee", "dirty": False, "device": "a GPU", "command": "x"}
+    there = Ledger("random", "full", folder=tmp_path / "r", provenance=elsewhere)
+    there.record("gain-at-scale", [0.1, 0.2], seeds=[0, 1])
+    stored = json.loads((tmp_path / "r/full/random.json").read_text())
+    expected = {k: v for k, v in elsewhere.items() if k != "command"}
+    assert stored["provenance"] == expected
+    row = next(r for r in scoreboard(results=tmp_path / "r") if r["id"] == "9-full")
+    assert row["commit"] == "c0ffee"

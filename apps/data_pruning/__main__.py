@@ -1,0 +1,7 @@
+"""`python -m apps.data_pruning VERB ...`, as `sparsekit data-pruning VERB ...`."""
+
+import sys
+
+from apps.data_pruning.cli import main
+
+sys.exit(main())

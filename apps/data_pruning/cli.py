@@ -1,0 +1,261 @@
+"""Commands: data, train, score, select, compare, report.
+
+sparsekit data-pruning score --config cnn-mnist5k --score el2n --out runs/scores
+sparsekit data-pruning select --scores runs/scores/scores.parquet --keep 0.5 --out runs/half
+sparsekit data-pruning train --config cnn-mnist5k --subset runs/half/subset.csv
+sparsekit data-pruning compare --strategies el2n ccs --seeds 5 --out runs/compare
+"""  # noqa: E501
+
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from apps.common.config import RunConfig, parse
+from apps.common.runs import RunFolder
+from apps.data_pruning import data as sources
+from apps.data_pruning import figure, files, scoring
+from apps.data_pruning.comparison import load_comparison, percent
+from apps.data_pruning.config import PRESETS, Config
+from apps.data_pruning.experiment import compare
+from apps.data_pruning.result import Result, train_run
+from apps.data_pruning.strategy import SHORT
+from sparsekit.data_pruning.selection import POLICIES, select
+
+
+@dataclass(frozen=True)
+class DataConfig(Config):
+    """Fetches a data set and prints its parts, and what is planted."""
+
+
+@dataclass(frozen=True)
+class TrainConfig(Config):
+    """Trains on all examples, or on those of a file, and tests once.
+
+    Args:
+        subset: file with a column id, as `select` writes it; default: all examples.
+        budget: steps, as many as for all examples, or epochs, as many passes.
+    """
+
+    subset: Path | None = None
+    budget: str = "steps"
+
+
+@dataclass(frozen=True)
+class ScoreConfig(Config):
+    """Scores all training examples, over several trainings, into scores.parquet.
+
+    Args:
+        score: a name, with @EPOCH for another epoch than `score_epoch`.
+    """
+
+    score: str = "el2n"
+
+
+@dataclass(frozen=True)
+class SelectConfig(RunConfig):
+    """Chooses by a file of scores, ours or yours, and writes subset.csv.
+
+    Args:
+        scores: .parquet or .csv with columns id and score (larger = harder), and label
+            if `per_class`.
+        keep: share of the examples, in (0, 1].
+        policy: top, bottom, window, strata, random, ...
+        per_class: the policy within each class.
+        options: of the policy, as drop_hardest=0.1.
+    """
+
+    scores: Path | None = None
+    keep: float = 0.5
+    policy: str = "strata"
+    per_class: bool = False
+    options: dict[str, int | float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CompareConfig(Config):
+    """Prunes with several strategies and seeds, beside random subsets and all data.
+
+    A strategy is SCORE:POLICY:OPTION=VALUE; only a score takes the hardest; ccs, random
+    and stratified are short for others. See the README.
+
+    Args:
+        strategies: random and stratified are always added.
+        keeps: shares of the examples that are kept.
+        budgets: steps, epochs, or both.
+        seeds: how many, from `seed` on.
+    """
+
+    strategies: tuple[str, ...] = ("el2n", "ccs")
+    keeps: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    budgets: tuple[str, ...] = ("steps", "epochs")
+    seeds: int = 5
+
+
+@dataclass(frozen=True)
+class ReportConfig(RunConfig):
+    """Writes a comparison's table and figure.
+
+    Args:
+        run: folder that `compare` wrote.
+        formats: of the figure.
+    """
+
+    run: Path | None = None
+    formats: tuple[str, ...] = ("png", "svg")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Scores training examples, prunes them, and compares ways to do so over seeds.
+
+    Returns 2 for a usage error, with a message that names the fix.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if argv else 2
+    if argv[0] not in VERBS:
+        print(f"error: no verb {argv[0]!r}\n\n{usage()}", file=sys.stderr)
+        return 2
+    try:
+        VERBS[argv[0]](argv[1:])
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def usage() -> str:
+    lines = ["usage: sparsekit data-pruning VERB [--help] ...", ""]
+    for name, verb in VERBS.items():
+        lines.append(f"  {name:10}{(verb.__doc__ or '').strip().splitlines()[0]}")
+    lines += ["", "scores: " + ", ".join(scoring.NAMES)]
+    lines += ["policies: " + ", ".join(POLICIES)]
+    lines += ["short: " + ", ".join(f"{k} = {v}" for k, v in SHORT.items())]
+    lines += ["presets: " + ", ".join(sorted(p.stem for p in PRESETS.glob("*.toml")))]
+    return "\n".join(lines)
+
+
+def data_command(argv: list[str]) -> None:
+    """Fetch a data set and print its parts."""
+    config = parse(DataConfig, argv, presets=PRESETS)
+    data = sources.load(config)
+    splits = data.splits
+    shape = "x".join(map(str, splits.train.x.shape[1:]))
+    print(f"{splits.name}: images {shape}, {splits.classes} classes")
+    for name in ("train", "validation", "test"):
+        part = getattr(splits, name)
+        counts = part.y.bincount(minlength=splits.classes)
+        print(
+            f"  {name:10} {len(part):6} images, {int(counts.min())} to "
+            f"{int(counts.max())} a class"
+        )
+    print(f"  wrong labels {int(data.flipped.sum())}, ", end="")
+    print(f"near copies {int((data.copy_of >= 0).sum())}")
+
+
+def train_command(argv: list[str]) -> None:
+    """Train on all examples, or on a subset, and test once."""
+    config = parse(TrainConfig, argv, presets=PRESETS)
+    print_result(train_run(_plain(config), config.subset, config.budget))
+
+
+def score_command(argv: list[str]) -> None:
+    """Score all training examples into a Parquet file."""
+    config = parse(ScoreConfig, argv, presets=PRESETS)
+    out = _required(config.out, "out")
+    request = scoring.parse(config, config.score)
+    if request.kind == "extra" or config.score == "mean_p":
+        raise ValueError(f"{config.score!r} is no score of the list")
+    data = sources.load(_plain(config))
+    measured = scoring.measure(config, data, [config.score])
+    seconds, flops = measured.cost(config, data, [config.score])
+    part = data.splits.train
+    per_run = measured.per_run[config.score]
+    folder = RunFolder(out)
+    folder.write_config(config)
+    path = folder.path / "scores.parquet"
+    files.write_scores(path, part.ids.numpy(), part.y.cpu().numpy(), per_run)
+    print(f"{path}: {len(data)} examples, {len(per_run)} trainings")
+    print(f"cost: {seconds:.1f} s, {flops / 1e9:.1f} GFLOP")
+
+
+def select_command(argv: list[str]) -> None:
+    """Choose examples by a file of scores, yours or ours."""
+    config = parse(SelectConfig, argv, presets=PRESETS)
+    out = _required(config.out, "out")
+    found = files.read_scores(_required(config.scores, "scores"))
+    if config.per_class and found.labels is None:
+        raise ValueError(f"{config.scores}: per_class needs a column 'label'")
+    try:
+        kept = select(
+            found.scores,
+            config.keep,
+            config.policy,
+            labels=found.labels,
+            per_class=config.per_class,
+            seed=config.seed,
+            **config.options,
+        )
+    except TypeError as error:
+        raise ValueError(f"policy {config.policy!r}: {error}") from error
+    path = RunFolder(out).path / "subset.csv"
+    files.write_subset(path, found.ids[kept.numpy()])
+    print(f"{path}: {len(kept)} of {len(found.ids)} examples")
+
+
+def compare_command(argv: list[str]) -> None:
+    """Prune with strategies x seeds beside random and all data; print a table."""
+    config = parse(CompareConfig, argv, presets=PRESETS)
+    seeds = range(config.seed, config.seed + config.seeds)
+    comparison = compare(
+        _plain(config),
+        config.strategies,
+        config.keeps,
+        seeds,
+        budgets=config.budgets,
+        out=config.out,
+    )
+    print(comparison.table(), end="")
+
+
+def report_command(argv: list[str]) -> None:
+    """Write the table and the figure of a comparison."""
+    config = parse(ReportConfig, argv, presets=PRESETS)
+    folder = _required(config.run, "run")
+    comparison = load_comparison(folder)
+    print(comparison.table())
+    for form in config.formats:
+        path = (config.out or folder) / f"compare.{form}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.draw(comparison, path)
+        print(path)
+
+
+def print_result(result: Result) -> None:
+    """Metrics with intervals over test samples, then costs."""
+    print(f"accuracy %      {percent(result.metrics['accuracy'])}")
+    for name, interval in result.metrics.items():
+        print(f"{name:16}{interval.value:.4f}")
+    for name, value in result.cost.items():
+        print(f"{name:16}{value:,.2f}" if value < 1000 else f"{name:16}{value:,.0f}")
+
+
+def _plain(config: Config) -> Config:
+    """The settings without those of the verb."""
+    return Config(**{f.name: getattr(config, f.name) for f in fields(Config)})
+
+
+def _required(path: Path | None, flag: str) -> Path:
+    if path is None:
+        raise ValueError(f"--{flag} is required")
+    return path
+
+
+VERBS = {
+    "data": data_command,
+    "train": train_command,
+    "score": score_command,
+    "select": select_command,
+    "compare": compare_command,
+    "report": report_command,
+}

@@ -1,0 +1,132 @@
+"""The settings of a training: data, network, optimisation, scoring."""
+
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from apps.common.config import RunConfig, convert_table, parse
+from apps.common.toml import deep_merge, read_toml
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    """One training, and how examples are scored for it.
+
+    Args:
+        dataset: mnist5k, mnist, cifar10, or the path of your .npz with arrays x and y.
+        data_dir: where cifar10 or your file is; default: $SPARSEKIT_DATA, or here.
+        train_size: so many training examples, as many of each class as its share;
+            default: all.
+        noise: share of the training labels that are replaced by another class.
+        duplicates: share of the training examples that are replaced by near copies of
+            others.
+        model: mlp, cnn or resnet18.
+        width: hidden units, or filters of the first convolution.
+        depth: hidden layers or convolutions; unused by resnet18.
+        epochs: passes over all training examples; a subset gets the same steps or the
+            same passes.
+        batch: examples a step.
+        optimizer: adamw, or sgd with Nesterov momentum 0.9.
+        lr: peak learning rate; one-cycle: linear up in a tenth of the steps, then a
+            cosine to 0.
+        weight_decay: coefficient; biases and norms included.
+        label_smoothing: in [0, 1).
+        augment: random crops (4 pixels reflected at the edges) and flips.
+        score_epoch: when scores of a model are taken.
+        score_runs: trainings that a score is the mean of; scores of a whole training's
+            trace use the first alone.
+        device: cpu or cuda.
+        precision: of products and convolutions; bf16 is autocast.
+        compile: torch.compile for the training steps.
+    """
+
+    dataset: str = "mnist5k"
+    data_dir: str | None = None
+    train_size: int | None = None
+    noise: float = 0.0
+    duplicates: float = 0.0
+    model: Literal["mlp", "cnn", "resnet18"] = "cnn"
+    width: int = 8
+    depth: int = 2
+    epochs: int = 10
+    batch: int = 100
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 0.02
+    weight_decay: float = 0.1
+    label_smoothing: float = 0.0
+    augment: bool = False
+    score_epoch: int = 2
+    score_runs: int = 5
+    device: str = "cpu"
+    precision: Literal["float32", "bf16"] = "float32"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def check(config: Config) -> None:
+    """ValueError for a setting out of range, before any work."""
+    for name in ("width", "epochs", "batch", "score_runs"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    if config.train_size is not None and config.train_size < 1:
+        raise ValueError(f"train_size must be at least 1, got {config.train_size}")
+    for name in ("noise", "duplicates", "label_smoothing"):
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {getattr(config, name)}")
+    if not 0 <= config.score_epoch <= config.epochs:
+        raise ValueError(
+            f"score_epoch must be in 0 ... {config.epochs} (epochs), got "
+            f"{config.score_epoch}"
+        )
+    if not (config.lr > 0 and math.isfinite(config.lr)):
+        raise ValueError(f"lr must be positive, got {config.lr}")
+    if not (config.weight_decay >= 0 and math.isfinite(config.weight_decay)):
+        raise ValueError(f"weight_decay must be at least 0, got {config.weight_decay}")
+
+
+def preset(name: str, profile: str = "laptop", **changes: Any) -> Config:
+    """A preset's settings in a profile, with some fields changed.
+
+    Raises FileNotFoundError for an unknown preset, TypeError for an unknown field.
+
+    >>> config = preset("cnn-mnist5k", "smoke", noise=0.1)
+    >>> config.epochs, config.noise
+    (2, 0.1)
+    """
+    argv = ["--config", name, "--profile", profile]
+    return replace(parse(Config, argv, presets=PRESETS), **changes)
+
+
+def from_file(path: Path, profile: str) -> Config:
+    """The settings of a TOML file in a profile, without a command line.
+
+    Needs none of the packages that `parse` does.
+    """
+    table = read_toml(path)
+    overlay = table.pop("profiles", {}).get(profile, {})
+    values = convert_table(Config, deep_merge(table, overlay), str(path))
+    return Config(**(values | {"profile": profile}))
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """What decides the outcome for a seed, as plain values."""
+    shown = asdict(config)
+    for name in ("profile", "out", "resume", "seed", "data_dir"):
+        shown.pop(name)
+    return {name: shown[name] for name in Config.__annotations__ if name in shown}
+
+
+def mixed(*numbers: int) -> int:
+    """A seed from several numbers: the settings' seed, and what it is for.
+
+    Generators with the same seed draw the same permutation: without this, a random
+    subset would hold exactly the examples whose labels were replaced.
+    """
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
