@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def compare(
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"compare needs different seeds, one at least, got {seeds}")
     comparison = begin(config, out)
-    clock = _Clock(minutes)
+    clock = _Clock(minutes, comparison.rows)
     progress = tqdm(total=len(cells) * len(seeds), unit="run", leave=False)
     for seed in seeds:
         found = {row.key for row in comparison.rows}
@@ -90,7 +91,7 @@ def compare(
         seeded = replace(config, seed=seed, out=None, resume=False)
         if not clock.has_time_for(clock.scoring):
             break
-        data = sources.load(seeded)
+        data = load(seeded)
         began = time.perf_counter()
         measured = score_seed(seeded, data, missing, out)
         clock.scoring = time.perf_counter() - began
@@ -112,6 +113,12 @@ def compare(
     if out is not None:
         RunFolder(out).write_text("compare.txt", comparison.table())
     return comparison
+
+
+# Reading and standardising takes as long as a short training. Nobody writes into it.
+@lru_cache(maxsize=2)
+def load(config: Config) -> Data:
+    return sources.load(config)
 
 
 def plan(
@@ -203,9 +210,11 @@ def _copies(data: Data, kept: torch.Tensor) -> float | None:
 class _Clock:
     """Knows what a step and a scoring took, and the time that is left."""
 
-    def __init__(self, minutes: float | None):
+    def __init__(self, minutes: float | None, rows: Sequence[Row]):
         self.end = None if minutes is None else time.monotonic() + 60 * minutes
         self.per_step, self.scoring = 0.0, 0.0
+        if rows:
+            self.per_step = rows[-1].train_seconds / rows[-1].steps
 
     def has_time_for(self, seconds: float) -> bool:
         return self.end is None or time.monotonic() + seconds < self.end

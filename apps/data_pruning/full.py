@@ -4,7 +4,8 @@
     python -m apps.data_pruning.full merge runs/a runs/b --results book/results
 
 `run` writes compare.json after every training and begins none that would end after
-`--minutes`; called again it goes on. Several machines or GPUs take different seeds.
+`--minutes`; called again it goes on. Several machines or GPUs take different seeds, two
+each: the data of two stay loaded.
 `merge` puts the parts together: the ledger's measurements for the chapter, and the
 table of all runs beside them.
 
@@ -33,7 +34,7 @@ from apps.data_pruning.experiment import compare
 CHAPTER = "data-diet"
 PRESET = PRESETS / "resnet18-cifar10.toml"
 STRATEGIES = ("random", "el2n", "ccs", "forgetting")
-KEEPS = (0.5, 0.7, 0.3, 0.1)  # what matters most comes first
+KEEPS = (0.5, 0.1, 0.3, 0.7)  # what decides claims comes first
 # {metric: (minuend, subtrahend, share kept)} of accuracies, at equal steps.
 METRICS = {
     "full_minus_el2n_accuracy_half:cifar10": (FULL, "el2n", 0.5),
@@ -62,17 +63,23 @@ def run(arguments: argparse.Namespace) -> None:
             flush=True,
         )
 
-    comparison = compare(
-        config,
-        arguments.strategies,
-        arguments.keeps,
-        arguments.seeds,
-        budgets=arguments.budgets,
-        baselines=(),
-        out=arguments.out,
-        minutes=arguments.minutes,
-        watch=watch,
-    )
+    # Share by share over all seeds: what is missing at the end is missing for all.
+    for budget in arguments.budgets:
+        for keep in arguments.keeps:
+            minutes = arguments.minutes
+            if minutes is not None:
+                minutes -= (time.perf_counter() - began) / 60
+            comparison = compare(
+                config,
+                arguments.strategies,
+                [keep],
+                arguments.seeds,
+                budgets=[budget],
+                baselines=(),
+                out=arguments.out,
+                minutes=minutes,
+                watch=watch,
+            )
     if arguments.commit is not None:
         comparison.provenance["commit"] = arguments.commit
         comparison.provenance["dirty"] = False

@@ -255,9 +255,17 @@ def step_flops(config: Config, data: Data) -> float:
 
 def example_flops(config: Config, data: Data) -> float:
     """FLOPs of one example's forward pass."""
-    sample = data.splits.train.x[:1].cpu()
-    model = fresh(config, data).cpu()
-    return forward_flops(model, sample).total
+    splits = data.splits
+    shape = splits.classes, splits.channels, splits.size
+    return _forward_flops(config.model, config.width, config.depth, *shape)
+
+
+@lru_cache(maxsize=8)
+def _forward_flops(
+    name: str, width: int, depth: int, classes: int, channels: int, size: int
+) -> float:
+    model = models.build(name, width, depth, classes, channels, size)
+    return forward_flops(model, torch.zeros(1, channels, size, size)).total
 
 
 @torch.no_grad()
