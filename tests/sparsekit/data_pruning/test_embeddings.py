@@ -61,6 +61,10 @@ def test_k_center_is_within_twice_the_optimum():
         assert 10 in kept  # the first is the one with the highest score
         best = min(map(radius, itertools.combinations(range(11), n)))
         assert radius(kept) <= 2 * best + 1e-6
+        greedy = [10]
+        while len(greedy) < n:
+            greedy.append(int(distances[:, greedy].min(1).values.argmax()))
+        assert kept == sorted(greedy)
     assert k_center(scores, 0, features=x).tolist() == []
 
 

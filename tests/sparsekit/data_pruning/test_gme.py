@@ -81,6 +81,13 @@ def test_incremental_is_direct(seed, objective, binarised):
     torch.testing.assert_close(found.entropies, expected)
 
 
+def test_entropies_are_compared_at_five_decimals():
+    """1,000 and 1,002 are known: one more of the first is better by 1e-6 only."""
+    items = [[["a"] * 1000 + ["b"] * 1002], [["b"]], [["a"]]]
+    assert entropy_with([1000, 1002], [0]) > entropy_with([1000, 1002], [1])
+    assert maximum_entropy(items, 2).order.tolist() == [0, 1]
+
+
 def test_more_even_than_chance():
     items = films(200, 7)
     found = maximum_entropy(items, 20, objective="sum").entropies[-1].sum()

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from sparsekit.data_pruning import el2n, select
+from sparsekit.data_pruning import pruner as pruner_module
 from sparsekit.data_pruning.pruner import OF_MODEL, OF_TRACE, DataPruner
 from sparsekit.data_pruning.training import train
 
@@ -173,6 +174,29 @@ def test_planted_noise_is_suspected(by):
     top = select(pruner.scores_.values, 0.5, "top").numpy()
     window = select(pruner.scores_.values, 0.5, "window", drop_hardest=0.2).numpy()
     assert wrong[top].sum() > 2 * wrong[window].sum()
+
+
+def test_out_of_fold_models_have_not_seen_the_example(monkeypatch):
+    X, y, _ = blobs(20)
+    pruner = DataPruner(epochs=1, seeds=2).fit(X, y)
+    left_out, scored = [], []
+    train_as_before, score_as_before = pruner._train, pruner_module.score
+
+    def watch_training(seed, members):
+        left_out.append(set(range(20)) - set(members.tolist()))
+        return train_as_before(seed, members)
+
+    def watch_scoring(model, part, function):
+        scored.append(set(part.indices))
+        return score_as_before(model, part, function)
+
+    monkeypatch.setattr(pruner, "_train", watch_training)
+    monkeypatch.setattr(pruner_module, "score", watch_scoring)
+    pruner.suspicion("out_of_fold", folds=3)
+    assert scored == left_out
+    for run in (scored[:3], scored[3:]):
+        assert sorted(i for fold in run for i in fold) == list(range(20))
+        assert {len(fold) for fold in run} <= {6, 7}
 
 
 @pytest.mark.parametrize(
