@@ -103,7 +103,9 @@ def store(comparison: Comparison, results: Path) -> list[Path]:
         name = f"accuracy:{label}:{keep:g}:{budget}"
         ledger.note(name, list(found.values()), seeds=list(found))
     table = results / "full" / f"{CHAPTER}-runs.json"
-    atomic.write_text(table, comparison.to_json())
+    # The command's paths have no place in stored results.
+    origin = {k: v for k, v in comparison.provenance.items() if k != "command"}
+    atomic.write_text(table, replace(comparison, provenance=origin).to_json())
     return [ledger.path, table]
 
 
