@@ -61,7 +61,9 @@ UNITS = [
 ]
 
 
-@pytest.mark.parametrize(("pattern", "units"), UNITS, ids=["2x3", "1x6", "rows", "columns"])
+@pytest.mark.parametrize(
+    ("pattern", "units"), UNITS, ids=["2x3", "1x6", "rows", "columns"]
+)
 @pytest.mark.parametrize("shape", [(14, 18), (10, 6, 3, 3)])
 @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.77, 0.999])
 @pytest.mark.parametrize("ties", [False, True])
@@ -79,7 +81,9 @@ def test_units_live_or_die_whole_by_their_mean(pattern, units, shape, sparsity, 
     assert all(u.all() or not u.any() for u in units(mask))
 
 
-@pytest.mark.parametrize(("pattern", "units"), UNITS, ids=["2x3", "1x6", "rows", "columns"])
+@pytest.mark.parametrize(
+    ("pattern", "units"), UNITS, ids=["2x3", "1x6", "rows", "columns"]
+)
 @given(st.floats(0, 0.9999))
 def test_count_is_the_nearest_reachable(pattern, units, sparsity):
     shape = (10, 6, 3, 3)
