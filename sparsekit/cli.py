@@ -73,7 +73,8 @@ def usage(found: dict[str, EntryPoint]) -> str:
     """What is printed for --help."""
     about = {name: described(point) for name, point in found.items()}
     about["methods"] = _first_line(methods.__doc__)
-    lines = [f"  {name:10} {about[name]}".rstrip() for name in sorted(about)]
+    width = max(map(len, about))
+    lines = [f"  {n:{width}} {about[n]}".rstrip() for n in sorted(about)]
     return "\n".join(
         [
             "usage: sparsekit COMMAND [--help] ...",

@@ -4,7 +4,6 @@ sparsekit classify train --config mlp-mnist5k --method rigl --out runs/rigl
 sparsekit classify compare --methods set rigl --seeds 5 --sparsity 0.9 --out runs/c
 """
 
-import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from apps.classify.config import PRESETS, Config
 from apps.classify.result import Result, evaluate, load_result, test_metrics
 from apps.classify.train import train
 from apps.common.config import RunConfig, parse
+from apps.common.verbs import listed, presets, required, run
 
 
 @dataclass(frozen=True)
@@ -88,32 +88,16 @@ class CheckConfig(RunConfig):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Trains image classifiers, dense or sparse, and compares methods over seeds.
+    """Trains image classifiers, dense or sparse; compares methods over seeds.
 
     Returns 2 for a usage error, with a message that names the fix.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
-    if not argv or argv[0] in ("-h", "--help"):
-        print(usage())
-        return 0 if argv else 2
-    if argv[0] not in VERBS:
-        print(f"error: no verb {argv[0]!r}\n\n{usage()}", file=sys.stderr)
-        return 2
-    try:
-        VERBS[argv[0]](argv[1:])
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run(argv, VERBS, usage)
 
 
 def usage() -> str:
-    lines = ["usage: sparsekit classify VERB [--help] ...", ""]
-    for name, verb in VERBS.items():
-        lines.append(f"  {name:10}{(verb.__doc__ or '').strip().splitlines()[0]}")
-    lines += ["", "methods: " + ", ".join(options.names()), "presets: "]
-    lines[-1] += ", ".join(sorted(path.stem for path in PRESETS.glob("*.toml")))
-    return "\n".join(lines)
+    methods = "methods: " + ", ".join(options.names())
+    return "\n".join([*listed("classify", VERBS), methods, presets(PRESETS)])
 
 
 def data_command(argv: list[str]) -> None:
@@ -146,7 +130,7 @@ def evaluate_command(argv: list[str]) -> None:
     import torch
 
     config = parse(EvaluateConfig, argv, presets=PRESETS)
-    result = load_result(_required(config.run, "run"))
+    result = load_result(required(config.run, "run"))
     trained = result.config
     test = data.load(trained.dataset, trained.seed, trained.data_dir).test
     print_result(result)
@@ -189,7 +173,7 @@ def compare_command(argv: list[str]) -> None:
 def report_command(argv: list[str]) -> None:
     """Write the table and the figure of a comparison."""
     config = parse(ReportConfig, argv, presets=PRESETS)
-    folder = Path(_required(config.run, "run"))
+    folder = Path(required(config.run, "run"))
     comparison = load_comparison(folder)
     print(comparison.table())
     for form in config.formats:
@@ -221,12 +205,6 @@ def print_result(result: Result) -> None:
         print(f"{name:16}{interval.value:.4f} [{low:.4f}, {high:.4f}] n={interval.n}")
     for name, value in result.cost.items():
         print(f"{name:16}{value:,.2f}" if value < 1000 else f"{name:16}{value:,.0f}")
-
-
-def _required(path: Path | None, flag: str) -> Path:
-    if path is None:
-        raise ValueError(f"--{flag} FOLDER is required")
-    return path
 
 
 VERBS = {

@@ -6,12 +6,12 @@ sparsekit data-pruning train --config cnn-mnist5k --subset runs/half/subset.csv
 sparsekit data-pruning compare --strategies el2n ccs --seeds 5 --out runs/compare
 """  # noqa: E501
 
-import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from apps.common.config import RunConfig, parse
 from apps.common.runs import RunFolder
+from apps.common.verbs import listed, presets, required, run
 from apps.data_pruning import data as sources
 from apps.data_pruning import figure, files, scoring
 from apps.data_pruning.comparison import load_comparison, percent
@@ -105,34 +105,19 @@ class ReportConfig(RunConfig):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Scores training examples, prunes them, and compares ways to do so over seeds.
+    """Scores and prunes training examples; compares ways to do so over seeds.
 
     Returns 2 for a usage error, with a message that names the fix.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
-    if not argv or argv[0] in ("-h", "--help"):
-        print(usage())
-        return 0 if argv else 2
-    if argv[0] not in VERBS:
-        print(f"error: no verb {argv[0]!r}\n\n{usage()}", file=sys.stderr)
-        return 2
-    try:
-        VERBS[argv[0]](argv[1:])
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run(argv, VERBS, usage)
 
 
 def usage() -> str:
-    lines = ["usage: sparsekit data-pruning VERB [--help] ...", ""]
-    for name, verb in VERBS.items():
-        lines.append(f"  {name:10}{(verb.__doc__ or '').strip().splitlines()[0]}")
-    lines += ["", "scores: " + ", ".join(scoring.NAMES)]
+    lines = listed("data-pruning", VERBS)
+    lines += ["scores: " + ", ".join(scoring.NAMES)]
     lines += ["policies: " + ", ".join(POLICIES)]
     lines += ["short: " + ", ".join(f"{k} = {v}" for k, v in SHORT.items())]
-    lines += ["presets: " + ", ".join(sorted(p.stem for p in PRESETS.glob("*.toml")))]
-    return "\n".join(lines)
+    return "\n".join([*lines, presets(PRESETS)])
 
 
 def data_command(argv: list[str]) -> None:
@@ -162,7 +147,7 @@ def train_command(argv: list[str]) -> None:
 def score_command(argv: list[str]) -> None:
     """Score all training examples into a Parquet file."""
     config = parse(ScoreConfig, argv, presets=PRESETS)
-    out = _required(config.out, "out")
+    out = required(config.out, "out")
     request = scoring.parse(config, config.score)
     if request.kind == "extra" or config.score == "mean_p":
         raise ValueError(f"{config.score!r} is no score of the list")
@@ -182,8 +167,8 @@ def score_command(argv: list[str]) -> None:
 def select_command(argv: list[str]) -> None:
     """Choose examples by a file of scores, yours or ours."""
     config = parse(SelectConfig, argv, presets=PRESETS)
-    out = _required(config.out, "out")
-    found = files.read_scores(_required(config.scores, "scores"))
+    out = required(config.out, "out")
+    found = files.read_scores(required(config.scores, "scores"))
     if config.per_class and found.labels is None:
         raise ValueError(f"{config.scores}: per_class needs a column 'label'")
     try:
@@ -221,7 +206,7 @@ def compare_command(argv: list[str]) -> None:
 def report_command(argv: list[str]) -> None:
     """Write the table and the figure of a comparison."""
     config = parse(ReportConfig, argv, presets=PRESETS)
-    folder = _required(config.run, "run")
+    folder = required(config.run, "run")
     comparison = load_comparison(folder)
     print(comparison.table())
     for form in config.formats:
@@ -243,12 +228,6 @@ def print_result(result: Result) -> None:
 def _plain(config: Config) -> Config:
     """The settings without those of the verb."""
     return Config(**{f.name: getattr(config, f.name) for f in fields(Config)})
-
-
-def _required(path: Path | None, flag: str) -> Path:
-    if path is None:
-        raise ValueError(f"--{flag} is required")
-    return path
 
 
 VERBS = {

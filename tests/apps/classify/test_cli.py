@@ -122,7 +122,7 @@ def empty_file(folder: Path) -> Path:
         (["train", "--dataset", nan_file], "NaN"),
         (["train", "--dataset", empty_file], "not an .npz file"),
         (["data", "--dataset", "imagenet"], "mnist5k, mnist, cifar10"),
-        (["evaluate"], "--run FOLDER is required"),
+        (["evaluate"], "--run is required"),
         (["evaluate", "--run", "absent"], "no finished run in absent"),
         (["report", "--run", "absent"], "no comparison in absent"),
         (["compare", "--seeds", "1"], "two or more different seeds"),
