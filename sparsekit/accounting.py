@@ -83,6 +83,7 @@ def training_bytes(
         format: one of `packing.FORMATS`.
         itemsize: bytes of a value.
 
+    >>> import torch
     >>> mask = torch.arange(1000) < 100
     >>> training_bytes(mask, 2), training_bytes(mask, 2, "bitmask")
     (17000, 1725)
@@ -141,6 +142,7 @@ def layers(
         masks: {parameter name: bool mask}.
         flops: of `forward_flops(model, ...)`, dense.
 
+    >>> import torch
     >>> model = torch.nn.Linear(4, 2)
     >>> masks = {"weight": torch.arange(8).view(2, 4) < 2}
     >>> row = layers(model, masks, forward_flops(model, torch.zeros(1, 4)))[0]
