@@ -1,0 +1,103 @@
+"""Memory of scoring a data set: flat in N, but for the scores themselves.
+
+    python -m benchmarks.streamed_scores                  # up to a million examples
+    python -m benchmarks.streamed_scores --sizes 1000 10000
+
+Examples are made when they are asked for, so that only what `score` keeps can grow. A
+size is scored in a process of its own, once after a warm-up on one batch; its peak is
+that of the resident memory above the warm process.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from benchmarks.per_sample_norms import ROOT, forget_peak, peak_rss
+from sparsekit.data_pruning import el2n, score
+
+SIZES = (10_000, 100_000, 300_000, 1_000_000)
+FEATURES, CLASSES, BATCH = 64, 10, 1024
+
+
+class Noise(Dataset):
+    """`size` examples that exist only while they are looked at."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self.row = torch.randn(FEATURES, generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        return self.row * (1 + i % 7), i % CLASSES
+
+
+def measure(size: int) -> dict[str, float]:
+    """Megabytes (10^6 bytes) above the warm process, seconds, bytes an example."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(FEATURES, 128), nn.ReLU(), nn.Linear(128, CLASSES)
+    ).eval()
+    score(model, Noise(BATCH), el2n, batch_size=BATCH)
+    forget_peak()
+    base, began = peak_rss(), time.perf_counter()
+    scores = score(model, Noise(size), el2n, batch_size=BATCH)
+    seconds, grown = time.perf_counter() - began, peak_rss() - base
+    assert scores.values.shape == (size,)
+    return {
+        "examples": size,
+        "peak_mb": grown / 1e6,
+        "bytes_an_example": grown / size,
+        "seconds": seconds,
+    }
+
+
+def markdown(rows: list[dict[str, float]]) -> str:
+    lines = [
+        "| examples | peak, MB | bytes an example | seconds |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['examples']:,} | {row['peak_mb']:.1f} | "
+        f"{row['bytes_an_example']:.1f} | {row['seconds']:.1f} |"
+        for row in rows
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "benchmarks")
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one is not None:
+        print(json.dumps(measure(args.one)))
+        return
+    rows = []
+    for size in args.sizes:
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.streamed_scores",
+            "--one",
+            str(size),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        rows.append(json.loads(done.stdout))
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "streamed_scores.json").write_text(json.dumps(rows, indent=2) + "\n")
+    (args.out / "streamed_scores.md").write_text(markdown(rows), "utf-8")
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
