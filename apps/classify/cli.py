@@ -8,11 +8,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from apps.classify import data, figure, metrics, options
-from apps.classify.compare import compare, load_comparison, percent
+from apps.classify.compare import compare, load_comparison
 from apps.classify.config import PRESETS, Config
 from apps.classify.result import Result, evaluate, load_result, test_metrics
 from apps.classify.train import train
 from apps.common.config import RunConfig, parse
+from apps.common.tables import percent
 from apps.common.verbs import listed, presets, required, run
 
 

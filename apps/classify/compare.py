@@ -20,6 +20,7 @@ from apps.classify.result import Result, settings
 from apps.classify.train import train
 from apps.common.runs import RunFolder
 from apps.common.statistics import Interval, mean_interval, paired_interval
+from apps.common.tables import aligned, percent
 
 METRICS = ("accuracy", "nll", "brier", "ece")
 COSTS = (
@@ -86,11 +87,7 @@ class Comparison:
 
     def table(self) -> str:
         """Plain text: means over seeds, 95 % intervals in brackets."""
-        rows = self.rows()
-        widths = {k: max(len(k), *(len(r[k]) for r in rows)) for k in rows[0]}
-        lines = ["  ".join(key.ljust(width) for key, width in widths.items())]
-        lines += ["  ".join("-" * width for width in widths.values())]
-        lines += ["  ".join(r[k].ljust(w) for k, w in widths.items()) for r in rows]
+        lines = aligned(self.rows())
         n = len(self.seeds)
         lines.append(
             f"\n{n} seed{'s' if n > 1 else ''}; means over seeds with 95 % intervals; "
@@ -223,12 +220,3 @@ def _described(config: Config) -> dict:
 
 def _file_name(label: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in label)
-
-
-def percent(interval: Interval, sign: bool = False) -> str:
-    """Interval of a fraction in percent: "93.2 [92.0, 94.4]"."""
-    form = "+.1f" if sign else ".1f"
-    value, low, high = (
-        format(100 * v, form) for v in (interval.value, interval.low, interval.high)
-    )
-    return f"{value} [{low}, {high}]"

@@ -3,6 +3,7 @@
 table([{"method": "rigl", "accuracy %": points(accuracies, sign=False)}])
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,32 @@ def table(
             {"selector": "td", "props": "white-space: nowrap"},
         ]
     )
+
+
+def aligned(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Rows as lines of plain text: a header, a rule, columns two blanks apart.
+
+    >>> aligned([{"run": "rigl", "s": "1.5"}])
+    ['run   s  ', '----  ---', 'rigl  1.5']
+    """
+    widths = {k: max(len(k), *(len(r[k]) for r in rows)) for k in rows[0]}
+    lines = ["  ".join(key.ljust(width) for key, width in widths.items())]
+    lines += ["  ".join("-" * width for width in widths.values())]
+    return lines + ["  ".join(r[k].ljust(w) for k, w in widths.items()) for r in rows]
+
+
+def percent(interval: Interval, sign: bool = False) -> str:
+    """Interval of a fraction in percent; the value alone if it has no interval.
+
+    >>> percent(Interval(0.932, 0.92, 0.944, 5))
+    '93.2 [92.0, 94.4]'
+    """
+    form = "+.1f" if sign else ".1f"
+    ends = (interval.value, interval.low, interval.high)
+    if any(math.isnan(end) for end in ends):
+        return format(100 * interval.value, form)
+    value, low, high = (format(100 * v, form) for v in ends)
+    return f"{value} [{low}, {high}]"
 
 
 def shown(interval: Interval, digits: int = 2, sign: bool = False) -> str:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from apps.common.config import RunConfig, parse
 from apps.common.runs import RunFolder
+from apps.common.tables import percent
 from apps.common.verbs import listed, presets, required, run
 from apps.data_pruning import data as sources
 from apps.data_pruning import figure, files, scoring
-from apps.data_pruning.comparison import load_comparison, percent
+from apps.data_pruning.comparison import load_comparison
 from apps.data_pruning.config import PRESETS, Config
 from apps.data_pruning.experiment import compare
 from apps.data_pruning.result import Result, train_run

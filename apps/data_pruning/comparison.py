@@ -9,6 +9,7 @@ from typing import Any
 
 from apps.common.runs import RunFolder
 from apps.common.statistics import Interval, mean_interval
+from apps.common.tables import aligned, percent
 from apps.data_pruning.cost import break_even
 
 FULL, RANDOM = "full", "random"
@@ -137,11 +138,7 @@ class Comparison:
         """Plain text: means over seeds, 95 % intervals in brackets."""
         if not self.rows:
             return "nothing measured\n"
-        rows = [self._cells_of(*cell) for cell in self.cells()]
-        widths = {k: max(len(k), *(len(r[k]) for r in rows)) for k in rows[0]}
-        lines = ["  ".join(key.ljust(width) for key, width in widths.items())]
-        lines += ["  ".join("-" * width for width in widths.values())]
-        lines += ["  ".join(r[k].ljust(w) for k, w in widths.items()) for r in rows]
+        lines = aligned([self._cells_of(*cell) for cell in self.cells()])
         n = len(self.seeds)
         lines.append(
             f"\n{n} seed{'s' if n > 1 else ''}; means over seeds, 95 % intervals in "
@@ -249,16 +246,6 @@ def _row(table: dict[str, Any]) -> Row:
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name} is {value}")
     return Row(**values)
-
-
-def percent(interval: Interval, sign: bool = False) -> str:
-    """Interval of a fraction in percent: "93.2 [92.0, 94.4]"."""
-    form = "+.1f" if sign else ".1f"
-    ends = (interval.value, interval.low, interval.high)
-    if any(math.isnan(end) for end in ends):
-        return format(100 * interval.value, form)
-    value, low, high = (format(100 * v, form) for v in ends)
-    return f"{value} [{low}, {high}]"
 
 
 def _short(value: float) -> str:
