@@ -1,0 +1,1 @@
+"""Sparse layers that are faster than dense ones on the wall clock."""

@@ -1,0 +1,1 @@
+"""The compiled loops: numba and numpy only, so that they run without torch."""
