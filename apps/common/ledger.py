@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from apps.common import atomic
 from apps.common.claims import CLAIMS, PROFILES, Book, Claim, load_book
 from apps.common.provenance import ROOT, provenance
 from apps.common.statistics import Interval, mean_interval
+from sparsekit import atomic
 
 HOLDS, FAILS = "holds", "does not hold"
 INCONCLUSIVE, PLANNED = "inconclusive", "planned"

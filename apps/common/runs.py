@@ -26,10 +26,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from apps.common import atomic
 from apps.common import provenance as origin
 from apps.common.config import RunConfig, to_toml
 from apps.common.statistics import Interval
+from sparsekit import atomic
 
 COSTS = (
     "train_seconds", "train_flops", "peak_rss_mb",

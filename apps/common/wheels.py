@@ -25,7 +25,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from apps.common import atomic
+from sparsekit import atomic
 
 LIMIT = 1_000_000_000  # bytes of one unpacked member: more is no data set of ours
 LARGE = 20_000_000  # bytes from which a verification is remembered

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apps.common import atomic
+from sparsekit import atomic
 
 if TYPE_CHECKING:
     import pyarrow as pa

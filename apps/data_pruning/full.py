@@ -20,7 +20,6 @@ from pathlib import Path
 
 import torch
 
-from apps.common import atomic
 from apps.data_pruning.comparison import (
     FULL,
     Comparison,
@@ -30,6 +29,7 @@ from apps.data_pruning.comparison import (
 )
 from apps.data_pruning.config import PRESETS, from_file
 from apps.data_pruning.experiment import compare
+from sparsekit import atomic
 
 CHAPTER = "data-diet"
 PRESET = PRESETS / "resnet18-cifar10.toml"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from apps.common import atomic
+from sparsekit import atomic
 
 OLD, NEW = b"old" * 1000, b"new!" * 1000
 
@@ -50,7 +50,7 @@ def test_a_crash_while_filling_keeps_the_old_file(file: Path, error) -> None:
 def test_a_killed_process_keeps_the_old_file(file: Path) -> None:
     script = (
         "import os, signal, sys\n"
-        "from apps.common import atomic\n"
+        "from sparsekit import atomic\n"
         "def fill(stream):\n"
         "    stream.write(b'new'); stream.flush()\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -76,7 +76,7 @@ def test_a_full_disk_is_named_and_keeps_the_old_file(file: Path) -> None:
 def test_a_size_limit_is_named_and_keeps_the_old_file(file: Path) -> None:
     script = (
         "import resource, sys\n"
-        "from apps.common import atomic\n"
+        "from sparsekit import atomic\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
         "try:\n"
         "    atomic.write_bytes(sys.argv[1], b'n' * 50_000)\n"
