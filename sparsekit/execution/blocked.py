@@ -6,9 +6,12 @@ innermost, so that one weight multiplies a vector of 16 numbers and padding cost
 nothing. Two rules hold for every one of them:
 
 - the border is zero;
-- lanes of images that do not exist (beyond N, in the last chunk) may hold anything in
-  an activation, and hold exact zeros in a gradient, so that no sum over images has to
-  ask.
+- lanes of images that do not exist (beyond N, in the last chunk) may hold any finite
+  number in an activation, and hold exact zeros in a gradient, so that no sum over
+  images has to ask.
+
+Outputs of kernels are taken from `new`, which uses memory again. Whoever changes a
+blocked tensor in place keeps its border at zero.
 """
 
 from typing import Any
@@ -16,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsekit.execution.kernels import layout
+from sparsekit.execution.kernels import buffers, layout
 from sparsekit.execution.kernels.layout import LANES
 
 
@@ -52,6 +55,15 @@ def from_blocked(x: Tensor, batch: int) -> Tensor:
     return _unblock(x.contiguous(), batch)
 
 
+def new(groups: int, channels: int, height: int, width: int) -> Tensor:
+    """[groups, channels, height + 2, width + 2, 16]: zero border, anything inside.
+
+    Memory of tensors that are gone is used again, which is what makes it fast; a fake
+    kernel takes `torch.empty`.
+    """
+    return torch.from_numpy(buffers.lend(groups, channels, height, width))
+
+
 def chunks(batch: int) -> int:
     """How many chunks `batch` images lie in."""
     return (batch + LANES - 1) // LANES
@@ -82,7 +94,7 @@ def require_blocked(x: Tensor) -> None:
 @torch.library.custom_op("sparsekit::block", mutates_args=(), device_types="cpu")
 def _block(x: Tensor) -> Tensor:
     batch, channels, height, width = x.shape
-    out = x.new_empty(chunks(batch), channels, height + 2, width + 2, LANES)
+    out = new(chunks(batch), channels, height, width)
     layout.block(x.data_ptr(), *x.shape, *x.stride(), out.data_ptr())
     return out
 

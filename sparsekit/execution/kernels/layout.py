@@ -20,7 +20,7 @@ def block(
     per_pixel: int,
     out: int,
 ) -> None:
-    """x with the given strides, in floats -> blocked; border and spare lanes are 0."""
+    """x with the given strides, in floats -> the inside of out; spare lanes are 0."""
     groups = (batch + LANES - 1) // LANES
     row = (width + 2) * LANES
     plane = (height + 2) * row
@@ -30,12 +30,8 @@ def block(
         lanes = min(LANES, batch - group * LANES)
         image = x + 4 * (group * LANES * per_image + channel * per_channel)
         target = floats(out + 4 * task * plane, plane)
-        target[:row] = 0.0
-        target[plane - row :] = 0.0
         for h in range(height):
             line = target[(h + 1) * row : (h + 2) * row]
-            line[:LANES] = 0.0
-            line[row - LANES :] = 0.0
             span = (width - 1) * per_pixel + (lanes - 1) * per_image + 1
             source = floats(image + 4 * h * per_row, span)
             for w in range(width):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from sparsekit.execution.blocked import from_blocked, to_blocked
+from sparsekit.execution.blocked import from_blocked, new, to_blocked
+from sparsekit.execution.kernels import buffers
 
 
 def by_hand(x: torch.Tensor) -> torch.Tensor:
@@ -63,3 +64,37 @@ def test_says_what_it_expects():
         from_blocked(torch.randn(2, 3, 5, 7), 2)
     with pytest.raises(ValueError, match="17 images lie in 2 chunks of 16, got 1"):
         from_blocked(to_blocked(torch.randn(2, 3, 5, 7)), 17)
+
+
+def test_memory_is_used_again_with_its_zero_border():
+    first = new(2, 3, 5, 7)
+    first[:, :, 1:-1, 1:-1] = 8.0
+    place = first.data_ptr()
+    assert new(2, 3, 5, 7).data_ptr() != place
+    view = first[1]
+    del first
+    assert new(2, 3, 5, 7).data_ptr() != place  # a view keeps it
+    del view
+    again = new(2, 3, 5, 7)
+    assert again.data_ptr() == place
+    again[:, :, 1:-1, 1:-1] = 0.0
+    assert again.count_nonzero() == 0
+
+
+def test_a_spoilt_border_is_cleaned():
+    x = new(1, 2, 3, 5)
+    place = x.data_ptr()
+    x.add_(1)
+    del x
+    again = new(1, 2, 3, 5)
+    assert again.data_ptr() == place
+    assert again.count_nonzero() == 0
+
+
+def test_memory_of_shapes_out_of_use_is_released():
+    buffers.release()
+    held = [new(1, 2, 3, 5) for _ in range(3)]
+    held.clear()
+    assert len(buffers._free[1, 2, 5, 7, 16]) == 3
+    new(1, 2, 4, 5)
+    assert len(buffers._free[1, 2, 5, 7, 16]) == 0
