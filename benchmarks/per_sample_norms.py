@@ -2,17 +2,18 @@
 
     python -m benchmarks.per_sample_norms                # both networks, batch 128
     python -m benchmarks.per_sample_norms --quick        # batch 16, one round
+    python -m benchmarks.per_sample_norms --device cuda --out gpu.json
 
 Time is measured in rounds, every method once a round, and compared within rounds; the
 median ratio is what counts. Memory is the peak of a fresh process above what it had
 before the call, and is compared with one plain forward and backward pass. The error is
-the largest relative difference from a loop in float64. Opacus is measured if it is
-installed; it is no dependency.
+the largest relative difference from a loop in float64, so a GPU computes in float32
+proper, without TF32. Opacus is measured if it is installed; it is no dependency. Beside
+torch it needs numpy.
 """
 
 import argparse
 import json
-import platform
 import resource
 import subprocess
 import sys
@@ -27,7 +28,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from apps.common.provenance import provenance
 from benchmarks.networks import NETWORKS
 from sparsekit.data_pruning.per_sample import gradient_norms
 
@@ -67,6 +70,12 @@ def vmap(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return torch.stack(squares).sum(0).sqrt()
 
 
+def vmap_unfused(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Where fused attention has no batching rule, vmap loops over it."""
+    with sdpa_kernel(SDPBackend.MATH):
+        return vmap(model, x, y)
+
+
 def opacus(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Ghost norms for linear and embedding layers, per-sample gradients for others.
 
@@ -89,6 +98,7 @@ METHODS: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
     "plain": plain,
     "ours": ours,
     "vmap": vmap,
+    "vmap_unfused": vmap_unfused,
     "loop": loop,
 }
 if find_spec("opacus"):
@@ -153,20 +163,28 @@ def peak_in_fresh_process(network: str, args: argparse.Namespace, method: str) -
     return int(done.stdout.split()[-1])
 
 
+def errors(network: str, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
+    """{method: largest relative error}, without the rivals that cannot do it."""
+    exact = loop(model.double(), x.double(), y)
+    model.float()
+    found = {}
+    for name, method in METHODS.items():  # also warms up
+        try:
+            norms = method(model, x, y).double().to(x.device)
+        except RuntimeError as error:  # NotImplementedError is one
+            if name in ("plain", "ours"):
+                raise
+            print(f"{name} fails on {network}: {error}", file=sys.stderr)
+        else:
+            found[name] = float(((norms - exact) / exact).abs().max())
+    return found
+
+
 def measure(network: str, args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """{method: {seconds, time_over_plain, times_ours, peak_mb, peak_over_plain,
     error}}."""
     model, x, y = subject(network, args.batch, args.device)
-    exact = loop(model.double(), x.double(), y)
-    model.float()
-    error = {}
-    for name, method in METHODS.items():  # also warms up
-        try:
-            found = method(model, x, y).double()
-        except NotImplementedError:
-            print(f"{name} has no rule for a layer of {network}", file=sys.stderr)
-        else:
-            error[name] = float(((found - exact) / exact).abs().max())
+    error = errors(network, model, x, y)
     methods = {name: METHODS[name] for name in error}
     rounds = [
         {
@@ -193,22 +211,23 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [
         "# Per-sample gradient norms",
         "",
-        f"Batch {report['batch']} of 3x32x32, {report['device']}, "
-        f"{report['threads']} thread(s), torch {report['torch']}, medians of "
-        f"{report['rounds']} rounds. {report['opacus']}",
+        f"Batch {report['batch']} of 3x32x32, {report['provenance']['device']}, torch "
+        f"{report['provenance']['versions']['torch']}, medians of {report['rounds']} "
+        f"rounds. {report['opacus']}",
     ]
     for network, rows in report["networks"].items():
         lines += [
             "",
             f"## {network}",
             "",
-            "| method | s | over plain | over ours | peak MB | over plain | error |",
+            "| method | ms | over plain | over ours | peak MB | over plain | error |",
             "|---|---|---|---|---|---|---|",
         ]
         for name, row in rows.items():
             error = "–" if name == "plain" else f"{row['error']:.1e}"
+            ms = 1000 * row["seconds"]
             lines.append(
-                f"| {name} | {row['seconds']:.3f} | {row['time_over_plain']:.2f} | "
+                f"| {name} | {ms:.1f} | {row['time_over_plain']:.2f} | "
                 f"{row['times_ours']:.2f} | {row['peak_mb']:.0f} | "
                 f"{row['peak_over_plain']:.2f} | {error} |"
             )
@@ -223,31 +242,36 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--quick", action="store_true", help="batch 16, one round")
-    parser.add_argument("--out", type=Path, default=ROOT / "build/benchmarks")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "build/benchmarks/per_sample_norms.json",
+        help="JSON, with a table in Markdown beside it (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--commit", help="of the code, where there is no checkout")
     parser.add_argument("--peak", choices=METHODS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    torch.backends.cudnn.allow_tf32 = False
     if args.peak:
         print(peak_bytes(args.network, args.batch, args.device, args.peak))
         return
     if args.quick:
         args.batch, args.rounds = 16, 1
-    gpu = args.device == "cuda"
+    networks = [args.network] if args.network else NETWORKS
+    measured = {name: measure(name, args) for name in networks}
+    origin = provenance("full")
+    del origin["command"]  # its paths have no place in stored results
+    if args.commit:
+        origin |= {"commit": args.commit, "dirty": False}
     report = {
         "batch": args.batch,
         "rounds": args.rounds,
-        "threads": args.threads,
-        "device": torch.cuda.get_device_name() if gpu else platform.machine(),
-        "torch": torch.__version__,
         "opacus": "" if "opacus" in METHODS else "Opacus is not installed: left out.",
-        "networks": {
-            name: measure(name, args)
-            for name in ([args.network] if args.network else NETWORKS)
-        },
+        "networks": measured,
+        "provenance": origin,
     }
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "per_sample_norms.json").write_text(json.dumps(report, indent=2) + "\n")
-    (args.out / "per_sample_norms.md").write_text(markdown(report), "utf-8")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    args.out.with_suffix(".md").write_text(markdown(report), "utf-8")
     print(markdown(report))
 
 
