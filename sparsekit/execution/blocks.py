@@ -1,0 +1,259 @@
+"""Balanced blocks: a linear layer that reads a few whole blocks of inputs a block row.
+
+Every block row reads as many block columns, so the layer is a gather and one batched
+dense product, on any device and in any dtype.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sparsekit.masks import count_active
+
+GATHER_BYTES = 2**28
+
+
+class BlockLinear(nn.Module):
+    """y = W x + b, with k whole blocks of W in every row of blocks.
+
+    With O = out / b rows of blocks, K_o the k block columns that row o reads, and x_c
+    the c-th block of inputs:
+
+        y_o = sum_{c in K_o} W_oc x_c + bias_o
+
+    The result is feature-major: y has the shape (..., out), but the features of one
+    sample are not neighbours in memory. A stack of such layers transposes nothing
+    between them.
+
+    Args:
+        weight: (O, b, k * b), the blocks of each block row side by side.
+        columns: (O, k) integers in [0, in / b): the blocks that each block row reads.
+        in_features: multiple of b.
+        bias: (out,) or None.
+
+    Attributes:
+        gather_bytes: inputs are gathered for as many block rows at a time.
+
+    Raises:
+        ValueError: if the shapes do not fit each other, or an index is out of range.
+
+    >>> dense = torch.tensor([[1.0, 2, 0, 0], [3, 4, 0, 0], [0, 0, 5, 6], [0, 0, 7, 8]])
+    >>> layer = nn.Linear(4, 4, bias=False)
+    >>> layer.weight.data = dense
+    >>> sparse = BlockLinear.from_dense(layer, block=2)
+    >>> sparse.columns.tolist()
+    [[0], [1]]
+    >>> sparse(torch.ones(1, 4)).tolist()
+    [[3.0, 7.0, 11.0, 15.0]]
+
+    Source: the idea is that of balanced (load-balanced) block sparsity, Yao et al.
+    2019, arXiv 1811.00206, with whole blocks in place of single weights.
+    """
+
+    columns: Tensor
+
+    def __init__(
+        self, weight: Tensor, columns: Tensor, in_features: int, bias: Tensor | None
+    ):
+        super().__init__()
+        rows, block = weight.shape[:2]
+        if columns.dim() != 2 or weight.shape != (
+            rows,
+            block,
+            columns.shape[1] * block,
+        ):
+            raise ValueError(
+                f"weight (O, b, k * b) and columns (O, k) do not fit: "
+                f"{tuple(weight.shape)} and {tuple(columns.shape)}"
+            )
+        if in_features % block or columns.shape[0] != rows or columns.shape[1] < 1:
+            raise ValueError(
+                f"{in_features} inputs, {rows} block rows of {block} and columns "
+                f"{tuple(columns.shape)} do not fit"
+            )
+        if int(columns.min()) < 0 or int(columns.max()) >= in_features // block:
+            raise ValueError(f"columns must be in [0, {in_features // block})")
+        if bias is not None and bias.shape != (rows * block,):
+            raise ValueError(f"bias must be ({rows * block},), got {tuple(bias.shape)}")
+        self.in_features, self.out_features = in_features, rows * block
+        self.block, self.k = block, columns.shape[1]
+        self.gather_bytes = GATHER_BYTES
+        self.weight = _parameter(weight)
+        self.bias = None if bias is None else _parameter(bias)
+        self.register_buffer("columns", columns.detach().int().contiguous())
+
+    # ---- from and to dense -------------------------------------------------------
+
+    @classmethod
+    def from_dense(
+        cls,
+        module: nn.Linear,
+        block: int = 64,
+        keep: float | None = None,
+        mask: Tensor | None = None,
+    ) -> "BlockLinear":
+        """Blocks of a dense layer: the best of every block row, or those of a mask.
+
+        Args:
+            module: its sizes are multiples of `block`.
+            block: side of the square blocks. Below 64 the gather costs more than the
+                product saves.
+            keep: share of the blocks that stay, in (0, 1], as many in every block row:
+                those of the largest mean |w|. Of equal ones the first.
+            mask: bool (out, in), whole blocks, as many in every block row. Neither
+                `keep` nor `mask`: the blocks that are not all zero.
+
+        Raises:
+            ValueError: for sizes that are no multiples, both `keep` and `mask`, a mask
+                of parts of blocks, or one whose block rows differ, naming the row.
+        """
+        weight = module.weight.detach()
+        blocks = _blocks(weight, block)  # (O, in / b, b, b)
+        if keep is not None:
+            if mask is not None:
+                raise ValueError("pass keep or mask, not both")
+            if not 0 < keep <= 1:
+                raise ValueError(f"keep is a share of the blocks in (0, 1], got {keep}")
+            k = count_active(blocks.shape[1], 1 - keep)
+            means = blocks.abs().mean(dim=(2, 3), dtype=torch.float32)
+            order = means.argsort(dim=1, descending=True, stable=True)
+            columns = order[:, :k].sort(dim=1).values
+        else:
+            columns = _columns_of(weight != 0 if mask is None else mask, block)
+            if mask is not None:
+                _require_whole(mask, block)
+        k = columns.shape[1]
+        chosen = blocks.take_along_dim(columns[:, :, None, None], dim=1)
+        packed = chosen.transpose(1, 2).reshape(len(blocks), block, k * block)
+        bias = None if module.bias is None else module.bias.detach()
+        layer = cls(packed, columns, module.in_features, bias)
+        layer.weight.requires_grad_(module.weight.requires_grad)
+        return layer.train(module.training)
+
+    def to_module(self) -> nn.Linear:
+        """The dense layer, with zeros where there is no block."""
+        module = nn.Linear(
+            self.in_features,
+            self.out_features,
+            bias=self.bias is not None,
+            device=self.weight.device,
+            dtype=self.weight.dtype,
+        )
+        with torch.no_grad():
+            module.weight.copy_(self.to_dense())
+            if self.bias is not None:
+                module.bias.copy_(self.bias)
+        return module.train(self.training)
+
+    def to_dense(self) -> Tensor:
+        """The dense weight (out, in), detached."""
+        return self._scatter(self.weight.detach())
+
+    def mask(self) -> Tensor:
+        """bool (out, in): True in the blocks that exist."""
+        return self._scatter(torch.ones_like(self.weight, dtype=torch.bool))
+
+    def _scatter(self, values: Tensor) -> Tensor:
+        rows, b, k = len(values), self.block, self.k
+        dense = values.new_zeros(rows, self.in_features // b, b, b)
+        blocks = values.view(rows, b, k, b).transpose(1, 2)
+        every = torch.arange(rows, device=values.device)[:, None]
+        dense[every, self.columns.long()] = blocks
+        return dense.transpose(1, 2).reshape(self.out_features, self.in_features)
+
+    def unread(self) -> list[int]:
+        """The blocks of inputs that no block row reads: the layer ignores them."""
+        read = set(self.columns.flatten().tolist())
+        return [c for c in range(self.in_features // self.block) if c not in read]
+
+    # ---- running -----------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., in_features) -> (..., out_features), feature-major."""
+        if x.shape[-1:] != (self.in_features,):
+            raise ValueError(
+                f"{self.in_features} input features are needed, got {tuple(x.shape)}"
+            )
+        flat = x.reshape(-1, self.in_features)
+        n = len(flat)
+        inputs = flat.t().reshape(self.in_features // self.block, self.block * n)
+        chunk = self._rows_at_a_time(n * x.element_size())
+        if chunk >= len(self.weight):
+            y = _product(self.weight, self.columns, inputs, n)
+        else:  # what is gathered is gathered again in the backward pass, not kept
+            parts = zip(
+                self.weight.split(chunk), self.columns.split(chunk), strict=True
+            )
+            y = torch.cat(
+                [
+                    checkpoint(_product, w, c, inputs, n, use_reentrant=False)
+                    if torch.is_grad_enabled()
+                    else _product(w, c, inputs, n)
+                    for w, c in parts
+                ]
+            )
+        if self.bias is not None:
+            y = y + self.bias.view(-1, self.block, 1)
+        return y.view(self.out_features, n).t().view(*x.shape[:-1], -1)
+
+    def _rows_at_a_time(self, bytes_a_feature: int) -> int:
+        bytes_a_row = self.k * self.block * bytes_a_feature
+        return max(1, self.gather_bytes // max(1, bytes_a_row))
+
+    def extra_repr(self) -> str:
+        blocks = self.in_features // self.block
+        return (
+            f"{self.in_features}, {self.out_features}, block={self.block}, "
+            f"{self.k} of {blocks} in a row, bias={self.bias is not None}"
+        )
+
+
+def _product(weight: Tensor, columns: Tensor, inputs: Tensor, n: int) -> Tensor:
+    """(O, b, k b) times the gathered (O, k b, n) -> (O, b, n)."""
+    gathered = inputs.index_select(0, columns.flatten())
+    return torch.bmm(weight, gathered.view(len(weight), weight.shape[2], n))
+
+
+def _parameter(value: Tensor) -> nn.Parameter:
+    return nn.Parameter(value.detach().clone(memory_format=torch.contiguous_format))
+
+
+def _blocks(matrix: Tensor, block: int) -> Tensor:
+    """(out, in) -> (out / b, in / b, b, b)."""
+    rows, columns = matrix.shape
+    if block < 1 or rows % block or columns % block:
+        raise ValueError(
+            f"a weight of {rows} x {columns} has no whole blocks of {block}: choose a "
+            f"block that divides both, or leave this layer dense"
+        )
+    view = matrix.reshape(rows // block, block, columns // block, block)
+    return view.transpose(1, 2)
+
+
+def _columns_of(mask: Tensor, block: int) -> Tensor:
+    """(O, k), ascending: the blocks of a mask that are not empty."""
+    alive = _blocks(mask, block).flatten(2).any(dim=2)
+    counts = alive.sum(dim=1)
+    k = int(counts[0])
+    if bool((counts != k).any()):
+        odd = int((counts != k).nonzero()[0])
+        raise ValueError(
+            f"every block row needs as many blocks: row 0 has {k}, row {odd} has "
+            f"{int(counts[odd])} of {alive.shape[1]} (blocks of {block}). Pass keep= "
+            "to choose as many in every row"
+        )
+    if k == 0:
+        raise ValueError("no block is alive: the layer is its bias")
+    return alive.nonzero()[:, 1].view(-1, k)
+
+
+def _require_whole(mask: Tensor, block: int) -> None:
+    counts = _blocks(mask, block).sum(dim=(2, 3))
+    parts = ((counts > 0) & (counts < block * block)).nonzero()
+    if len(parts):
+        row, column = parts[0].tolist()
+        raise ValueError(
+            f"the mask has {int(counts[row, column])} of {block * block} weights of "
+            f"block ({row}, {column}): blocks exist whole. Use the pattern "
+            f"Block({block}, {block}), or pass keep= to choose blocks anew"
+        )
