@@ -194,7 +194,7 @@ class BlockLinear(nn.Module):
             )
         if self.bias is not None:
             y = y + self.bias.view(-1, self.block, 1)
-        return y.view(self.out_features, n).t().view(*x.shape[:-1], -1)
+        return y.view(self.out_features, n).t().view(*x.shape[:-1], self.out_features)
 
     def _rows_at_a_time(self, bytes_a_feature: int) -> int:
         bytes_a_row = self.k * self.block * bytes_a_feature

@@ -1,0 +1,243 @@
+"""Balanced blocks against the dense layer with the same weights."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from sparsekit.execution import blocks
+from sparsekit.execution.blocks import BlockLinear
+from sparsekit.patterns import Block
+
+B = 16  # block; 7 block rows, 5 block columns
+
+
+def dense_layer(rows=7, columns=5, block=B, bias=True):
+    torch.manual_seed(0)
+    return nn.Linear(columns * block, rows * block, bias, dtype=torch.float64)
+
+
+def pair(keep=0.4, **sizes):
+    """A block layer and the dense one that computes the same."""
+    sparse = BlockLinear.from_dense(dense_layer(**sizes), sizes.get("block", B), keep)
+    return sparse, sparse.to_module()
+
+
+def gradients(module, x, weight_gradient):
+    x = x.clone().requires_grad_()
+    module.zero_grad()
+    module(x).square().sum().backward()
+    return x.grad, weight_gradient(module)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("gather_bytes", [2**28, 1], ids=["whole", "row by row"])
+@pytest.mark.parametrize("shape", [(11,), (1,), (0,), (3, 5), ()])
+def test_equals_dense(shape, gather_bytes, bias):
+    sparse, dense = pair(bias=bias)
+    sparse.gather_bytes = gather_bytes
+    x = torch.randn(*shape, 5 * B, dtype=torch.float64)
+    torch.testing.assert_close(sparse(x), dense(x))
+    with torch.no_grad():
+        torch.testing.assert_close(sparse(x), dense(x))
+    torch.testing.assert_close(
+        sparse(x.expand(2, *x.shape)), dense(x.expand(2, *x.shape))
+    )
+
+
+@pytest.mark.parametrize("gather_bytes", [2**28, 1], ids=["whole", "row by row"])
+def test_gradients_equal_those_of_dense(gather_bytes):
+    sparse, dense = pair()
+    sparse.gather_bytes = gather_bytes
+    x = torch.randn(11, 5 * B, dtype=torch.float64)
+    got = gradients(sparse, x, lambda m: m._scatter(m.weight.grad))
+    expected = gradients(dense, x, lambda m: m.weight.grad * sparse.mask())
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(sparse.bias.grad, dense.bias.grad)
+
+
+def test_reads_inputs_of_any_strides():
+    sparse, dense = pair()
+    x = torch.randn(5 * B, 22, dtype=torch.float64).t()[::2]
+    torch.testing.assert_close(sparse(x), dense(x))
+    wide = torch.randn(7, 10 * B, dtype=torch.float64)[:, ::2]
+    torch.testing.assert_close(sparse(wide), dense(wide))
+
+
+def test_a_stack_transposes_nothing():
+    sparse, _ = pair()
+    y = sparse(torch.randn(11, 5 * B, dtype=torch.float64))
+    assert y.t().is_contiguous()
+    assert torch.relu(y + 1).t().is_contiguous()
+
+
+def test_chooses_the_largest_blocks_of_every_row():
+    module = dense_layer()
+    sparse = BlockLinear.from_dense(module, B, keep=0.4)
+    weight = module.weight.detach()
+    for row in range(7):
+        means = [
+            float(weight[row * B : (row + 1) * B, c * B : (c + 1) * B].abs().mean())
+            for c in range(5)
+        ]
+        best = sorted(sorted(range(5), key=lambda c: -means[c])[:2])
+        assert sparse.columns[row].tolist() == best
+    kept = sparse.mask()
+    assert kept.sum() == 7 * 2 * B * B
+    assert torch.equal(sparse.to_dense(), weight * kept)
+
+
+def test_keep_one_is_the_dense_layer():
+    module = dense_layer()
+    sparse = BlockLinear.from_dense(module, B, keep=1.0)
+    assert torch.equal(sparse.to_dense(), module.weight)
+    back = sparse.to_module()
+    assert torch.equal(back.weight, module.weight)
+    assert torch.equal(back.bias, module.bias)
+
+
+def test_takes_a_balanced_mask():
+    module = dense_layer()
+    mask = BlockLinear.from_dense(module, B, keep=0.6).mask()
+    sparse = BlockLinear.from_dense(module, B, mask=mask)
+    assert torch.equal(sparse.mask(), mask)
+    assert torch.equal(sparse.to_dense(), module.weight * mask)
+
+
+def test_structure_is_the_masks_not_that_of_zeros():
+    module = dense_layer()
+    mask = BlockLinear.from_dense(module, B, keep=0.6).mask()
+    nn.init.zeros_(module.weight)
+    assert torch.equal(BlockLinear.from_dense(module, B, mask=mask).mask(), mask)
+
+
+def test_without_mask_the_zeros_decide():
+    module = dense_layer()
+    mask = BlockLinear.from_dense(module, B, keep=0.4).mask()
+    with torch.no_grad():
+        module.weight.mul_(mask)
+        module.weight[0, mask[0].nonzero()[0]] = 0  # one weight of a block
+    assert torch.equal(BlockLinear.from_dense(module, B).mask(), mask)
+
+
+def test_a_mask_that_is_not_balanced_names_the_row():
+    module = dense_layer()
+    mask = BlockLinear.from_dense(module, B, keep=0.4).mask()
+    mask[3 * B : 4 * B] = True
+    with pytest.raises(ValueError, match=r"row 0 has 2, row 3 has 5 of 5"):
+        BlockLinear.from_dense(module, B, mask=mask)
+
+
+def test_a_mask_of_parts_of_blocks_names_the_block():
+    module = dense_layer()
+    mask = torch.ones(7 * B, 5 * B, dtype=torch.bool)
+    mask[B, 2 * B] = False
+    with pytest.raises(ValueError, match=r"255 of 256 weights of block \(1, 2\)"):
+        BlockLinear.from_dense(module, B, mask=mask)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: BlockLinear.from_dense(m, 32, 0.5), "112 x 80 has no whole blocks"),
+        (lambda m: BlockLinear.from_dense(m, 0, 0.5), "no whole blocks of 0"),
+        (lambda m: BlockLinear.from_dense(m, B, 0.0), "got 0.0"),
+        (lambda m: BlockLinear.from_dense(m, B, 1.5), "got 1.5"),
+        (lambda m: BlockLinear.from_dense(m, B, 0.5, m.weight > 0), "not both"),
+        (lambda m: BlockLinear.from_dense(m, B, mask=m.weight > 99), "is its bias"),
+    ],
+)
+def test_bad_arguments(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(dense_layer())
+
+
+def test_bad_shapes():
+    sparse, _ = pair()
+    with pytest.raises(ValueError, match="80 input features are needed"):
+        sparse(torch.randn(3, 81, dtype=torch.float64))
+    weight, columns = sparse.weight, sparse.columns
+    with pytest.raises(ValueError, match=r"must be in \[0, 5\)"):
+        BlockLinear(weight, columns + 4, 5 * B, None)
+    with pytest.raises(ValueError, match="do not fit"):
+        BlockLinear(weight, columns[:, :1], 5 * B, None)
+    with pytest.raises(ValueError, match="do not fit"):
+        BlockLinear(weight, columns, 5 * B + 1, None)
+    with pytest.raises(ValueError, match="bias must be"):
+        BlockLinear(weight, columns, 5 * B, torch.zeros(3))
+
+
+def test_unread_blocks_are_named_and_ignored():
+    module = dense_layer()
+    with torch.no_grad():
+        module.weight.view(7, B, 5, B)[:, :, [1, 3]] = 0
+    sparse = BlockLinear.from_dense(module, B)
+    assert sparse.unread() == [1, 3]
+    x = torch.randn(4, 5 * B, dtype=torch.float64)
+    noisy = x.clone().view(4, 5, B)
+    noisy[:, [1, 3]] += 1
+    assert torch.equal(sparse(x), sparse(noisy.view(4, -1)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_other_dtypes(dtype):
+    sparse, dense = pair()
+    sparse, x = sparse.to(dtype), torch.randn(11, 5 * B).to(dtype)
+    y = sparse(x)
+    assert y.dtype == dtype
+    exact = dense.double()(x.double())
+    error = (y.double() - exact).abs().max() / exact.abs().max()
+    assert error < 4 * torch.finfo(dtype).eps * 5 * B**0.5
+
+
+def test_trains_like_masked_dense_under_adam():
+    sparse, dense = pair()
+    mask = sparse.mask()
+    optimizers = [torch.optim.Adam(m.parameters(), 0.01) for m in (sparse, dense)]
+    for _ in range(5):
+        x = torch.randn(11, 5 * B, dtype=torch.float64)
+        for module, optimizer in zip((sparse, dense), optimizers, strict=True):
+            optimizer.zero_grad()
+            module(x).tanh().square().sum().backward()
+            if module is dense:
+                dense.weight.grad.mul_(mask)
+            optimizer.step()
+    torch.testing.assert_close(sparse.to_dense(), dense.weight.detach())
+    assert sum(p.numel() for p in sparse.parameters()) == 7 * B * (2 * B + 1)
+
+
+def test_copies_saves_and_exports():
+    sparse, _ = pair()
+    other, _ = pair(keep=0.4)
+    with torch.no_grad():
+        other.weight.zero_()
+        other.columns.copy_(4 - other.columns.flip(1))
+    x = torch.randn(11, 5 * B, dtype=torch.float64)
+    other.load_state_dict(sparse.state_dict())
+    assert torch.equal(other(x), sparse(x))
+    assert torch.equal(copy.deepcopy(sparse)(x), sparse(x))
+    exported = torch.export.export(sparse, (x,)).module()
+    torch.testing.assert_close(exported(x), sparse(x))
+
+
+def test_a_mask_of_the_pattern_fits_if_balanced():
+    module = dense_layer()
+    with torch.no_grad():  # the same two columns are large in every row
+        module.weight.view(7, B, 5, B)[:, :, [0, 4]] += 10
+    pattern = Block(B, B)
+    n = pattern.count(module.weight.shape, 0.6)
+    mask = pattern.mask(module.weight.detach(), n)
+    sparse = BlockLinear.from_dense(module, B, mask=mask)
+    assert sparse.columns.tolist() == [[0, 4]] * 7
+
+
+def test_the_budget_is_the_default():
+    assert pair()[0].gather_bytes == blocks.GATHER_BYTES
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_equals_dense_on_a_gpu():
+    sparse, dense = pair()
+    x = torch.randn(11, 5 * B, dtype=torch.float64)
+    torch.testing.assert_close(sparse.cuda()(x.cuda()).cpu(), dense(x))
