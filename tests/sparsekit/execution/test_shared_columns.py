@@ -1,0 +1,114 @@
+"""Column-shared N:M against the dense layer with the same weights."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from sparsekit.execution.shared_columns import SharedColumnsLinear
+
+TILE, OUT, IN = 67, 201, 20  # three tiles of a prime number of outputs
+
+
+def dense_layer(bias=True):
+    torch.manual_seed(0)
+    return nn.Linear(IN, OUT, bias, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("tile", [None, TILE])
+@pytest.mark.parametrize("shape", [(11,), (1,), (0,), (3, 5), ()])
+def test_equals_dense(shape, tile, bias):
+    sparse = SharedColumnsLinear.from_dense(dense_layer(bias), 2, 4, tile)
+    x = torch.randn(*shape, IN, dtype=torch.float64)
+    torch.testing.assert_close(sparse(x), sparse.to_module()(x))
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (3, 5), (5, 5)])
+def test_chooses_by_the_sum_of_the_tile(n, m):
+    module = dense_layer()
+    weight = module.weight.detach()
+    sparse = SharedColumnsLinear.from_dense(module, n, m, TILE)
+    for t in range(3):
+        sums = weight[t * TILE : (t + 1) * TILE].abs().sum(0).tolist()
+        best = []
+        for group in range(0, IN, m):
+            order = sorted(range(group, group + m), key=lambda c: -sums[c])
+            best += sorted(order[:n])
+        assert sparse.columns[t].tolist() == best
+    assert torch.equal(sparse.to_dense(), weight * sparse.mask())
+    assert sparse.mask().sum() * m == OUT * IN * n
+
+
+def test_gradients_equal_those_of_dense():
+    sparse = SharedColumnsLinear.from_dense(dense_layer(), 2, 4, TILE)
+    dense = sparse.to_module()
+    x = torch.randn(11, IN, dtype=torch.float64)
+    inputs = []
+    for module in (sparse, dense):
+        inputs.append(x.clone().requires_grad_())
+        module(inputs[-1]).square().sum().backward()
+    torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
+    torch.testing.assert_close(sparse.bias.grad, dense.bias.grad)
+    expected = dense.weight.grad * sparse.mask()
+    torch.testing.assert_close(sparse._scatter(sparse.weight.grad), expected)
+
+
+def test_takes_a_mask_that_is_shared():
+    module = dense_layer()
+    mask = SharedColumnsLinear.from_dense(module, 1, 4, TILE).mask()
+    nn.init.zeros_(module.weight)  # the structure is the mask's
+    again = SharedColumnsLinear.from_dense(module, 1, 4, TILE, mask)
+    assert torch.equal(again.mask(), mask)
+
+
+def test_a_mask_that_is_not_names_the_row():
+    module = dense_layer()
+    mask = SharedColumnsLinear.from_dense(module, 1, 4, TILE).mask()
+    other = mask.clone()
+    other[TILE + 3] = mask[TILE + 3].roll(1)
+    with pytest.raises(ValueError, match="rows 67 and 70 of the mask differ"):
+        SharedColumnsLinear.from_dense(module, 1, 4, TILE, other)
+    with pytest.raises(ValueError, match=r"row 0 of the mask has 1 of .* needs 2"):
+        SharedColumnsLinear.from_dense(module, 2, 4, TILE, mask)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ((2, 3), "divisible by 3, got 20"),
+        ((5, 4), "keeps more than it has"),
+        ((2, 4, 64), "divides the 201 outputs"),
+        ((2, 4, 3), "at least 64, got 3"),
+    ],
+)
+def test_bad_arguments(values, message):
+    with pytest.raises(ValueError, match=message):
+        SharedColumnsLinear.from_dense(dense_layer(), *values)
+
+
+def test_bad_shapes():
+    sparse = SharedColumnsLinear.from_dense(dense_layer(), 2, 4)
+    with pytest.raises(ValueError, match="20 input features are needed"):
+        sparse(torch.randn(3, 21, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"must be in \[0, 20\)"):
+        SharedColumnsLinear(sparse.weight, sparse.columns + 9, IN, None)
+    with pytest.raises(ValueError, match="do not fit"):
+        SharedColumnsLinear(sparse.weight, sparse.columns[:, 1:], IN, None)
+    with pytest.raises(ValueError, match="bias must be"):
+        SharedColumnsLinear(sparse.weight, sparse.columns, IN, torch.zeros(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_copies_saves_and_exports_in_other_dtypes(dtype):
+    sparse = SharedColumnsLinear.from_dense(dense_layer(), 2, 4, TILE).to(dtype)
+    other = copy.deepcopy(sparse)
+    with torch.no_grad():
+        other.weight.zero_()
+        other.columns.zero_()
+    other.load_state_dict(sparse.state_dict())
+    x = torch.randn(11, IN, dtype=dtype)
+    assert torch.equal(other(x), sparse(x))
+    exported = torch.export.export(sparse, (x,)).module()
+    torch.testing.assert_close(exported(x), sparse(x))
