@@ -34,6 +34,7 @@ def run(
     tasks: int,
     *args: Any,
     nanoseconds: float | None = None,
+    pieces: int = PIECES,
 ) -> None:
     """kernel(0, tasks, *args), in pieces on several threads.
 
@@ -43,6 +44,7 @@ def run(
     Args:
         nanoseconds: a guess of what all tasks take on one thread, if known; a short
             one stays on this thread.
+        pieces: how many a thread. Fewer if each begins with work that all repeat.
     """
     threads = min(number(), tasks)
     if threads <= 1 or (nanoseconds is not None and nanoseconds < SMALL):
@@ -50,7 +52,7 @@ def run(
             kernel(0, tasks, *args)
         return
     _start(threads - 1)
-    job = _Job(kernel, tasks, -(-tasks // (PIECES * threads)), args)
+    job = _Job(kernel, tasks, -(-tasks // (pieces * threads)), args)
     for _ in range(threads - 1):
         _queue.put(job)
     job.work()

@@ -1,0 +1,324 @@
+"""Convolutions in values mode: 3x3 and 1x1, on images or on the blocked layout."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsekit.execution import blocked
+from sparsekit.execution.blocked import LANES, from_blocked, to_blocked
+from sparsekit.execution.kernels import conv
+from sparsekit.execution.kernels.conv import Rows
+from sparsekit.execution.layer import SparseLayer
+
+
+class SparseConv2d(SparseLayer):
+    """y = conv2d(x, W) + b, where only the alive weights of W exist and are multiplied.
+
+    Kernels are 3x3 with padding 1 or 1x1 without, stride 1 or 2, groups 1, float32 on
+    the CPU. x is [N, C, H, W], which is converted in and out of the blocked layout, or
+    a blocked tensor [G, C, H + 2, W + 2, 16], see `sparsekit.execution.blocked`; y is
+    of the same kind. Sixteen images cost as much as one.
+
+    Args:
+        weight: (O, C, 3, 3) or (O, C, 1, 1).
+        mask: bool, like weight; True = the weight exists.
+        bias: (O,), or None.
+        stride: 1 or 2.
+
+    Raises:
+        ValueError: for any other convolution or input, with the fix.
+
+    >>> dense = nn.Conv2d(3, 8, 3, padding=1)
+    >>> layer = SparseConv2d.from_dense(dense, mask=torch.rand(8, 3, 3, 3) < 0.2)
+    >>> layer(torch.rand(20, 3, 7, 7)).shape
+    torch.Size([20, 8, 7, 7])
+    """
+
+    starts: Tensor
+    transposed_col: Tensor
+    transposed_starts: Tensor
+    permutation: Tensor
+    bias: nn.Parameter | None
+
+    def __init__(
+        self, weight: Tensor, mask: Tensor, bias: Tensor | None = None, stride: int = 1
+    ):
+        if tuple(weight.shape[2:]) not in ((3, 3), (1, 1)) or stride not in (1, 2):
+            raise ValueError(
+                "SparseConv2d takes 3x3 and 1x1 kernels with stride 1 or 2, got a "
+                f"weight {tuple(weight.shape)} and stride {stride}; keep it dense"
+            )
+        if weight.dtype != torch.float32 or weight.device.type != "cpu":
+            raise ValueError(
+                "SparseConv2d computes in float32 on the CPU, got a weight of "
+                f"{weight.dtype} on {weight.device}; call .float().cpu() first"
+            )
+        self.stride = stride
+        super().__init__(weight, mask)
+        if bias is None:
+            self.register_parameter("bias", None)
+        else:
+            copy = bias.detach().clone()
+            self.bias = nn.Parameter(copy, requires_grad=bias.requires_grad)
+
+    @classmethod
+    def from_dense(
+        cls, module: nn.Conv2d, mask: Tensor | None = None
+    ) -> "SparseConv2d":
+        """A convolution with the weights of `module` that `mask` keeps.
+
+        Args:
+            mask: bool, like the weight; default: the weights that are not 0.
+
+        Raises:
+            ValueError: for convolutions that have no sparse form, with the reason.
+        """
+        problem = unsupported(module)
+        if problem:
+            raise ValueError(f"{module} has no sparse form: {problem}; keep it dense")
+        weight = module.weight
+        layer = cls(
+            weight, weight != 0 if mask is None else mask, module.bias, module.stride[0]
+        )
+        return layer.train(module.training)
+
+    def to_module(self) -> nn.Conv2d:
+        """The dense convolution that computes the same."""
+        outputs, inputs, side, _ = self.dense_shape
+        module = nn.utils.skip_init(
+            nn.Conv2d, inputs, outputs, side, self.stride, side // 2,
+            bias=self.bias is not None,
+        )  # fmt: skip
+        with torch.no_grad():
+            module.weight.copy_(self.to_dense())
+            if self.bias is not None:
+                module.bias.copy_(self.bias)
+        module.weight.requires_grad_(self.values.requires_grad)
+        return module.train(self.training)
+
+    def _derive(self) -> None:
+        taps = self.dense_shape[2] ** 2
+        structure = _structure(
+            self.crow, self.col, taps, self.dense_shape[1], self.stride
+        )
+        names = "starts", "transposed_col", "transposed_starts", "permutation"
+        for name, tensor in zip(names, structure, strict=True):
+            self.register_buffer(name, tensor, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._require(x)
+        self.build()
+        inside = x.contiguous() if x.dim() == 5 else to_blocked(x)
+        y = _conv(
+            inside, self.values, self.bias, self.probe, self.col, self.starts,
+            self.transposed_col, self.transposed_starts, self.permutation,
+            self.dense_shape[2] ** 2, self.stride,
+        )  # fmt: skip
+        return y if x.dim() == 5 else from_blocked(y, x.shape[0])
+
+    def _require(self, x: Tensor) -> None:
+        channels = self.dense_shape[1]
+        if self.values.dtype != torch.float32 or self.values.device.type != "cpu":
+            raise ValueError(
+                f"{self} computes in float32 on the CPU, its values are "
+                f"{self.values.dtype} on {self.values.device}: call .float().cpu()"
+            )
+        if x.dtype != torch.float32 or x.device.type != "cpu":
+            raise ValueError(
+                f"{self} computes in float32 on the CPU, got {x.dtype} on {x.device}: "
+                "call .float().cpu()"
+            )
+        if x.dim() not in (4, 5) or (x.dim() == 5 and x.shape[4] != LANES):
+            raise ValueError(
+                f"{self} takes images [N, {channels}, H, W] or a blocked tensor "
+                f"[G, {channels}, H + 2, W + 2, {LANES}], got {tuple(x.shape)}"
+            )
+        if x.shape[1] != channels:
+            raise ValueError(
+                f"{self} takes {channels} channels, got {x.shape[1]} in "
+                f"{tuple(x.shape)}: check the layer before it"
+            )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, stride={self.stride}"
+
+
+def unsupported(module: nn.Conv2d) -> str | None:
+    """Why a convolution has no sparse form; None if it has one."""
+    side = module.kernel_size
+    padding: Any = module.padding
+    if padding == "same":
+        padding = tuple(size // 2 for size in side)
+    elif padding == "valid":
+        padding = (0, 0)
+    if side not in ((3, 3), (1, 1)):
+        return f"kernels are 3x3 or 1x1, not {side}"
+    if padding != (side[0] // 2,) * 2 or module.padding_mode != "zeros":
+        return f"padding is {side[0] // 2} zeros, not {padding} {module.padding_mode}"
+    if module.stride not in ((1, 1), (2, 2)):
+        return f"stride is 1 or 2, not {module.stride}"
+    if module.groups != 1 or module.dilation != (1, 1):
+        return f"groups {module.groups} and dilation {module.dilation} are not 1"
+    return None
+
+
+# ---- the operations ------------------------------------------------------------------
+
+
+@torch.library.custom_op(
+    "sparsekit::conv_structure", mutates_args=(), device_types="cpu"
+)
+def _structure(
+    crow: Tensor, col: Tensor, taps: int, channels: int, stride: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """starts; columns, starts and permutation of the transpose."""
+    crow_array, col_array = crow.numpy(), col.numpy()
+    rows = conv.row_order(crow_array, col_array, taps, channels)
+    transposed, permutation = conv.column_order(
+        crow_array, col_array, taps, channels, stride
+    )
+    arrays = rows.starts, transposed.columns, transposed.starts, permutation
+    starts, columns, transposed_starts, order = map(torch.from_numpy, arrays)
+    return starts, columns, transposed_starts, order
+
+
+@_structure.register_fake
+def _(
+    crow: Tensor, col: Tensor, taps: int, channels: int, stride: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows = len(crow) - 1
+    shapes = conv.shapes_of_starts(len(col), rows, channels, taps, stride)
+    starts, transposed = (crow.new_empty(shape) for shape in shapes)
+    return starts, torch.empty_like(col), transposed, torch.empty_like(col)
+
+
+@torch.library.custom_op("sparsekit::conv", mutates_args=(), device_types="cpu")
+def _conv(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    probe: Tensor | None,
+    col: Tensor,
+    starts: Tensor,
+    transposed_col: Tensor,
+    transposed_starts: Tensor,
+    permutation: Tensor,
+    taps: int,
+    stride: int,
+) -> Tensor:
+    """Blocked x -> blocked y; the gradient of `probe` is that of the dense weight."""
+    groups, _, height, width, _ = x.shape
+    size = (_strided(height - 2, stride), _strided(width - 2, stride))
+    y = blocked.new(groups, starts.shape[2], *size)
+    conv.forward(
+        x.numpy(),
+        values.numpy(),
+        Rows(col.numpy(), starts.numpy()),
+        y.numpy(),
+        taps,
+        stride,
+        bias=None if bias is None else bias.numpy(),
+    )
+    return y
+
+
+@_conv.register_fake
+def _(x: Tensor, *args: Any) -> Tensor:
+    starts, stride = args[4], args[9]
+    groups, _, height, width, _ = x.shape
+    size = (_strided(height - 2, stride) + 2, _strided(width - 2, stride) + 2)
+    return x.new_empty(groups, starts.shape[2], *size, LANES)
+
+
+@torch.library.custom_op(
+    "sparsekit::conv_input_gradient", mutates_args=(), device_types="cpu"
+)
+def _input_gradient(
+    grad: Tensor,
+    values: Tensor,
+    transposed_col: Tensor,
+    transposed_starts: Tensor,
+    permutation: Tensor,
+    height: int,
+    width: int,
+    taps: int,
+    stride: int,
+) -> Tensor:
+    out = blocked.new(grad.shape[0], transposed_starts.shape[2], height, width)
+    conv.input_gradient(
+        grad.numpy(),
+        values.numpy(),
+        Rows(transposed_col.numpy(), transposed_starts.numpy()),
+        permutation.numpy(),
+        out.numpy(),
+        taps,
+        stride,
+    )
+    return out
+
+
+@_input_gradient.register_fake
+def _(grad: Tensor, *args: Any) -> Tensor:
+    starts, height, width = args[2], args[4], args[5]
+    return grad.new_empty(grad.shape[0], starts.shape[2], height + 2, width + 2, LANES)
+
+
+@torch.library.custom_op(
+    "sparsekit::conv_weight_gradient", mutates_args=(), device_types="cpu"
+)
+def _weight_gradient(
+    x: Tensor, grad: Tensor, col: Tensor, starts: Tensor, taps: int, stride: int
+) -> Tensor:
+    out = x.new_empty(len(col))
+    rows = Rows(col.numpy(), starts.numpy())
+    conv.weight_gradient(x.numpy(), grad.numpy(), rows, out.numpy(), taps, stride)
+    return out
+
+
+@_weight_gradient.register_fake
+def _(
+    x: Tensor, grad: Tensor, col: Tensor, starts: Tensor, taps: int, stride: int
+) -> Tensor:
+    return x.new_empty(len(col))
+
+
+def _dense_gradient(x: Tensor, grad: Tensor, probe: Tensor, stride: int) -> Tensor:
+    """Of the whole weight, by one dense call; spare lanes have gradient 0."""
+    images = x.shape[0] * LANES
+    side = probe.shape[2]
+    _, gradient, _ = torch.ops.aten.convolution_backward(
+        from_blocked(grad, images), from_blocked(x, images), probe, None,
+        [stride] * 2, [side // 2] * 2, [1, 1], False, [0, 0], 1, [False, True, False],
+    )  # fmt: skip
+    return gradient
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, values, _, probe, col, starts, *transposed, ctx.taps, ctx.stride = inputs
+    ctx.save_for_backward(x, values, probe, col, starts, *transposed)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, values, probe, col, starts, *transposed = ctx.saved_tensors
+    need_x, need_values, need_bias, need_probe = ctx.needs_input_grad[:4]
+    grad = grad.contiguous()
+    size = x.shape[2] - 2, x.shape[3] - 2
+    grads = (
+        _input_gradient(grad, values, *transposed, *size, ctx.taps, ctx.stride)
+        if need_x
+        else None,
+        _weight_gradient(x, grad, col, starts, ctx.taps, ctx.stride)
+        if need_values
+        else None,
+        grad.sum((0, 2, 3, 4)) if need_bias else None,
+        _dense_gradient(x, grad, probe, ctx.stride) if need_probe else None,
+    )
+    return *grads, *[None] * 7
+
+
+_conv.register_autograd(_backward, setup_context=_keep)
+
+
+def _strided(length: int, stride: int) -> int:
+    return (length + stride - 1) // stride
