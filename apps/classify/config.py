@@ -20,9 +20,9 @@ class Config(RunConfig):
     Args:
         dataset: mnist5k, mnist, cifar10, or the path of your .npz with arrays x and y.
         data_dir: where cifar10 or your file is; default: $SPARSEKIT_DATA, or here.
-        model: mlp, cnn or lstm.
+        model: mlp, cnn, lstm, resnet or mobilenet.
         width: hidden units, filters of the first convolution, or hidden state.
-        depth: hidden layers, convolutions, or stacked recurrent layers.
+        depth: hidden layers, convolutions, recurrent layers, or blocks.
         norm: BatchNorm in the cnn.
         method: "dense", a name that `sparsekit methods` lists, or a file my_method.py.
         sparsity: fraction of zeros over all masked weights, in [0, 1); unused by dense.
@@ -46,7 +46,7 @@ class Config(RunConfig):
 
     dataset: str = "mnist5k"
     data_dir: str | None = None
-    model: Literal["mlp", "cnn", "lstm"] = "mlp"
+    model: Literal["mlp", "cnn", "lstm", "resnet", "mobilenet"] = "mlp"
     width: int = 100
     depth: int = 2
     norm: bool = False

@@ -78,7 +78,41 @@ def test_seed_alone_decides_the_weights(name: str) -> None:
     second = models.build(name, 5, 1, 3, size=8, seed=7).state_dict()
     other = models.build(name, 5, 1, 3, size=8, seed=8).state_dict()
     assert all(torch.equal(first[key], second[key]) for key in first)
-    assert not any(torch.equal(first[key], other[key]) for key in first)
+    drawn = [key for key in first if first[key].unique().numel() > 1]  # not BatchNorm
+    assert drawn and not any(torch.equal(first[key], other[key]) for key in drawn)
+
+
+def test_weights_of_the_networks_with_batch_norm() -> None:
+    # stem; then blocks: 1 of width 5; 5 -> 10 and 10 -> 20 with a 1x1 shortcut each
+    resnet = 9 * 2 * 5 + 2 * 9 * 25 + 9 * (50 + 100) + 50 + 9 * (200 + 400) + 200
+    norms = 2 * (5 + 2 * 5 + 3 * 10 + 3 * 20)
+    model = models.build("resnet", 5, 3, 7, channels=2)
+    assert parameters(model) == resnet + norms + 20 * 7 + 7
+    assert stages(model, 28) == [28, 14, 7]
+    # stem; depthwise and 1x1 of 5 -> 5, 5 -> 10, 10 -> 10, 10 -> 20
+    mobilenet = 9 * 2 * 5 + 9 * (5 + 5 + 10 + 10) + 25 + 50 + 100 + 200
+    norms = 2 * (5 + 5 + 5 + 5 + 10 + 10 + 10 + 10 + 20)
+    model = models.build("mobilenet", 5, 4, 7, channels=2)
+    assert parameters(model) == mobilenet + norms + 20 * 7 + 7
+    assert stages(model, 28) == [14, 7, 4]
+
+
+def parameters(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def stages(model: torch.nn.Module, size: int) -> list[int]:
+    """Sides of the images that the network passes through, repeats left out."""
+    sides: list[int] = []
+
+    def record(module, args, output) -> None:
+        if output.dim() == 4 and output.shape[2] > 1:
+            sides.append(output.shape[2])
+
+    for child in model.children():
+        child.register_forward_hook(record)
+    model(torch.zeros(2, 2, size, size))
+    return [side for i, side in enumerate(sides) if not i or side != sides[i - 1]]
 
 
 def test_flops_of_the_mlp_equal_torchs_counter() -> None:
@@ -91,7 +125,7 @@ def test_flops_of_the_mlp_equal_torchs_counter() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("resnet", 5, 2, 3), "choose one of mlp, cnn, lstm"),
+        (("vgg", 5, 2, 3), "choose one of mlp, cnn, lstm, resnet, mobilenet"),
         (("mlp", 0, 2, 3), "width and depth"),
         (("lstm", 5, 0, 3), "width and depth"),
         (("cnn", 5, 2, 3, 1, 3), "at least 4x4"),
