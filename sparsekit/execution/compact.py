@@ -256,9 +256,8 @@ def _take(tensor: Tensor, rows: Tensor, dim: int = 0) -> Tensor:
 
 
 def _set(module: nn.Module, name: str, value: Tensor) -> None:
-    old = getattr(module, name)
-    fresh = value.clone(memory_format=torch.contiguous_format)
-    setattr(module, name, nn.Parameter(fresh, old.requires_grad))
+    trains = getattr(module, name).requires_grad
+    setattr(module, name, nn.Parameter(value, trains))
 
 
 # ---- checking and loading ------------------------------------------------------------
