@@ -4,11 +4,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from sparsekit.execution import blocked
 from sparsekit.execution.blocked import LANES, from_blocked, to_blocked
-from sparsekit.execution.kernels import conv
-from sparsekit.execution.kernels.conv import Rows
+from sparsekit.execution.kernels import conv as kernels
+from sparsekit.execution.kernels.conv import Images, Rows
 from sparsekit.execution.layer import SparseLayer
 
 
@@ -110,7 +111,8 @@ class SparseConv2d(SparseLayer):
         self._require(x)
         self.build()
         inside = x.contiguous() if x.dim() == 5 else to_blocked(x)
-        y = _conv(
+        run = _Conv.apply if _unwatched(inside) else _conv
+        y = run(
             inside, self.values, self.bias, self.probe, self.col, self.starts,
             self.transposed_col, self.transposed_starts, self.permutation,
             self.dense_shape[2] ** 2, self.stride,
@@ -173,12 +175,8 @@ def _structure(
     crow: Tensor, col: Tensor, taps: int, channels: int, stride: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """starts; columns, starts and permutation of the transpose."""
-    crow_array, col_array = crow.numpy(), col.numpy()
-    rows = conv.row_order(crow_array, col_array, taps, channels)
-    transposed, permutation = conv.column_order(
-        crow_array, col_array, taps, channels, stride
-    )
-    arrays = rows.starts, transposed.columns, transposed.starts, permutation
+    weights = crow.numpy(), col.numpy(), taps, channels
+    arrays = kernels.row_order(*weights), *kernels.column_order(*weights, stride)
     starts, columns, transposed_starts, order = map(torch.from_numpy, arrays)
     return starts, columns, transposed_starts, order
 
@@ -188,13 +186,12 @@ def _(
     crow: Tensor, col: Tensor, taps: int, channels: int, stride: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows = len(crow) - 1
-    shapes = conv.shapes_of_starts(len(col), rows, channels, taps, stride)
+    shapes = kernels.shapes_of_starts(len(col), rows, channels, taps, stride)
     starts, transposed = (crow.new_empty(shape) for shape in shapes)
     return starts, torch.empty_like(col), transposed, torch.empty_like(col)
 
 
-@torch.library.custom_op("sparsekit::conv", mutates_args=(), device_types="cpu")
-def _conv(
+def conv(
     x: Tensor,
     values: Tensor,
     bias: Tensor | None,
@@ -208,72 +205,79 @@ def _conv(
     stride: int,
 ) -> Tensor:
     """Blocked x -> blocked y; the gradient of `probe` is that of the dense weight."""
-    groups, _, height, width, _ = x.shape
-    size = (_strided(height - 2, stride), _strided(width - 2, stride))
-    y = blocked.new(groups, starts.shape[2], *size)
-    conv.forward(
-        x.numpy(),
-        values.numpy(),
-        Rows(col.numpy(), starts.numpy()),
-        y.numpy(),
-        taps,
-        stride,
-        bias=None if bias is None else bias.numpy(),
-    )
+    images = _images(x)
+    size = -(-images.height // stride), -(-images.width // stride)
+    y = blocked.new(images.groups, starts.shape[2], *size)
+    kernels.forward(
+        images, values.data_ptr(), _rows(col, starts), y.data_ptr(), taps, stride,
+        0 if bias is None else bias.data_ptr(),
+    )  # fmt: skip
     return y
+
+
+_conv = torch.library.custom_op(
+    "sparsekit::conv", conv, mutates_args=(), device_types="cpu"
+)
 
 
 @_conv.register_fake
 def _(x: Tensor, *args: Any) -> Tensor:
     starts, stride = args[4], args[9]
     groups, _, height, width, _ = x.shape
-    size = (_strided(height - 2, stride) + 2, _strided(width - 2, stride) + 2)
+    size = (-(-(length - 2) // stride) + 2 for length in (height, width))
     return x.new_empty(groups, starts.shape[2], *size, LANES)
 
 
-@torch.library.custom_op(
-    "sparsekit::conv_input_gradient", mutates_args=(), device_types="cpu"
-)
-def _input_gradient(
+def input_gradient(
     grad: Tensor,
     values: Tensor,
-    transposed_col: Tensor,
-    transposed_starts: Tensor,
+    columns: Tensor,
+    starts: Tensor,
     permutation: Tensor,
     height: int,
     width: int,
     taps: int,
     stride: int,
 ) -> Tensor:
-    out = blocked.new(grad.shape[0], transposed_starts.shape[2], height, width)
-    conv.input_gradient(
-        grad.numpy(),
-        values.numpy(),
-        Rows(transposed_col.numpy(), transposed_starts.numpy()),
-        permutation.numpy(),
-        out.numpy(),
-        taps,
-        stride,
-    )
+    out = blocked.new(grad.shape[0], starts.shape[2], height, width)
+    kernels.input_gradient(
+        _images(grad), values.data_ptr(), _rows(columns, starts),
+        permutation.data_ptr(), _images(out), taps, stride,
+    )  # fmt: skip
     return out
+
+
+_input_gradient = torch.library.custom_op(
+    "sparsekit::conv_input_gradient",
+    input_gradient,
+    mutates_args=(),
+    device_types="cpu",
+)
 
 
 @_input_gradient.register_fake
 def _(grad: Tensor, *args: Any) -> Tensor:
     starts, height, width = args[2], args[4], args[5]
-    return grad.new_empty(grad.shape[0], starts.shape[2], height + 2, width + 2, LANES)
+    size = starts.shape[2], height + 2, width + 2
+    return grad.new_empty(grad.shape[0], *size, LANES)
 
 
-@torch.library.custom_op(
-    "sparsekit::conv_weight_gradient", mutates_args=(), device_types="cpu"
-)
-def _weight_gradient(
+def weight_gradient(
     x: Tensor, grad: Tensor, col: Tensor, starts: Tensor, taps: int, stride: int
 ) -> Tensor:
     out = x.new_empty(len(col))
-    rows = Rows(col.numpy(), starts.numpy())
-    conv.weight_gradient(x.numpy(), grad.numpy(), rows, out.numpy(), taps, stride)
+    kernels.weight_gradient(
+        _images(x), _images(grad), _rows(col, starts), out.data_ptr(), taps, stride
+    )
     return out
+
+
+_weight_gradient = torch.library.custom_op(
+    "sparsekit::conv_weight_gradient",
+    weight_gradient,
+    mutates_args=(),
+    device_types="cpu",
+)
 
 
 @_weight_gradient.register_fake
@@ -281,6 +285,15 @@ def _(
     x: Tensor, grad: Tensor, col: Tensor, starts: Tensor, taps: int, stride: int
 ) -> Tensor:
     return x.new_empty(len(col))
+
+
+def _images(x: Tensor) -> Images:
+    groups, channels, height, width, _ = x.shape
+    return Images(x.data_ptr(), groups, channels, height - 2, width - 2)
+
+
+def _rows(columns: Tensor, starts: Tensor) -> Rows:
+    return Rows(columns.data_ptr(), starts.data_ptr(), len(columns), starts.shape)
 
 
 def _dense_gradient(x: Tensor, grad: Tensor, probe: Tensor, stride: int) -> Tensor:
@@ -303,22 +316,41 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, values, probe, col, starts, *transposed = ctx.saved_tensors
     need_x, need_values, need_bias, need_probe = ctx.needs_input_grad[:4]
     grad = grad.contiguous()
-    size = x.shape[2] - 2, x.shape[3] - 2
-    grads = (
-        _input_gradient(grad, values, *transposed, *size, ctx.taps, ctx.stride)
-        if need_x
-        else None,
-        _weight_gradient(x, grad, col, starts, ctx.taps, ctx.stride)
-        if need_values
-        else None,
-        grad.sum((0, 2, 3, 4)) if need_bias else None,
-        _dense_gradient(x, grad, probe, ctx.stride) if need_probe else None,
-    )
-    return *grads, *[None] * 7
+    plain = _unwatched(grad) and not torch.is_grad_enabled()  # no second derivative
+    grads: list[Tensor | None] = [None] * 11
+    if need_x:
+        size = x.shape[2] - 2, x.shape[3] - 2, ctx.taps, ctx.stride
+        towards_x: Any = input_gradient if plain else _input_gradient
+        grads[0] = towards_x(grad, values, *transposed, *size)
+    if need_values:
+        towards_values: Any = weight_gradient if plain else _weight_gradient
+        grads[1] = towards_values(x, grad, col, starts, ctx.taps, ctx.stride)
+    if need_bias:
+        grads[2] = grad.sum((0, 2, 3, 4))
+    if need_probe:
+        grads[3] = _dense_gradient(x, grad, probe, ctx.stride)
+    return tuple(grads)
 
 
 _conv.register_autograd(_backward, setup_context=_keep)
 
 
-def _strided(length: int, stride: int) -> int:
-    return (length + stride - 1) // stride
+class _Conv(torch.autograd.Function):
+    """The same operation, past the dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        y = conv(*inputs)
+        _keep(ctx, inputs, y)
+        return y
+
+    backward = staticmethod(_backward)
+
+
+def _unwatched(x: Tensor) -> bool:
+    """Whether nothing traces or counts operations: then 30 us a call are saved."""
+    return (
+        type(x) is Tensor
+        and not torch.compiler.is_compiling()
+        and not is_in_torch_dispatch_mode()
+    )

@@ -18,10 +18,12 @@ each non-zero.
 Non-zeros keep their order in memory, row by row of the weight matrix [O, C * taps];
 blocks of channels are found through `starts`. A column becomes the place of its input
 vector, which depends on the image's size, in each call: 0.2 ns a non-zero.
+
+Arrays come as addresses of contiguous float32 or int32; nothing is checked.
 """
 
 import math
-from functools import cache
+from functools import cache, lru_cache
 from threading import local
 from typing import Any, NamedTuple
 
@@ -30,8 +32,9 @@ from numba import njit
 from numpy.typing import NDArray
 
 from sparsekit.execution import threads
+from sparsekit.execution.kernels.layout import LANES
+from sparsekit.execution.kernels.memory import floats, integers
 from sparsekit.execution.kernels.micro import (
-    LANES,
     VECTORS,
     dot_products,
     multiply_add,
@@ -42,8 +45,8 @@ VECTOR = 4 * LANES  # bytes
 NEAR = 32 * 1024  # bytes of input that stay in the first-level cache beside the rest
 NONZEROS = 11  # of a row in a block, at least; fewer do not pay for the sum's transport
 RATE = 150.0  # floating-point operations a nanosecond, to guess what is worth threads
+REMEMBERED = 1024  # plans of calls with the same sizes
 
-Floats = NDArray[np.float32]
 Integers = NDArray[np.int32]
 
 
@@ -51,14 +54,30 @@ class Rows(NamedTuple):
     """Non-zeros of a weight matrix, or of its transpose, as the loops take them.
 
     Attributes:
-        columns: (nnz,) int32, channel * taps + tap, channels ascending within a row.
-        starts: (classes, blocks + 1, rows) int32; the non-zeros of a class, block of
-            channels and row are starts[class, block, row] .. starts[class, block + 1,
-            row]. Classes are parities of pixels, see the module; else there is one.
+        columns: address of (nnz,) int32, channel * taps + tap; channels ascend within a
+            row and class.
+        starts: address of (classes, blocks + 1, rows) int32; the non-zeros of a class,
+            block of channels and row are starts[class, block, row] .. starts[class,
+            block + 1, row]. Classes are parities of pixels, see the module; else there
+            is one.
+        nnz: how many.
+        shape: of starts.
     """
 
-    columns: Integers
-    starts: Integers
+    columns: int
+    starts: int
+    nnz: int
+    shape: tuple[int, ...]
+
+
+class Images(NamedTuple):
+    """A blocked array [groups, channels, height + 2, width + 2, 16]."""
+
+    address: int
+    groups: int
+    channels: int
+    height: int
+    width: int
 
 
 # ---- the structure -------------------------------------------------------------------
@@ -84,23 +103,24 @@ def shapes_of_starts(
     return (1, blocks + 1, rows), (classes, transposed_blocks + 1, channels)
 
 
-def row_order(crow: Integers, col: Integers, taps: int, channels: int) -> Rows:
-    """The loops' view of a weight matrix in rows, which stays as it is."""
+def row_order(crow: Integers, col: Integers, taps: int, channels: int) -> Integers:
+    """The `starts` of a weight matrix in rows, whose columns stay as they are."""
     rows = len(crow) - 1
     block = channels_of_a_block(len(col), rows, channels, taps)
     shape, _ = shapes_of_starts(len(col), rows, channels, taps, 1)
     starts = np.empty(shape, np.int32)
     _row_starts(crow, col, block * taps, starts[0])
-    return Rows(col, starts)
+    return starts
 
 
 def column_order(
     crow: Integers, col: Integers, taps: int, channels: int, stride: int
-) -> tuple[Rows, Integers]:
+) -> tuple[Integers, Integers, Integers]:
     """The transposed weights, a row an input channel, for the input gradient.
 
     Returns:
-        rows: `columns` are output channel * taps + tap.
+        columns: (nnz,) int32, output channel * taps + tap.
+        starts: see `Rows`.
         permutation: (nnz,) int32; transposed value t is values[permutation[t]].
     """
     rows = len(crow) - 1
@@ -110,7 +130,7 @@ def column_order(
     columns, permutation = np.empty_like(col), np.empty_like(col)
     block = channels_of_a_block(len(col), channels, rows, taps // shape[0])
     _transpose(crow, col, parity, block, starts, columns, permutation)
-    return Rows(columns, starts), permutation
+    return columns, starts, permutation
 
 
 def _parities(taps: int, stride: int) -> Integers:
@@ -177,124 +197,110 @@ def _transpose(
 
 
 def forward(
-    x: Floats,
-    values: Floats,
+    x: Images,
+    values: int,
     rows: Rows,
-    y: Floats,
+    y: int,
     taps: int,
     stride: int,
-    bias: Floats | None = None,
-    residual: Floats | None = None,
+    bias: int = 0,
+    residual: int = 0,
     clip: tuple[float, float] | None = None,
 ) -> None:
-    """y = clip(conv(x) + bias + residual), the inside of y; blocked arrays.
+    """y = clip(conv(x) + bias + residual), the inside of y.
 
     Args:
-        x: [G, C, H + 2, W + 2, 16]; 3x3 kernels pad by its border, 1x1 ones skip it.
+        x: 3x3 kernels pad by its border, 1x1 ones skip it.
         y: [G, O, H' + 2, W' + 2, 16], H' = ceil(H / stride). Its border is not written.
         taps: 9 or 1.
-        bias: (O,).
-        residual: like y.
+        bias: of (O,), or 0.
+        residual: of an array like y, or 0.
         clip: (0, inf) is ReLU, (0, 6) ReLU6.
     """
-    offsets = _offsets(rows.columns, x, _inside(taps))
-    start = _nothing(len(rows.starts[0, 0])) if bias is None else bias
-    finish = residual is not None or clip is not None
-    low, high = clip or (-np.inf, np.inf)
-    last = _address(residual) if residual is not None else 0
-    kernel = (LANES * 4 * stride, VECTOR, finish)
+    offsets = _offsets(rows, x, taps, "inside")
+    finish = bool(residual) or clip is not None
+    low, high = clip or (-math.inf, math.inf)
+    target = Images(
+        y, x.groups, rows.shape[2], -(-x.height // stride), -(-x.width // stride)
+    )
     _spread(
-        kernel, x, stride, offsets, values, rows.starts[0], y, 1, (0, 0), start,
-        last, np.float32(low), np.float32(high),
+        x, target, (stride, 1, 0, finish), offsets, values, rows, 0, bias, residual,
+        low, high,
     )  # fmt: skip
 
 
 def input_gradient(
-    grad: Floats,
-    values: Floats,
+    grad: Images,
+    values: int,
     rows: Rows,
-    permutation: Integers,
-    out: Floats,
+    permutation: int,
+    out: Images,
     taps: int,
     stride: int,
 ) -> None:
-    """out = gradient of the input of `forward`, its inside; blocked arrays.
+    """out = gradient of the input of `forward`, its inside.
 
     Args:
         grad: of y; zero in the border.
         rows, permutation: of `column_order`.
         out: like x. Its border is not written.
     """
-    transposed = _scratch("values", len(values), np.float32)
-    np.take(values, permutation, out=transposed, mode="clip")
-    offsets = _offsets(rows.columns, grad, _towards_input(taps, stride))
-    nothing = _nothing(out.shape[1])
-    if stride == 2 and taps == 1:
-        out.fill(0)  # three of four pixels were not read
-    for kind, starts in enumerate(rows.starts):
+    transposed = _scratch("values", rows.nnz)
+    _gather(values, permutation, transposed, rows.nnz)
+    towards = "input" if stride == 1 else "every second input"
+    offsets = _offsets(rows, grad, taps, towards)
+    if stride == 2 and taps == 1:  # three of four pixels were not read
+        _clear(out.address, _length(out))
+    for kind in range(rows.shape[0]):
         _spread(
-            (VECTOR, VECTOR * stride, False), grad, 1, offsets, transposed, starts,
-            out, stride, divmod(kind, 2), nothing, 0, np.float32(0), np.float32(0),
+            grad, out, (1, stride, kind, False), offsets, transposed, rows, kind, 0, 0,
+            0.0, 0.0,
         )  # fmt: skip
 
 
 def weight_gradient(
-    x: Floats, grad: Floats, rows: Rows, out: Floats, taps: int, stride: int
+    x: Images, grad: Images, rows: Rows, out: int, taps: int, stride: int
 ) -> None:
     """out = gradient of the values of `forward`; grad is zero in spare lanes."""
-    offsets = _offsets(rows.columns, x, _inside(taps))
-    out.fill(0)
-    groups, outputs, height, width, _ = grad.shape
-    pieces = max(1, min(threads.PIECES, outputs // 64))
-    for (top, tile_rows, down), (left, tile_columns, across) in _tiles(
-        height - 2, width - 2
-    ):
-        pixels = groups * tile_rows * down * tile_columns * across
+    offsets = _offsets(rows, x, taps, "inside")
+    _clear(out, rows.nnz)
+    blocks, outputs = rows.shape[1] - 1, rows.shape[2]
+    for piece in _pieces(x[1:], grad[1:], stride, 1, 0):
         threads.run(
-            _weight_gradient(tile_rows, tile_columns, VECTOR * stride),
-            outputs,
-            *_view(x, top, left, stride, tile_rows, tile_columns, 0),
-            _address(offsets), _address(out), rows.starts[0],
-            *_view(grad, top, left, 1, tile_rows, tile_columns, 1),
-            grad.strides[1], groups, down, across,
-            nanoseconds=2 * LANES * pixels * len(out) / RATE,
-            pieces=pieces,
+            _weight_gradient(*piece.tile, VECTOR * stride), outputs,
+            x.address + piece.x, *piece.x_steps, offsets, out, rows.starts, blocks,
+            outputs, grad.address + piece.y, *piece.y_steps, x.groups, piece.down,
+            piece.across,
+            nanoseconds=2 * LANES * piece.pixels * rows.nnz / RATE,
+            pieces=max(1, min(threads.PIECES, outputs // 64)),
         )  # fmt: skip
 
 
 def _spread(
-    kernel: tuple[int, int, bool],
-    x: Floats,
-    x_stride: int,
-    offsets: Integers,
-    values: Floats,
-    starts: Integers,
-    y: Floats,
-    y_stride: int,
-    first: tuple[int, int],
-    start: Floats,
+    x: Images,
+    y: Images,
+    how: tuple[int, int, int, bool],
+    offsets: int,
+    values: int,
+    rows: Rows,
+    kind: int,
+    bias: int,
     residual: int,
-    low: np.float32,
-    high: np.float32,
+    low: float,
+    high: float,
 ) -> None:
-    """Runs the forward loop over the pixels of y from `first` on, every y_stride-th."""
-    groups, outputs, height, width, _ = y.shape
-    rows = -(-(height - 2 - first[0]) // y_stride)
-    columns = -(-(width - 2 - first[1]) // y_stride)
-    for (top, tile_rows, down), (left, tile_columns, across) in _tiles(rows, columns):
-        target = _view(y, top, left, y_stride, tile_rows, tile_columns, 1)
-        shift = first[0] * y.strides[2] + first[1] * VECTOR
-        parts = max(1, min(outputs // 32, 8 // max(1, groups * down)))
-        pixels = groups * tile_rows * down * tile_columns * across
+    """Runs the forward loop; `how`: strides of x and y, parity of pixels, finish?"""
+    x_stride, y_stride, parity, finish = how
+    blocks, outputs = rows.shape[1] - 1, rows.shape[2]
+    starts = rows.starts + 4 * kind * (blocks + 1) * outputs
+    for piece in _pieces(x[1:], y[1:], x_stride, y_stride, parity):
         threads.run(
-            _forward(tile_rows, tile_columns, *kernel),
-            groups * parts * down,
-            *_view(x, top, left, x_stride, tile_rows, tile_columns, 0),
-            _address(offsets), _address(values), starts,
-            target[0] + shift, *target[1:],
-            y.strides[1], parts, down, across, start,
-            residual and residual + target[0] + shift - _address(y), low, high,
-            nanoseconds=2 * LANES * pixels * len(values) / RATE,
+            _forward(*piece.tile, VECTOR * x_stride, VECTOR * y_stride, finish),
+            x.groups * piece.parts * piece.down,
+            x.address + piece.x, *piece.x_steps, offsets, values, starts, blocks,
+            outputs, y.address + piece.y, *piece.y_steps, piece.parts, piece.down,
+            piece.across, bias, residual and residual + piece.y, low, high,
+            nanoseconds=2 * LANES * piece.pixels * rows.nnz / RATE / rows.shape[0],
         )  # fmt: skip
 
 
@@ -306,13 +312,13 @@ def _forward(rows: int, columns: int, x_step: int, y_step: int, finish: bool) ->
     def conv_forward(
         begin: int, end: int,
         x: int, x_group: int, x_row: int, x_down: int, x_across: int,
-        offsets: int, values: int, starts: Integers,
-        y: int, y_group: int, y_row: int, y_down: int, y_across: int,
-        y_channel: int, parts: int, down: int, across: int, start: Floats,
-        residual: int, low: float, high: float,
+        offsets: int, values: int, starts: int, blocks: int, outputs: int,
+        y: int, y_group: int, y_row: int, y_down: int, y_across: int, y_channel: int,
+        parts: int, down: int, across: int,
+        bias: int, residual: int, low: float, high: float,
     ) -> None:  # fmt: skip
-        blocks = starts.shape[0] - 1
-        outputs = starts.shape[1]
+        first = integers(starts, (blocks + 1) * outputs)
+        start = floats(bias, outputs)
         for task in range(begin, end):
             group = task // (parts * down)
             part = task // down - group * parts
@@ -324,9 +330,10 @@ def _forward(rows: int, columns: int, x_step: int, y_step: int, finish: bool) ->
                     for o in range(
                         part * outputs // parts, (part + 1) * outputs // parts
                     ):
-                        t0 = np.int64(starts[block, o])
-                        t1 = np.int64(starts[block + 1, o])
+                        t0 = np.int64(first[block * outputs + o])
+                        t1 = np.int64(first[(block + 1) * outputs + o])
                         target = shift + o * y_channel
+                        begins = start[o] if bias else np.float32(0)
                         if finish:
                             multiply_add_finish(
                                 16, rows, columns, x_step, y_step,
@@ -334,13 +341,13 @@ def _forward(rows: int, columns: int, x_step: int, y_step: int, finish: bool) ->
                                 y + target, y_row, block,
                                 block == blocks - 1,
                                 residual + target if residual else 0,
-                                start[o], low, high,
+                                begins, low, high,
                             )  # fmt: skip
                         else:
                             multiply_add(
                                 16, rows, columns, x_step, y_step,
                                 source, x_row, offsets, 64, values, t0, t1,
-                                y + target, y_row, block, start[o],
+                                y + target, y_row, block, begins,
                             )  # fmt: skip
 
     return conv_forward
@@ -354,22 +361,23 @@ def _weight_gradient(rows: int, columns: int, x_step: int) -> Any:
     def conv_weight_gradient(
         begin: int, end: int,
         x: int, x_group: int, x_row: int, x_down: int, x_across: int,
-        offsets: int, out: int, starts: Integers,
-        g: int, g_group: int, g_row: int, g_down: int, g_across: int,
-        g_channel: int, groups: int, down: int, across: int,
+        offsets: int, out: int, starts: int, blocks: int, outputs: int,
+        g: int, g_group: int, g_row: int, g_down: int, g_across: int, g_channel: int,
+        groups: int, down: int, across: int,
     ) -> None:  # fmt: skip
+        first = integers(starts, (blocks + 1) * outputs)
         for group in range(groups):
             for row in range(down):
                 for column in range(across):
                     source = x + group * x_group + row * x_down + column * x_across
                     grad = g + group * g_group + row * g_down + column * g_across
-                    for block in range(starts.shape[0] - 1):
+                    for block in range(blocks):
                         for o in range(begin, end):
+                            t0 = np.int64(first[block * outputs + o])
+                            t1 = np.int64(first[(block + 1) * outputs + o])
                             dot_products(
                                 16, rows, columns, x_step, 64,
-                                source, x_row, offsets, 64, out,
-                                np.int64(starts[block, o]),
-                                np.int64(starts[block + 1, o]),
+                                source, x_row, offsets, 64, out, t0, t1,
                                 grad + o * g_channel, g_row,
                             )  # fmt: skip
 
@@ -379,60 +387,74 @@ def _weight_gradient(rows: int, columns: int, x_step: int) -> Any:
 # ---- where things are ----------------------------------------------------------------
 
 
-def _inside(taps: int) -> list[tuple[int, int]]:
-    """(row, column) of the padded input that a tap reads for the first output pixel."""
-    if taps == 1:
-        return [(1, 1)]
-    return [(row, column) for row in range(3) for column in range(3)]
+class _Piece(NamedTuple):
+    """Tiles of one shape: down x across of them, each `tile` pixels of y.
 
-
-def _towards_input(taps: int, stride: int) -> list[tuple[int, int]]:
-    """Where the padded output gradient lies that a tap brings to the first pixel.
-
-    For 3x3 with stride 1, x[h] went to y[h + 1 - kh]: kernels are flipped. With stride
-    2, x[2h] went to y[h] by kh = 1, and x[2h + 1] to y[h + 1] by 0 and to y[h] by 2.
+    x, y: bytes to the first; steps: bytes to the next chunk, pixel row of a tile, tile
+    below, tile beside (and, for y, channel).
     """
-    if taps == 1:
-        return [(1, 1)]
-    places = [2, 1, 0] if stride == 1 else [2, 1, 1]
-    return [(row, column) for row in places for column in places]
+
+    tile: tuple[int, int]
+    down: int
+    across: int
+    pixels: int  # of all these tiles, in all chunks
+    parts: int  # that output channels are cut into, so that threads have work
+    x: int
+    x_steps: tuple[int, ...]
+    y: int
+    y_steps: tuple[int, ...]
 
 
-def _offsets(columns: Integers, x: Floats, taps: list[tuple[int, int]]) -> Integers:
-    """Of each non-zero: where its first vector lies, in vectors."""
-    channel, row = x.strides[1] // VECTOR, x.strides[2] // VECTOR
-    if x.shape[1] * channel > np.iinfo(np.int32).max:
-        raise ValueError(f"images are too large for 32-bit offsets: {x.shape}")
-    shifts = np.array([r * row + column for r, column in taps], np.int32)
-    out = _scratch("offsets", len(columns), np.int32)
-    _fill_offsets(len(taps))(columns, np.int32(channel), shifts, out)
-    return out
-
-
-@cache
-def _fill_offsets(taps: int) -> Any:
-    @njit(nogil=True, cache=True)
-    def fill_offsets(
-        columns: Integers, channel: int, shifts: Integers, out: Integers
-    ) -> None:
-        for t in range(len(columns)):
-            column = np.uint32(columns[t])
-            index = column // np.uint32(taps)
-            out[t] = index * np.uint32(channel) + np.uint32(
-                shifts[column - index * np.uint32(taps)]
+@lru_cache(maxsize=REMEMBERED)
+def _pieces(
+    x_sizes: tuple[int, ...],
+    y_sizes: tuple[int, ...],
+    x_stride: int,
+    y_stride: int,
+    parity: int,
+) -> list[_Piece]:
+    """Tiles over every y_stride-th pixel of y, from `parity` on in row and column."""
+    x_group, _, x_row = _steps(*x_sizes)
+    y_group, y_channel, y_row = _steps(*y_sizes)
+    groups, outputs, height, width = y_sizes
+    first = divmod(parity, 2)
+    rows, columns = (
+        -(-(length - begin) // y_stride)
+        for length, begin in zip((height, width), first, strict=True)
+    )
+    pieces = []
+    for (top, tall, down), (left, wide, across) in _tiles(rows, columns):
+        parts = max(1, min(outputs // 32, 8 // max(1, groups * down)))
+        x = x_stride * (top * x_row + left * VECTOR)
+        y = (top * y_stride + first[0] + 1) * y_row
+        y += (left * y_stride + first[1] + 1) * VECTOR
+        x_steps = x_stride * x_row, tall * x_stride * x_row, wide * x_stride * VECTOR
+        y_steps = y_stride * y_row, tall * y_stride * y_row, wide * y_stride * VECTOR
+        pieces.append(
+            _Piece(
+                (tall, wide),
+                down,
+                across,
+                groups * tall * down * wide * across,
+                parts,
+                x,
+                (x_group, *x_steps),
+                y,
+                (y_group, *y_steps, y_channel),
             )
+        )
+    return pieces
 
-    return fill_offsets
+
+def _steps(groups: int, channels: int, height: int, width: int) -> tuple[int, int, int]:
+    """Bytes from a chunk, channel and row of a blocked array to the next."""
+    row = (width + 2) * VECTOR
+    return channels * (height + 2) * row, (height + 2) * row, row
 
 
-def _view(
-    array: Floats, top: int, left: int, stride: int, rows: int, columns: int, pad: int
-) -> tuple[int, ...]:
-    """Address of a first tile; bytes to the next chunk, row, tile below, beside."""
-    _, _, row, pixel, _ = array.strides
-    first = _address(array) + (top * stride + pad) * row + (left * stride + pad) * pixel
-    down, across = rows * stride * row, columns * stride * pixel
-    return first, array.strides[0], stride * row, down, across
+def _length(images: Images) -> int:
+    """Floats of a blocked array."""
+    return images.groups * _steps(*images[1:])[0] // 4
 
 
 def _tiles(height: int, width: int) -> list[tuple[Any, Any]]:
@@ -446,8 +468,8 @@ def _tiles(height: int, width: int) -> list[tuple[Any, Any]]:
 def _largest_tile(height: int = 1 << 20, width: int = 1 << 20) -> tuple[int, int]:
     """(rows, columns) whose vectors fit the registers: 2 x 8 of 16, or 4 x 4."""
     columns = min(VECTORS // 2, width)
-    columns = -(-width // -(-width // max(columns, 1)))
-    return max(1, min(VECTORS // max(columns, 1), height)), columns
+    columns = -(-width // -(-width // columns))  # no wider than equal tiles need
+    return min(VECTORS // columns, height), columns
 
 
 def _cut(length: int, most: int) -> list[tuple[int, int, int]]:
@@ -456,30 +478,72 @@ def _cut(length: int, most: int) -> list[tuple[int, int, int]]:
     >>> _cut(32, 8), _cut(13, 5)
     ([(0, 8, 4)], [(0, 5, 1), (5, 4, 2)])
     """
-    count = -(-length // max(most, 1))
-    if not count:
-        return []
+    count = -(-length // most)
     size, longer = divmod(length, count)
     pieces = [(0, size + 1, longer), (longer * (size + 1), size, count - longer)]
     return [piece for piece in pieces if piece[2]]
 
 
-def _address(array: NDArray[Any]) -> int:
-    return array.ctypes.data
+def _offsets(rows: Rows, x: Images, taps: int, where: str) -> int:
+    """Address of (nnz,) int32: where the first vector of each lies, in vectors."""
+    _, channel, row = _steps(*x[1:])
+    if x.channels * channel // VECTOR > np.iinfo(np.int32).max:
+        raise ValueError(f"images are too large for 32-bit offsets: {x}")
+    shifts = _shifts(taps, where, row // VECTOR)
+    out = _scratch("offsets", rows.nnz)
+    _fill_offsets(taps)(rows.columns, channel // VECTOR, shifts, out, rows.nnz)
+    return out
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _shifts(taps: int, where: str, row: int) -> Integers:
+    """(taps,) vectors from a tile's padded corner to what a tap reads first.
+
+    The output reads "inside" the padded input, from row kh on. Its gradient goes back
+    the same way: x[h] went to y[h + 1 - kh], so that kernels are flipped; with stride
+    2, x[2h] went to y[h] by kh = 1, x[2h + 1] to y[h + 1] by 0 and to y[h] by 2.
+    """
+    places = {"inside": [0, 1, 2], "input": [2, 1, 0], "every second input": [2, 1, 1]}
+    first = [1] if taps == 1 else places[where]
+    return np.array([h * row + w for h in first for w in first], np.int32)
+
+
+@cache
+def _fill_offsets(taps: int) -> Any:
+    @njit(nogil=True, cache=True)
+    def fill_offsets(
+        columns: int, channel: int, shifts: Integers, out: int, n: int
+    ) -> None:
+        column, place = integers(columns, n), integers(out, n)
+        for t in range(n):
+            whole = np.uint32(column[t])
+            index = whole // np.uint32(taps)
+            tap = whole - index * np.uint32(taps)
+            place[t] = index * np.uint32(channel) + np.uint32(shifts[tap])
+
+    return fill_offsets
+
+
+@njit(nogil=True, cache=True)
+def _gather(values: int, permutation: int, out: int, n: int) -> None:
+    source, index, target = floats(values, n), integers(permutation, n), floats(out, n)
+    for t in range(n):
+        target[t] = source[index[t]]
+
+
+@njit(nogil=True, cache=True)
+def _clear(out: int, n: int) -> None:
+    floats(out, n)[:] = 0
 
 
 _memory = local()
 
 
-def _scratch(name: str, length: int, dtype: Any) -> NDArray[Any]:
-    """(length,), anything inside; the same memory in every call of this thread."""
-    array = getattr(_memory, name, None)
+def _scratch(name: str, length: int) -> int:
+    """Address of (length,) of 4 bytes; the same in every call of this thread."""
+    array, address = getattr(_memory, name, (None, 0))
     if array is None or len(array) < length:
-        array = np.empty(length, dtype)
-        setattr(_memory, name, array)
-    return array[:length]
-
-
-@cache
-def _nothing(length: int) -> Floats:
-    return np.zeros(length, np.float32)
+        array = np.empty(length, np.int32)
+        address = array.ctypes.data
+        setattr(_memory, name, (array, address))
+    return address

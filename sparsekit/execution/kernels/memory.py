@@ -25,3 +25,9 @@ def _pointer(context: Any, address: Any) -> Any:
 def floats(address: int, n: int) -> Any:
     """(n,) float32 at an address; nothing is checked."""
     return carray(_pointer(address), (n,), np.float32)
+
+
+@njit(inline="always")
+def integers(address: int, n: int) -> Any:
+    """(n,) int32 at an address; nothing is checked."""
+    return carray(_pointer(address), (n,), np.int32)

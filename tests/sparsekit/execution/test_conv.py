@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsekit.execution import conv as ops
 from sparsekit.execution.blocked import from_blocked, to_blocked
@@ -296,6 +297,40 @@ def test_export():
     x = images()
     program = torch.export.export(layer, (x,))
     assert torch.equal(program.module()(x), layer(x))
+
+
+def test_both_ways_to_call_the_kernels_agree():
+    """Plain calls go past torch's dispatcher; watched ones must not."""
+    *_, layer = subject()
+    x = images().requires_grad_()
+
+    def gradients():
+        y = layer(x)
+        return [y, *torch.autograd.grad(y, [x, *layer.parameters()], y.detach())]
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(function.name())
+            return function(*args, **(kwargs or {}))
+
+    seen = []
+    with Names():
+        watched = gradients()
+    assert {
+        "sparsekit::conv",
+        "sparsekit::conv_input_gradient",
+        "sparsekit::conv_weight_gradient",
+    } <= set(seen)
+    for one, other in zip(gradients(), watched, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_second_derivatives_are_refused():
+    *_, layer = subject()
+    x = images().requires_grad_()
+    (grad,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula was registered"):
+        grad.sum().backward()
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
