@@ -131,11 +131,20 @@ class SparseLayer(nn.Module):
             self.values.copy_(values)
             self.col.copy_(col)
         else:
-            self.values.grad = None
-            self.values.data = values
+            self._resize(values)
             self.col = col
         self._stale = True
         return source
+
+    def _resize(self, values: Tensor) -> None:
+        """Gives `values` another length.
+
+        While a loss of an earlier step is alive, so is the node that accumulates this
+        gradient, which knows the old length; torch makes a new one for another type.
+        """
+        self.values.grad = None
+        self.values.data = values.new_empty(0, dtype=torch.float64)
+        self.values.data = values
 
     # ---- the dense gradient ------------------------------------------------------
 
@@ -167,8 +176,7 @@ class SparseLayer(nn.Module):
             require_structure(prefix.rstrip("."), self.dense_shape, values, crow, col)
             if len(values) != len(self.values):
                 with torch.no_grad():
-                    self.values.grad = None
-                    self.values.data = self.values.new_empty(len(values))
+                    self._resize(self.values.new_empty(len(values)))
                 self.col = self.col.new_empty(len(values))
             self._stale = True
         super()._load_from_state_dict(state_dict, prefix, *args)

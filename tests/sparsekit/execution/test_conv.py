@@ -245,6 +245,19 @@ def test_move(side, stride):
         assert_like_dense(layer, images())
 
 
+def test_another_number_of_weights_while_an_old_loss_lives():
+    """Losses are often kept; the new gradient has the new length all the same."""
+    *_, mask, layer = subject()
+    losses = [layer(images()).sum()]
+    layer.move(torch.rand(mask.shape) < 0.5)
+    assert_like_dense(layer, images())
+    *_, other = subject(density=0.7)
+    losses.append(layer(images()).sum())
+    layer.load_state_dict(other.state_dict())
+    assert_like_dense(layer, images())
+    assert all(loss.isfinite() for loss in losses)
+
+
 def test_training_state_is_small():
     """24 bytes a weight with Adam's moments, and what little finds the rows."""
     torch.manual_seed(0)
