@@ -34,3 +34,38 @@ def test_per_sample_norms(tmp_path):
     assert max(row["error"] for row in rows.values()) < 1e-4
     assert report["provenance"]["device"]
     assert "| ours |" in out.with_suffix(".md").read_text()
+
+
+def test_structured(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.structured", "--quick"]
+    subprocess.run(
+        [*command, "--out", str(tmp_path)], cwd=ROOT, check=True, capture_output=True
+    )
+    cases = json.loads((tmp_path / "structured.json").read_text())["cases"]
+    assert [case["case"].split()[0] for case in cases] == ["layer"] * 2 + [
+        "network"
+    ] * 2
+    for case in cases:
+        for form in case["forms"].values():
+            assert form["error"] < 1e-5
+            assert form["speedup"] > 0
+    assert cases[2]["forms"]["25% of the units"]["density"] == 0.25
+    table = (tmp_path / "structured.md").read_text()
+    assert "| 2:4 shared | 50.0% |" in table
+
+
+def test_gpu_sparse_without_a_gpu(tmp_path):
+    out = tmp_path / "gpu.json"
+    command = [sys.executable, "-m", "benchmarks.gpu_sparse", "--device", "cpu"]
+    subprocess.run(
+        [*command, "--quick", "--out", str(out)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    cases = json.loads(out.read_text())["cases"]
+    assert len(cases) == 4
+    assert "NVIDIA GPUs only" in cases[0]["failures"]["2:4 cuSPARSELt"]
+    for form in cases[1]["forms"].values():  # float32
+        assert form["error"] < 1e-5
+    assert "| blocks 128, 30% |" in out.with_suffix(".md").read_text()
