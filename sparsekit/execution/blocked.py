@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsekit.execution import threads
 from sparsekit.execution.kernels import buffers, layout
 from sparsekit.execution.kernels.layout import LANES
 
@@ -95,7 +96,10 @@ def require_blocked(x: Tensor) -> None:
 def _block(x: Tensor) -> Tensor:
     batch, channels, height, width = x.shape
     out = new(chunks(batch), channels, height, width)
-    layout.block(x.data_ptr(), *x.shape, *x.stride(), out.data_ptr())
+    threads.run(
+        layout.block, out.shape[0] * channels, x.data_ptr(), *x.shape, *x.stride(),
+        out.data_ptr(), nanoseconds=x.numel(),
+    )  # fmt: skip
     return out
 
 
@@ -109,7 +113,10 @@ def _(x: Tensor) -> Tensor:
 def _unblock(x: Tensor, batch: int) -> Tensor:
     _, channels, height, width, _ = x.shape
     out = x.new_empty(batch, channels, height - 2, width - 2)
-    layout.unblock(x.data_ptr(), *out.shape, out.data_ptr())
+    threads.run(
+        layout.unblock, x.shape[0] * channels, x.data_ptr(), *out.shape, out.data_ptr(),
+        nanoseconds=out.numel(),
+    )  # fmt: skip
     return out
 
 

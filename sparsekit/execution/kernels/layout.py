@@ -1,14 +1,16 @@
 """Between [N, C, H, W] and the blocked layout [G, C, H + 2, W + 2, 16]."""
 
-from numba import njit, prange
+from numba import njit
 
 from sparsekit.execution.kernels.memory import floats
 
 LANES = 16  # images that lie next to each other: a vector of AVX-512
 
 
-@njit(parallel=True, nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def block(
+    begin: int,
+    end: int,
     x: int,
     batch: int,
     channels: int,
@@ -20,11 +22,13 @@ def block(
     per_pixel: int,
     out: int,
 ) -> None:
-    """x with the given strides, in floats -> the inside of out; spare lanes are 0."""
-    groups = (batch + LANES - 1) // LANES
+    """x with the given strides, in floats -> the inside of out; spare lanes are 0.
+
+    A task is a channel of a chunk of images.
+    """
     row = (width + 2) * LANES
     plane = (height + 2) * row
-    for task in prange(groups * channels):
+    for task in range(begin, end):
         group = task // channels
         channel = task - group * channels
         lanes = min(LANES, batch - group * LANES)
@@ -42,16 +46,22 @@ def block(
                     pixel[lane] = 0.0
 
 
-@njit(parallel=True, nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def unblock(
-    x: int, batch: int, channels: int, height: int, width: int, out: int
+    begin: int,
+    end: int,
+    x: int,
+    batch: int,
+    channels: int,
+    height: int,
+    width: int,
+    out: int,
 ) -> None:
-    """Blocked -> contiguous [batch, channels, height, width]."""
-    groups = (batch + LANES - 1) // LANES
+    """Blocked -> contiguous [batch, channels, height, width]. Tasks as in `block`."""
     row = (width + 2) * LANES
     plane = (height + 2) * row
     per_image = channels * height * width
-    for task in prange(groups * channels):
+    for task in range(begin, end):
         group = task // channels
         channel = task - group * channels
         lanes = min(LANES, batch - group * LANES)
