@@ -19,6 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop
 
+from sparsekit.modes import in_mode
+
 aten = torch.ops.aten
 
 Formula = Callable[..., int]
@@ -360,7 +362,6 @@ def require_mask_of(
 @contextmanager
 def _unchanged(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; modes, buffers and random state put back after."""
-    modes = {module: module.training for module in model.modules()}
     buffers = [
         (module, name, buffer, buffer.clone())
         for module in model.modules()
@@ -369,12 +370,9 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
     ]
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     try:
-        with torch.random.fork_rng(devices=list(devices)):
-            model.eval()
+        with torch.random.fork_rng(devices=list(devices)), in_mode(model, False):
             yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
         for module, name, buffer, value in buffers:
             module._buffers[name] = buffer
             if not torch.equal(buffer, value):

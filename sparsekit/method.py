@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sparsekit.allocation import apportion, global_budget, uniform
 from sparsekit.masks import topk_mask
+from sparsekit.modes import in_mode
 from sparsekit.patterns import Pattern, Unstructured
 from sparsekit.scores import random
 
@@ -59,18 +60,16 @@ class Objective:
             )
         tensors = {name: b.clone() for name, b in self.model.named_buffers()}
         tensors |= values
-        modes = {module: module.training for module in self.model.modules()}
-        try:
-            self.model.train(training)
-            with torch.random.fork_rng(), torch.enable_grad():
-                torch.manual_seed(0)
-                return torch.func.functional_call(
-                    _Evaluated(self.model, self.function),
-                    {f"model.{name}": t for name, t in tensors.items()},
-                )
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+        with (
+            in_mode(self.model, training),
+            torch.random.fork_rng(),
+            torch.enable_grad(),
+        ):
+            torch.manual_seed(0)
+            return torch.func.functional_call(
+                _Evaluated(self.model, self.function),
+                {f"model.{name}": t for name, t in tensors.items()},
+            )
 
 
 @dataclass(frozen=True)

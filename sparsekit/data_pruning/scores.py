@@ -7,14 +7,14 @@ summed, so a score does not depend on the batch around the example. `score` runs
 them over a data set.
 """
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsekit.data_pruning.per_sample import gradient_norms
+from sparsekit.modes import in_mode
 
 
 def el2n(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def grand(
     names = None if params == "all" else params
     if params == "last":
         names = _last_layer(model, inputs[:1])
-    with evaluating(model):
+    with in_mode(model, training=False):
         return gradient_norms(
             model, inputs, targets, loss=_cross_entropy, params=names, masks=masks
         )
@@ -132,21 +132,9 @@ def input_norm(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     return inputs.flatten(1).float().norm(dim=1)
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and afterwards every module's own mode again."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
 @torch.no_grad()
 def _logits(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    with evaluating(model):
+    with in_mode(model, training=False):
         logits = model(inputs)
     _require_classes(logits, targets)
     return logits if logits.dtype == torch.float64 else logits.float()
@@ -197,7 +185,7 @@ def _last_layer(model: nn.Module, sample: Tensor) -> list[str]:
         if isinstance(module, nn.Linear)
     ]
     try:
-        with evaluating(model), torch.random.fork_rng(devices=[]):
+        with in_mode(model, training=False), torch.random.fork_rng(devices=[]):
             logits = model(sample)
     finally:
         for handle in handles:

@@ -10,12 +10,12 @@ from torch import nn
 from sparsekit.data_pruning import el2n, grand
 from sparsekit.data_pruning.scores import (
     entropy,
-    evaluating,
     input_norm,
     least_confidence,
     loss,
     margin,
 )
+from sparsekit.modes import in_mode
 from tests.sparsekit.data_pruning.networks import by_loop, mlp, resnet, transformer
 
 SURE = torch.tensor([[200.0, 0.0, 0.0], [200.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
@@ -136,7 +136,7 @@ def test_dropout_is_off_and_modes_come_back():
     x, y = torch.randn(6, 7), torch.zeros(6, dtype=torch.int64)
     assert torch.equal(el2n(model, x, y), el2n(model, x, y))
     assert [m.training for m in model] == [True, False, True]
-    with pytest.raises(RuntimeError), evaluating(model):
+    with pytest.raises(RuntimeError), in_mode(model, training=False):
         raise RuntimeError
     assert [m.training for m in model] == [True, False, True]
 
