@@ -98,8 +98,9 @@ def run_key(
         add(path.relative_to(root).as_posix(), path.read_bytes())
     add(json.dumps(chapter_claims(claims, chapter.name), sort_keys=True, default=str))
     # A page may show the stored measurements of a GPU run.
-    for path in sorted(claims.parent.glob(f"results/*/{chapter.name}*.json")):
-        add(path.relative_to(claims.parent).as_posix(), path.read_bytes())
+    for path in sorted(claims.parent.glob("results/*/*.json")):
+        if path.name.startswith(chapter.name) or path.name in chapter.text:
+            add(path.relative_to(claims.parent).as_posix(), path.read_bytes())
     add(sys.version.split()[0], *(f"{p}={version(p)}" for p in packages))
     return digest.hexdigest()
 

@@ -234,6 +234,16 @@ def test_key_depends_on_what_the_chapter_can_reach(keyed, name, changes):
     assert (key() != before) is changes
 
 
+def test_key_depends_on_stored_results_that_the_text_names(keyed):
+    key, folder = keyed
+    text = 'load("results/full/gpu.json")  # from apps.classify import train'
+    before, other = key(text=text), key()
+    (folder / "results" / "full").mkdir(parents=True)
+    (folder / "results" / "full" / "gpu.json").write_text("{}")
+    assert key(text=text) != before
+    assert key() == other
+
+
 def test_key_depends_on_text_profile_new_files_and_own_claims(keyed):
     key, folder = keyed
     before = key()
