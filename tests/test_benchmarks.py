@@ -69,3 +69,14 @@ def test_gpu_sparse_without_a_gpu(tmp_path):
     for form in cases[1]["forms"].values():  # float32
         assert form["error"] < 1e-5
     assert "| blocks 128, 30% |" in out.with_suffix(".md").read_text()
+
+
+def test_conv_layers(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.conv_layers", "--quick"]
+    command += ["--out", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (row,) = json.loads((tmp_path / "conv_layers.json").read_text())["rows"]
+    assert row["error"] < 1e-5
+    for product in ("forward", "input gradient", "weight gradient"):
+        assert row[product]["speedup"] > 0
+    assert "| 16→16, 8x8, 3x3 /1 |" in (tmp_path / "conv_layers.md").read_text()
