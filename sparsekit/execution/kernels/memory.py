@@ -31,3 +31,15 @@ def floats(address: int, n: int) -> Any:
 def integers(address: int, n: int) -> Any:
     """(n,) int32 at an address; nothing is checked."""
     return carray(_pointer(address), (n,), np.int32)
+
+
+@njit(inline="always")
+def doubles(address: int, n: int) -> Any:
+    """(n,) float64 at an address; nothing is checked."""
+    return carray(_pointer(address), (n,), np.float64)
+
+
+@njit(inline="always")
+def small_integers(address: int, n: int) -> Any:
+    """(n,) int8 at an address; nothing is checked."""
+    return carray(_pointer(address), (n,), np.int8)

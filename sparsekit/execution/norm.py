@@ -1,0 +1,225 @@
+"""Batch norm of blocked tensors, with the residual and the ReLU that follow it."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparsekit.execution import blocked, threads
+from sparsekit.execution.blocked import LANES, from_blocked, to_blocked
+from sparsekit.execution.kernels import norm as kernels
+
+
+class BlockedBatchNorm2d(nn.BatchNorm2d):
+    """nn.BatchNorm2d that takes blocked tensors too; names and buffers are the same.
+
+    y = relu((x - mean) / sqrt(variance + eps) * weight + bias + residual)
+
+    One pass computes what three layers did. Images that do not exist count in no
+    statistic.
+
+    >>> norm = BlockedBatchNorm2d.from_dense(nn.BatchNorm2d(3))
+    >>> x = torch.rand(20, 3, 5, 7)
+    >>> y = norm(to_blocked(x), 20, relu=True)
+    >>> torch.allclose(from_blocked(y, 20), F.relu(norm(x)), atol=1e-6)
+    True
+    """
+
+    @classmethod
+    def from_dense(cls, module: nn.BatchNorm2d) -> "BlockedBatchNorm2d":
+        """The same layer: it shares parameters and buffers with `module`."""
+        made = cls.__new__(cls)
+        made.__dict__.update(module.__dict__)
+        return made
+
+    def forward(
+        self,
+        x: Tensor,
+        batch: int | None = None,
+        residual: Tensor | None = None,
+        relu: bool = False,
+    ) -> Tensor:
+        """x: [N, C, H, W], or blocked with `batch`, its number of images.
+
+        residual: like x. Raises ValueError as nn.BatchNorm2d does.
+        """
+        if x.dim() == 4:
+            y = super().forward(x)
+            y = y if residual is None else y + residual
+            return F.relu(y) if relu else y
+        blocked.require_blocked(x)
+        if batch is None or blocked.chunks(batch) != x.shape[0]:
+            raise ValueError(f"{tuple(x.shape)} does not hold batch={batch} images")
+        if x.shape[1] != self.num_features:
+            raise ValueError(f"{self} got {x.shape[1]} channels in {tuple(x.shape)}")
+        if residual is not None and residual.shape != x.shape:  # broadcast
+            y = from_blocked(self(x, batch), batch) + from_blocked(residual, batch)
+            return to_blocked(F.relu(y) if relu else y)
+        mean, variance = self.running_mean, self.running_var
+        own = self.training or mean is None or variance is None
+        count = batch * (x.shape[2] - 2) * (x.shape[3] - 2)
+        if own and count == 1:
+            raise ValueError(
+                "batch norm needs more than one value a channel in training, got one "
+                f"image of {tuple(x.shape[2:4])} with its border"
+            )
+        given = None if own else torch.stack([mean, variance])  # type: ignore[list-item]
+        y, stats = _norm(
+            x.contiguous(),
+            None if residual is None else residual.contiguous(),
+            self.weight,
+            self.bias,
+            given,
+            batch,
+            self.eps,
+            relu,
+        )
+        if self.training and mean is not None:
+            self._follow(stats, count)
+        return y
+
+    @torch.no_grad()
+    def _follow(self, stats: Tensor, count: int) -> None:
+        """Moves the running statistics towards those of this batch."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        if self.momentum is None:
+            rate = 1.0 / self.num_batches_tracked.to(stats.dtype)
+        else:
+            rate = stats.new_tensor(self.momentum)
+        unbiased = stats[1] * (count / max(count - 1, 1))
+        for running, new in (
+            (self.running_mean, stats[0]),
+            (self.running_var, unbiased),
+        ):
+            running.copy_(torch.lerp(running.to(stats.dtype), new, rate))
+
+
+@torch.library.custom_op("sparsekit::norm", mutates_args=(), device_types="cpu")
+def _norm(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    given: Tensor | None,
+    batch: int,
+    epsilon: float,
+    relu: bool,
+) -> tuple[Tensor, Tensor]:
+    """y, and (2, C) float64: mean and biased variance; `given` ones, or those of x."""
+    sizes = _sizes(x)
+    out = blocked.new(*sizes)
+    stats = x.new_empty(2, sizes[1], dtype=torch.float64)
+    if given is not None:
+        stats.copy_(given)
+    threads.run(
+        kernels.forward, sizes[1], x.data_ptr(), _address(residual), out.data_ptr(),
+        _address(weight), _address(bias), stats.data_ptr(), epsilon, given is None,
+        relu, *sizes, _lanes(batch), nanoseconds=x.numel() / 5,
+    )  # fmt: skip
+    return out, stats
+
+
+@_norm.register_fake
+def _(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    stats = x.new_empty(2, x.shape[1], dtype=torch.float64)
+    return torch.empty_like(x), stats
+
+
+@torch.library.custom_op(
+    "sparsekit::norm_backward", mutates_args=(), device_types="cpu"
+)
+def _norm_backward(
+    grad: Tensor,
+    out: Tensor | None,
+    x: Tensor,
+    weight: Tensor | None,
+    stats: Tensor,
+    batch: int,
+    epsilon: float,
+    training: bool,
+    want_x: bool,
+    want_residual: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, residual (of ReLU only), weight and bias; empty if not wanted."""
+    sizes = _sizes(x)
+    grad_x = blocked.new(*sizes) if want_x else x.new_empty(0)
+    grad_residual = blocked.new(*sizes) if want_residual else x.new_empty(0)
+    grad_weight, grad_bias = x.new_empty(sizes[1]), x.new_empty(sizes[1])
+    threads.run(
+        kernels.backward, sizes[1], grad.data_ptr(), _address(out), x.data_ptr(),
+        grad_x.data_ptr() if want_x else 0,
+        grad_residual.data_ptr() if want_residual else 0,
+        grad_weight.data_ptr(), grad_bias.data_ptr(), _address(weight),
+        stats.data_ptr(), epsilon, training, *sizes, _lanes(batch),
+        nanoseconds=x.numel() / 3,
+    )  # fmt: skip
+    return grad_x, grad_residual, grad_weight, grad_bias
+
+
+@_norm_backward.register_fake
+def _(
+    grad: Tensor,
+    out: Tensor | None,
+    x: Tensor,
+    weight: Tensor | None,
+    stats: Tensor,
+    batch: int,
+    epsilon: float,
+    training: bool,
+    want_x: bool,
+    want_residual: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad_x = torch.empty_like(x) if want_x else x.new_empty(0)
+    grad_residual = torch.empty_like(x) if want_residual else x.new_empty(0)
+    return grad_x, grad_residual, x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, _, weight, _, given, ctx.batch, ctx.epsilon, relu = inputs
+    out, stats = output
+    ctx.mark_non_differentiable(stats)
+    ctx.set_materialize_grads(False)
+    ctx.training = given is None
+    ctx.save_for_backward(x, weight, stats, out if relu else None)
+
+
+def _backward(
+    ctx: Any, grad: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 8
+    x, weight, stats, out = ctx.saved_tensors
+    need_x, need_residual, need_weight, need_bias = ctx.needs_input_grad[:4]
+    grad = grad.contiguous()
+    grad_x, grad_residual, grad_weight, grad_bias = _norm_backward(
+        grad, out, x, weight, stats, ctx.batch, ctx.epsilon, ctx.training, need_x,
+        need_residual and out is not None,
+    )  # fmt: skip
+    return (
+        grad_x if need_x else None,
+        (grad if out is None else grad_residual) if need_residual else None,
+        grad_weight if need_weight else None,
+        grad_bias if need_bias else None,
+        None, None, None, None,
+    )  # fmt: skip
+
+
+_norm.register_autograd(_backward, setup_context=_keep)
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int, int]:
+    groups, channels, height, width, _ = x.shape
+    return groups, channels, height - 2, width - 2
+
+
+def _lanes(batch: int) -> int:
+    """Images in the last chunk."""
+    return (batch - 1) % LANES + 1
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
