@@ -27,11 +27,7 @@ check: $(STAMP)
 
 # Keep measurements with the book: what a reader's machine takes too long for.
 results: $(STAMP)
-	@test -n "$$(ls build/results/$(PROFILE)/*.json 2>/dev/null)" || { \
-	  echo "no measurements in build/results/$(PROFILE); run make book PROFILE=$(PROFILE) first" >&2; exit 1; }
-	mkdir -p book/results/$(PROFILE)
-	cp build/results/$(PROFILE)/*.json book/results/$(PROFILE)/
-	@echo "Stored in book/results/$(PROFILE); commit them."
+	$(BIN)/python -m book.engine.store --profile $(PROFILE) $(if $(REPLACE),--replace)
 
 # Every speed claim, one after another; tables come out in build/benchmarks.
 bench: $(STAMP)
