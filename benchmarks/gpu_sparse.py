@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from apps.common.provenance import provenance
 from benchmarks.networks import Encoder
 from benchmarks.rounds import race
 from sparsekit.execution.blocks import BlockLinear
@@ -254,9 +255,9 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [
         "# Sparse layers on a GPU",
         "",
-        f"{report['device']}, torch {report['torch']}, medians of {report['rounds']} "
-        "rounds. Speed-up over dense in the same mode. In `32 MB` the blocks' inputs "
-        "are gathered in parts of that size.",
+        f"{report['device']}, torch {torch.__version__}, medians of "
+        f"{report['rounds']} rounds. Speed-up over dense in the same mode. In `32 MB` "
+        "the blocks' inputs are gathered in parts of that size.",
     ]
     for case in report["cases"]:
         lines += ["", f"## {case['case']}", ""]
@@ -295,8 +296,8 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     gpu = args.device == "cuda"
     report: dict[str, Any] = {
+        "provenance": provenance("smoke" if args.quick else "full"),
         "device": torch.cuda.get_device_name() if gpu else "cpu",
-        "torch": torch.__version__,
         "rounds": args.rounds,
         "cases": [],
     }

@@ -134,17 +134,22 @@ class SharedColumnsLinear(nn.Module):
         return dense.scatter_(2, places, values).view(self.out_features, -1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (..., in_features) -> (..., out_features)."""
+        """x: (..., in_features) -> (..., out_features); many tiles: feature-major."""
         if x.shape[-1:] != (self.in_features,):
             raise ValueError(
                 f"{self.in_features} input features are needed, got {tuple(x.shape)}"
             )
-        parts = [
-            F.linear(x.index_select(-1, columns), weight)
-            for columns, weight in zip(self.columns, self.weight, strict=True)
-        ]
-        y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-        return y if self.bias is None else y + self.bias
+        if len(self.weight) == 1:
+            return F.linear(
+                x.index_select(-1, self.columns[0]), self.weight[0], self.bias
+            )
+        flat = x.reshape(-1, self.in_features)
+        gathered = flat.t().contiguous().index_select(0, self.columns.flatten())
+        y = torch.bmm(self.weight, gathered.view(*self.columns.shape, len(flat)))
+        if self.bias is not None:
+            y = y + self.bias.view(len(self.weight), -1, 1)
+        y = y.view(self.out_features, len(flat)).t()
+        return y.view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         tiles, tile, n_columns = self.weight.shape
