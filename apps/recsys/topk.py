@@ -1,0 +1,274 @@
+"""The K best items of every user among all items, exactly, without users x items.
+
+    best = top_k_factors(user_vectors, item_vectors, k=20, known=data.train)
+    best = top_k_scores(model.scores, n_users=943, k=20, known=data.train)
+    best.items     # [U, K] int32, best first
+
+Known items are left out. Equal scores go to the lower item index. Memory: one tile of
+scores a thread, whatever the numbers of users and items.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+import scipy.sparse as sp
+from threadpoolctl import threadpool_limits
+
+TILE_USERS = 128
+TILE_ITEMS = 2048  # a tile of scores is 1 MB: it stays in the cache until it is read
+BLOCK = 64  # scores that are compared with the K-th best together
+Scores = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """items: [U, K] int32, best first; -1 where no item is left to recommend.
+
+    scores: [U, K] float32, not increasing; -inf where items is -1.
+    """
+
+    items: np.ndarray
+    scores: np.ndarray
+
+
+def top_k_factors(
+    users: np.ndarray,
+    items: np.ndarray,
+    k: int,
+    known: sp.csr_array | None = None,
+    *,
+    threads: int | None = None,
+) -> Ranking:
+    """The k items with the largest inner products, for each user.
+
+    users: [U, d], items: [I, d], used as float32. known: CSR [U, I], whose stored
+    entries are never recommended. threads: default $OMP_NUM_THREADS, or one a core;
+    each runs single-threaded matrix products of its own.
+
+    Tiles of 128 users x 2,048 items are multiplied and scanned while they are in the
+    cache: a block of 64 scores of which none beats the user's k-th best so far, which
+    is nearly every block, costs one vectorised comparison.
+
+    Raises ValueError for shapes that do not fit, k < 1, and scores that are NaN.
+
+    >>> best = top_k_factors(np.eye(2), np.array([[1, 0], [3, 5], [2, 5]]), k=2)
+    >>> best.items.tolist()
+    [[1, 2], [1, 2]]
+    """
+    users, items = _factors(users, "users"), _factors(items, "items")
+    if users.shape[1] != items.shape[1]:
+        raise ValueError(
+            f"users have {users.shape[1]} dimensions, items have {items.shape[1]}"
+        )
+    n_users, n_items = len(users), len(items)
+    indptr, indices = _known(known, n_users, n_items)
+    best = _empty(n_users, n_items, k)
+
+    def fill(start: int) -> None:
+        stop = min(start + TILE_USERS, n_users)
+        tile = np.empty((stop - start) * TILE_ITEMS, np.float32)
+        cursor = indptr[start:stop].copy()
+        for first in range(0, n_items, TILE_ITEMS):
+            width = min(TILE_ITEMS, n_items - first)
+            scores = tile[: (stop - start) * width].reshape(-1, width)
+            np.matmul(users[start:stop], items[first : first + width].T, out=scores)
+            _scan(scores, start, first, cursor, indptr, indices, best)
+
+    with threadpool_limits(1, "blas"):
+        _run(fill, range(0, n_users, TILE_USERS), threads)
+    return best
+
+
+def top_k_scores(
+    scores: Scores,
+    k: int,
+    known: sp.csr_array | None = None,
+    *,
+    users: np.ndarray | None = None,
+    n_users: int | None = None,
+    block: int = 512,
+) -> Ranking:
+    """As `top_k_factors`, from any function: users [B] int64 -> scores [B, I].
+
+    users: indices of the users to rank for, default all of `n_users` (default the rows
+    of `known`); row r of the result belongs to users[r]. block: users a call. The
+    scores that the function returns may be overwritten.
+
+    Raises ValueError as `top_k_factors`.
+
+    >>> best = top_k_scores(lambda users: np.array([[1.0, 3, 3]]), k=2, n_users=1)
+    >>> best.items.tolist(), best.scores.tolist()
+    ([[1, 2]], [[3.0, 3.0]])
+    """
+    users = _users(users, n_users, known)
+    best: Ranking | None = None
+    for start in range(0, len(users), block):
+        rows = users[start : start + block]
+        values = np.ascontiguousarray(scores(rows), dtype=np.float32)
+        if values.ndim != 2 or len(values) != len(rows):
+            raise ValueError(
+                f"scores must be [{len(rows)}, items] for {len(rows)} users, got "
+                f"shape {values.shape}"
+            )
+        if not values.flags.writeable:
+            values = values.copy()
+        if best is None:
+            n_items = values.shape[1]
+            if known is not None and known.shape[1] != n_items:
+                raise ValueError(
+                    f"known has {known.shape[1]} items, the scores have {n_items}"
+                )
+            best = _empty(len(users), n_items, k)
+        part = None if known is None else known[rows]
+        indptr, indices = _known(part, len(rows), values.shape[1])
+        rows_best = Ranking(
+            best.items[start : start + block], best.scores[start : start + block]
+        )
+        _scan(values, 0, 0, indptr[:-1].copy(), indptr, indices, rows_best)
+    if best is None:
+        raise ValueError("no users to rank items for")
+    return best
+
+
+def known_items(*parts: sp.csr_array) -> sp.csr_array:
+    """The union of interactions: what a user is known to have at evaluation.
+
+    To rank for validation mask the training part, to rank for test mask both.
+
+    >>> a, b = sp.csr_array([[1, 0, 0]]), sp.csr_array([[1, 0, 1]])
+    >>> known_items(a, b).indices.tolist()
+    [0, 2]
+    """
+    total = sp.csr_array(parts[0], dtype=np.float32, copy=True)
+    total.data[:] = 1
+    for part in parts[1:]:
+        other = sp.csr_array(part, dtype=np.float32, copy=True)
+        other.data[:] = 1
+        total = total + other
+    total.data[:] = 1
+    total.sort_indices()
+    return total
+
+
+def _run(fill: Callable[[int], None], starts: range, threads: int | None) -> None:
+    if threads is None:
+        threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    if threads == 1:
+        for start in starts:
+            fill(start)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(fill, starts):
+            pass
+
+
+def _scan(
+    scores: np.ndarray, start: int, first: int, cursor: np.ndarray,
+    indptr: np.ndarray, indices: np.ndarray, best: Ranking,
+) -> None:  # fmt: skip
+    """Takes a tile of scores into the best of users start, start + 1, ..."""
+    stop = start + len(scores)
+    bad = _insert(
+        scores, first, cursor, indptr[start + 1 : stop + 1], indices,
+        best.items[start:stop], best.scores[start:stop],
+    )  # fmt: skip
+    if bad >= 0:
+        raise ValueError(f"a score of user {start + bad} is NaN")
+
+
+@numba.njit(nogil=True, cache=True)
+def _insert(scores, first, cursor, ends, indices, items, values):  # type: ignore
+    """Row by row; the index of a row with NaN, or -1.
+
+    items, values: [B, K], sorted, what is best so far. Tiles come in the order of
+    items, so that an equal score of a later one never wins.
+    """
+    n_rows, width = scores.shape
+    k = items.shape[1]
+    low = np.float32(-np.inf)
+    for row in range(n_rows):
+        line, top, where = scores[row], values[row], items[row]
+        place = cursor[row]
+        while place < ends[row] and indices[place] < first + width:
+            line[indices[place] - first] = low
+            place += 1
+        cursor[row] = place
+        begin = 0
+        while begin < width:
+            end = min(begin + BLOCK, width)
+            least = top[k - 1]
+            # "Not below or equal" is true for NaN too, which the loop then finds.
+            beaten = 0
+            for j in range(begin, end):
+                beaten |= not (line[j] <= least)
+            if beaten:
+                for j in range(begin, end):
+                    score = line[j]
+                    if score != score:
+                        return row
+                    if score > top[k - 1]:
+                        spot = k - 1
+                        while spot > 0 and top[spot - 1] < score:
+                            top[spot] = top[spot - 1]
+                            where[spot] = where[spot - 1]
+                            spot -= 1
+                        top[spot] = score
+                        where[spot] = first + j
+            begin = end
+    return -1
+
+
+def _factors(values: np.ndarray, name: str) -> np.ndarray:
+    array = np.ascontiguousarray(values, dtype=np.float32)
+    if array.ndim != 2 or array.size == 0:
+        raise ValueError(f"{name} must be [{name}, d], got shape {array.shape}")
+    return array
+
+
+def _users(
+    users: np.ndarray | None, n_users: int | None, known: sp.csr_array | None
+) -> np.ndarray:
+    if users is not None:
+        return np.asarray(users, dtype=np.int64)
+    if n_users is None:
+        if known is None:
+            raise ValueError("say which users: users=, n_users= or known=")
+        n_users = known.shape[0]
+    return np.arange(n_users)
+
+
+def _known(
+    known: sp.csr_array | None, n_users: int, n_items: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Row pointers and sorted column indices, int64 and int32."""
+    if known is None:
+        return np.zeros(n_users + 1, np.int64), np.zeros(0, np.int32)
+    known = sp.csr_array(known)
+    if known.shape != (n_users, n_items):
+        raise ValueError(
+            f"known must be {n_users} users x {n_items} items, got {known.shape}"
+        )
+    if not known.has_sorted_indices:
+        known = known.sorted_indices()
+    return known.indptr.astype(np.int64), known.indices.astype(np.int32, copy=False)
+
+
+def _empty(n_users: int, n_items: int, k: int) -> Ranking:
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    shape = (n_users, min(k, n_items))
+    return Ranking(np.full(shape, -1, np.int32), np.full(shape, -np.inf, np.float32))
+
+
+def blocks(n: int, size: int) -> Iterator[np.ndarray]:
+    """Indices 0 ... n - 1 in arrays of `size`, the last one shorter.
+
+    >>> [rows.tolist() for rows in blocks(5, 2)]
+    [[0, 1], [2, 3], [4]]
+    """
+    for start in range(0, n, size):
+        yield np.arange(start, min(start + size, n))
