@@ -179,3 +179,20 @@ def test_mutants_fail(mutant, right):
     wrong = mutant(model, x, y)
     assert (wrong - expected).abs().max() > 0.05 * expected.max()
     assert not torch.equal(wrong.argsort(), expected.argsort())
+
+
+def test_cleanlab_ranks_suspected_labels_alike():
+    """Its two quality scores are exp(-loss) and (1 - margin) / 2, by hand .1 and .2."""
+    rank = pytest.importorskip("cleanlab.rank")
+    p = torch.tensor(
+        [[0.1, 0.7, 0.2], [0.5, 0.2, 0.3], [0.3, 0.4, 0.3], [0.05, 0.05, 0.9]]
+    ).double()
+    labels = torch.tensor([0, 0, 2, 2])
+    for method, ours, first in (
+        ("self_confidence", (-loss(nn.Identity(), p.log(), labels)).exp(), 0.1),
+        ("normalized_margin", (1 - margin(nn.Identity(), p.log(), labels)) / 2, 0.2),
+    ):
+        theirs = rank.get_label_quality_scores(labels.numpy(), p.numpy(), method=method)
+        torch.testing.assert_close(ours, torch.from_numpy(theirs))
+        assert float(ours[0]) == pytest.approx(first)
+        assert int(ours.argmin()) == 0
