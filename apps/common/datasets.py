@@ -38,6 +38,11 @@ OWN = {
         "CIFAR-10 as JPEG bytes: blob, offsets, labels, is_train",
         "make one from the official images, https://www.cs.toronto.edu/~kriz/cifar.html",
     ),
+    "gowalla": (
+        ("gowalla_lightgcn.npz",),
+        "Gowalla check-ins, LightGCN's split: train, test, int32 rows of user, item",
+        "make one from the two text files of github.com/gusye1234/LightGCN-PyTorch",
+    ),
 }
 MOST_DIMS = 8  # of an idx file; images have 3
 Labelled = tuple[np.ndarray, np.ndarray]
