@@ -4,13 +4,16 @@ Every block row reads as many block columns, so the layer is a gather and one ba
 dense product, on any device and in any dtype.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from sparsekit.masks import count_active
 
-GATHER_BYTES = 2**28
+# Inputs gathered at a time. On a CPU, more would be fresh memory in every call, whose
+# page faults cost as much as the product; on a GPU many products cost their launches.
+GATHER_BYTES = {"cpu": 2**22, "cuda": 2**28}
 
 
 class BlockLinear(nn.Module):
@@ -32,7 +35,7 @@ class BlockLinear(nn.Module):
         bias: (out,) or None.
 
     Attributes:
-        gather_bytes: inputs are gathered for as many block rows at a time.
+        gather_bytes: so many of gathered inputs at a time; None: GATHER_BYTES.
 
     Raises:
         ValueError: if the shapes do not fit each other, or an index is out of range.
@@ -77,7 +80,7 @@ class BlockLinear(nn.Module):
             raise ValueError(f"bias must be ({rows * block},), got {tuple(bias.shape)}")
         self.in_features, self.out_features = in_features, rows * block
         self.block, self.k = block, columns.shape[1]
-        self.gather_bytes = GATHER_BYTES
+        self.gather_bytes: int | None = None
         self.weight = _parameter(weight)
         self.bias = None if bias is None else _parameter(bias)
         self.register_buffer("columns", columns.detach().int().contiguous())
@@ -174,31 +177,16 @@ class BlockLinear(nn.Module):
             raise ValueError(
                 f"{self.in_features} input features are needed, got {tuple(x.shape)}"
             )
+        weight: Tensor = self.weight
+        bias, device = self.bias, x.device.type
+        if torch.is_autocast_enabled(device):  # which knows no operation of ours
+            x, weight = (t.to(torch.get_autocast_dtype(device)) for t in (x, weight))
         flat = x.reshape(-1, self.in_features)
-        n = len(flat)
-        inputs = flat.t().reshape(self.in_features // self.block, self.block * n)
-        chunk = self._rows_at_a_time(n * x.element_size())
-        if chunk >= len(self.weight):
-            y = _product(self.weight, self.columns, inputs, n)
-        else:  # what is gathered is gathered again in the backward pass, not kept
-            parts = zip(
-                self.weight.split(chunk), self.columns.split(chunk), strict=True
-            )
-            y = torch.cat(
-                [
-                    checkpoint(_product, w, c, inputs, n, use_reentrant=False)
-                    if torch.is_grad_enabled()
-                    else _product(w, c, inputs, n)
-                    for w, c in parts
-                ]
-            )
-        if self.bias is not None:
-            y = y + self.bias.view(-1, self.block, 1)
-        return y.view(self.out_features, n).t().view(*x.shape[:-1], self.out_features)
-
-    def _rows_at_a_time(self, bytes_a_feature: int) -> int:
-        bytes_a_row = self.k * self.block * bytes_a_feature
-        return max(1, self.gather_bytes // max(1, bytes_a_row))
+        budget = self.gather_bytes or GATHER_BYTES.get(device, 2**28)
+        y = product(weight, self.columns, flat.t().contiguous(), budget)
+        if bias is not None:
+            y = y + bias.to(y.dtype)[:, None]
+        return y.t().view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         blocks = self.in_features // self.block
@@ -208,10 +196,105 @@ class BlockLinear(nn.Module):
         )
 
 
-def _product(weight: Tensor, columns: Tensor, inputs: Tensor, n: int) -> Tensor:
-    """(O, b, k b) times the gathered (O, k b, n) -> (O, b, n)."""
-    gathered = inputs.index_select(0, columns.flatten())
-    return torch.bmm(weight, gathered.view(len(weight), weight.shape[2], n))
+# ---- operations ----------------------------------------------------------------------
+# inputs: (in, B); weight: (O, b, k b); columns: (O, k). `budget` is gather_bytes.
+
+
+@torch.library.custom_op("sparsekit::block_product", mutates_args=())
+def product(weight: Tensor, columns: Tensor, inputs: Tensor, budget: int) -> Tensor:
+    """W x, feature-major: (O b, B)."""
+    n = inputs.shape[1]
+    result = weight.new_empty(len(weight), weight.shape[1], n)
+    for rows in _parts(weight, inputs, budget):
+        gathered = _gather(weight, columns[rows], inputs)
+        torch.bmm(weight[rows], gathered, out=result[rows])
+    return result.flatten(0, 1)
+
+
+@torch.library.custom_op("sparsekit::block_input_gradient", mutates_args=())
+def input_gradient(
+    weight: Tensor, columns: Tensor, gradient: Tensor, in_features: int, budget: int
+) -> Tensor:
+    """W^T g: (in, B)."""
+    n = gradient.shape[1]
+    blocks, block = in_features // weight.shape[1], weight.shape[1]
+    result = gradient.new_zeros(blocks, block * n)
+    parts = gradient.view(len(weight), block, n)
+    for rows in _parts(weight, gradient, budget):
+        gathered = torch.bmm(weight[rows].transpose(1, 2), parts[rows])
+        result.index_add_(
+            0, columns[rows].flatten(), gathered.view(columns[rows].numel(), block * n)
+        )
+    return result.view(in_features, n)
+
+
+@torch.library.custom_op("sparsekit::block_weight_gradient", mutates_args=())
+def weight_gradient(
+    weight: Tensor, columns: Tensor, inputs: Tensor, gradient: Tensor, budget: int
+) -> Tensor:
+    """g x^T in the blocks that exist: (O, b, k b)."""
+    parts = gradient.view(len(weight), weight.shape[1], -1)
+    result = torch.empty_like(weight)
+    for rows in _parts(weight, inputs, budget):
+        gathered = _gather(weight, columns[rows], inputs)
+        torch.bmm(parts[rows], gathered.transpose(1, 2), out=result[rows])
+    return result
+
+
+def _parts(weight: Tensor, inputs: Tensor, budget: int) -> list[slice]:
+    """Block rows whose gathered inputs fit the budget, at least one at a time."""
+    bytes_a_row = weight.shape[2] * inputs.shape[1] * inputs.element_size()
+    size = max(1, budget // max(1, bytes_a_row))
+    return [slice(i, i + size) for i in range(0, len(weight), size)]
+
+
+def _gather(weight: Tensor, columns: Tensor, inputs: Tensor) -> Tensor:
+    """(O, k b, B): what each of these block rows reads."""
+    block, n = weight.shape[1], inputs.shape[1]
+    blocks = inputs.view(inputs.shape[0] // block, block * n)
+    gathered = blocks.index_select(0, columns.flatten())
+    return gathered.view(len(columns), weight.shape[2], n)
+
+
+@product.register_fake
+def _(weight: Tensor, columns: Tensor, inputs: Tensor, budget: int) -> Tensor:
+    return weight.new_empty(weight.shape[0] * weight.shape[1], inputs.shape[1])
+
+
+@input_gradient.register_fake
+def _(
+    weight: Tensor, columns: Tensor, gradient: Tensor, in_features: int, budget: int
+) -> Tensor:
+    return gradient.new_empty(in_features, gradient.shape[1])
+
+
+@weight_gradient.register_fake
+def _(
+    weight: Tensor, columns: Tensor, inputs: Tensor, gradient: Tensor, budget: int
+) -> Tensor:
+    return torch.empty_like(weight)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    weight, columns, x, ctx.budget = inputs
+    ctx.save_for_backward(weight, columns, x)
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    weight, columns, x = ctx.saved_tensors
+    gradient = gradient.contiguous()
+    of_weight = of_inputs = None
+    if ctx.needs_input_grad[0]:
+        of_weight = weight_gradient(weight, columns, x, gradient, ctx.budget)
+    if ctx.needs_input_grad[2]:
+        of_inputs = input_gradient(weight, columns, gradient, x.shape[0], ctx.budget)
+    return of_weight, None, of_inputs, None
+
+
+product.register_autograd(_backward, setup_context=_setup)
+
+
+# ---- blocks of a matrix --------------------------------------------------------------
 
 
 def _parameter(value: Tensor) -> nn.Parameter:

@@ -18,6 +18,9 @@ MODULES = {
     "method": 1,
     "sparsifier": 1,
     "testing": 1,
+    "execution.blocks": 1,
+    "execution.compact": 2,
+    "execution.shared_columns": 1,
 }
 
 

@@ -232,8 +232,85 @@ def test_a_mask_of_the_pattern_fits_if_balanced():
     assert sparse.columns.tolist() == [[0, 4]] * 7
 
 
-def test_the_budget_is_the_default():
-    assert pair()[0].gather_bytes == blocks.GATHER_BYTES
+def test_inputs_are_gathered_in_parts_of_the_budget(monkeypatch):
+    sparse, dense = pair()
+    sizes = []
+    gather = blocks._gather
+
+    def noted(weight, columns, inputs):
+        sizes.append(columns.numel() * B * inputs.nbytes // len(inputs))
+        return gather(weight, columns, inputs)
+
+    monkeypatch.setattr(blocks, "_gather", noted)
+    three = 3 * 2 * B * 11 * 8
+    monkeypatch.setitem(blocks.GATHER_BYTES, "cpu", three)
+    x = torch.randn(11, 5 * B, dtype=torch.float64)
+    torch.testing.assert_close(sparse(x), dense(x))
+    assert sizes == [three, three, three // 3]  # 7 block rows
+
+
+def test_exports_for_any_batch():
+    sparse, _ = pair()
+    x = torch.randn(11, 5 * B, dtype=torch.float64)
+    shapes = ({0: torch.export.Dim("batch", min=1, max=2**20)},)
+    exported = torch.export.export(sparse, (x,), dynamic_shapes=shapes).module()
+    for n in (1, 3, 50):
+        y = torch.randn(n, 5 * B, dtype=torch.float64)
+        torch.testing.assert_close(exported(y), sparse(y))
+
+
+def test_compiles_without_a_break():
+    sparse, dense = pair()
+    x = torch.randn(11, 5 * B, dtype=torch.float64)
+    compiled = torch.compile(sparse, fullgraph=True, backend="aot_eager")
+    got = gradients(compiled, x, lambda m: sparse._scatter(sparse.weight.grad))
+    expected = gradients(dense, x, lambda m: m.weight.grad * sparse.mask())
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("op", ["product", "input_gradient", "weight_gradient"])
+def test_operations_are_registered_right(op):
+    sparse, _ = pair()
+    weight, columns = sparse.weight, sparse.columns
+    x = torch.randn(5 * B, 11, dtype=torch.float64, requires_grad=True)
+    gradient = torch.randn(7 * B, 11, dtype=torch.float64)
+    arguments = {
+        "product": (weight, columns, x, 1),
+        "input_gradient": (weight.detach(), columns, gradient, 5 * B, 1),
+        "weight_gradient": (weight.detach(), columns, x.detach(), gradient, 1),
+    }
+    torch.library.opcheck(getattr(blocks, op), arguments[op])
+
+
+def test_gradients_are_those_of_finite_differences():
+    sparse, _ = pair(rows=2, columns=3)
+    x = torch.randn(3, 3 * B, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda w, x: blocks.product(w, sparse.columns, x.t().contiguous(), 1),
+        (sparse.weight.detach().requires_grad_(), x),
+        fast_mode=True,
+    )
+
+
+def test_works_under_autocast():
+    sparse, dense = pair()
+    sparse, dense, x = sparse.float(), dense.float(), torch.randn(11, 5 * B)
+    with torch.autocast("cpu", torch.bfloat16):
+        got, expected = sparse(x), dense(x)
+    assert got.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(got, expected, rtol=0.02, atol=0.02)
+    got.sum().backward()
+    assert sparse.weight.grad.dtype == torch.float32
+
+
+def test_frozen_weights_get_no_gradient():
+    sparse, dense = pair()
+    sparse.weight.requires_grad_(False)
+    x = torch.randn(11, 5 * B, dtype=torch.float64, requires_grad=True)
+    sparse(x).sum().backward()
+    assert sparse.weight.grad is None
+    expected = torch.autograd.grad(dense(x).sum(), x)[0]
+    torch.testing.assert_close(x.grad, expected)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
