@@ -39,13 +39,17 @@ from sparsekit.execution.kernels.micro import (
     dot_products,
     multiply_add,
     multiply_add_finish,
+    prefetch,
 )
 
 VECTOR = 4 * LANES  # bytes
 NEAR = 32 * 1024  # bytes of input that stay in the first-level cache beside the rest
 NONZEROS = 11  # of a row in a block, at least; fewer do not pay for the sum's transport
+AHEAD = 2  # channels: so early a block is asked for that comes from afar
 RATE = 150.0  # floating-point operations a nanosecond, to guess what is worth threads
 REMEMBERED = 1024  # plans of calls with the same sizes
+
+INSIDE, INPUT, EVERY_SECOND = range(3)  # what is read there, see _fill_offsets
 
 Integers = NDArray[np.int32]
 
@@ -217,14 +221,14 @@ def forward(
         residual: of an array like y, or 0.
         clip: (0, inf) is ReLU, (0, 6) ReLU6.
     """
-    offsets = _offsets(rows, x, taps, "inside")
+    offsets = _offsets(rows, x, taps, INSIDE)
     finish = bool(residual) or clip is not None
     low, high = clip or (-math.inf, math.inf)
     target = Images(
         y, x.groups, rows.shape[2], -(-x.height // stride), -(-x.width // stride)
     )
     _spread(
-        x, target, (stride, 1, 0, finish), offsets, values, rows, 0, bias, residual,
+        x, target, (stride, 1, finish), (0, 1), offsets, values, rows, bias, residual,
         low, high,
     )  # fmt: skip
 
@@ -247,22 +251,24 @@ def input_gradient(
     """
     transposed = _scratch("values", rows.nnz)
     _gather(values, permutation, transposed, rows.nnz)
-    towards = "input" if stride == 1 else "every second input"
-    offsets = _offsets(rows, grad, taps, towards)
-    if stride == 2 and taps == 1:  # three of four pixels were not read
-        _clear(out.address, _length(out))
-    for kind in range(rows.shape[0]):
-        _spread(
-            grad, out, (1, stride, kind, False), offsets, transposed, rows, kind, 0, 0,
-            0.0, 0.0,
-        )  # fmt: skip
+    offsets = _offsets(rows, grad, taps, INPUT if stride == 1 else EVERY_SECOND)
+    parities: list[tuple[int, int]] = [(0, 1)]
+    if stride == 2 and out.height % 2 == out.width % 2 == 0:
+        parities = [(0, 4)]  # all of them while the tile is near
+    elif stride == 2 and taps == 1:
+        _clear(out.address, _length(out))  # three of four pixels were not read
+    elif stride == 2:
+        parities = [(parity, 1) for parity in range(4)]
+    for which in parities:
+        how = 1, stride, False
+        _spread(grad, out, how, which, offsets, transposed, rows, 0, 0, 0.0, 0.0)
 
 
 def weight_gradient(
     x: Images, grad: Images, rows: Rows, out: int, taps: int, stride: int
 ) -> None:
     """out = gradient of the values of `forward`; grad is zero in spare lanes."""
-    offsets = _offsets(rows, x, taps, "inside")
+    offsets = _offsets(rows, x, taps, INSIDE)
     _clear(out, rows.nnz)
     blocks, outputs = rows.shape[1] - 1, rows.shape[2]
     for piece in _pieces(x[1:], grad[1:], stride, 1, 0):
@@ -279,28 +285,36 @@ def weight_gradient(
 def _spread(
     x: Images,
     y: Images,
-    how: tuple[int, int, int, bool],
+    how: tuple[int, int, bool],
+    parities: tuple[int, int],
     offsets: int,
     values: int,
     rows: Rows,
-    kind: int,
     bias: int,
     residual: int,
     low: float,
     high: float,
 ) -> None:
-    """Runs the forward loop; `how`: strides of x and y, parity of pixels, finish?"""
-    x_stride, y_stride, parity, finish = how
+    """Runs the forward loop.
+
+    Args:
+        how: strides of x and of y; whether a residual or a clip follows.
+        parities: of the pixels of y, the first of them and how many.
+    """
+    x_stride, y_stride, finish = how
+    parity, count = parities
     blocks, outputs = rows.shape[1] - 1, rows.shape[2]
-    starts = rows.starts + 4 * kind * (blocks + 1) * outputs
+    starts = rows.starts + 4 * parity * (blocks + 1) * outputs
     for piece in _pieces(x[1:], y[1:], x_stride, y_stride, parity):
         threads.run(
             _forward(*piece.tile, VECTOR * x_stride, VECTOR * y_stride, finish),
             x.groups * piece.parts * piece.down,
-            x.address + piece.x, *piece.x_steps, offsets, values, starts, blocks,
-            outputs, y.address + piece.y, *piece.y_steps, piece.parts, piece.down,
-            piece.across, bias, residual and residual + piece.y, low, high,
-            nanoseconds=2 * LANES * piece.pixels * rows.nnz / RATE / rows.shape[0],
+            x.address + piece.x, *piece.x_steps, offsets, values,
+            starts, min(count, rows.shape[0]), blocks, outputs,
+            y.address + piece.y, *piece.y_steps,
+            count, piece.parts, piece.down, piece.across,
+            bias, residual and residual + piece.y, low, high,
+            nanoseconds=2 * LANES * piece.pixels * rows.nnz / RATE,
         )  # fmt: skip
 
 
@@ -312,43 +326,52 @@ def _forward(rows: int, columns: int, x_step: int, y_step: int, finish: bool) ->
     def conv_forward(
         begin: int, end: int,
         x: int, x_group: int, x_row: int, x_down: int, x_across: int,
-        offsets: int, values: int, starts: int, blocks: int, outputs: int,
+        offsets: int, values: int,
+        starts: int, classes: int, blocks: int, outputs: int,
         y: int, y_group: int, y_row: int, y_down: int, y_across: int, y_channel: int,
-        parts: int, down: int, across: int,
+        parities: int, parts: int, down: int, across: int,
         bias: int, residual: int, low: float, high: float,
     ) -> None:  # fmt: skip
-        first = integers(starts, (blocks + 1) * outputs)
+        firsts = integers(starts, classes * (blocks + 1) * outputs)
         start = floats(bias, outputs)
         for task in range(begin, end):
             group = task // (parts * down)
             part = task // down - group * parts
             row = task - (group * parts + part) * down
-            for column in range(across):
-                source = x + group * x_group + row * x_down + column * x_across
-                shift = group * y_group + row * y_down + column * y_across
-                for block in range(blocks):
-                    for o in range(
-                        part * outputs // parts, (part + 1) * outputs // parts
-                    ):
-                        t0 = np.int64(first[block * outputs + o])
-                        t1 = np.int64(first[(block + 1) * outputs + o])
-                        target = shift + o * y_channel
-                        begins = start[o] if bias else np.float32(0)
-                        if finish:
-                            multiply_add_finish(
-                                16, rows, columns, x_step, y_step,
-                                source, x_row, offsets, 64, values, t0, t1,
-                                y + target, y_row, block,
-                                block == blocks - 1,
-                                residual + target if residual else 0,
-                                begins, low, high,
-                            )  # fmt: skip
-                        else:
-                            multiply_add(
-                                16, rows, columns, x_step, y_step,
-                                source, x_row, offsets, 64, values, t0, t1,
-                                y + target, y_row, block, begins,
-                            )  # fmt: skip
+            o_begin = part * outputs // parts
+            o_end = (part + 1) * outputs // parts
+            for parity in range(parities):
+                corner = group * y_group + row * y_down
+                corner += parity // 2 * (y_row // 2) + parity % 2 * VECTOR
+                exists = parity < classes  # else zeros are written
+                for column in range(across):
+                    source = x + group * x_group + row * x_down + column * x_across
+                    shift = corner + column * y_across
+                    for block in range(blocks if exists else 1):
+                        first = (parity * (blocks + 1) + block) * outputs
+                        for o in range(o_begin, o_end):
+                            t0 = np.int64(firsts[first + o]) if exists else 0
+                            t1 = np.int64(firsts[first + outputs + o]) if exists else 0
+                            target = shift + o * y_channel
+                            begins = start[o] if bias else np.float32(0)
+                            if block == 0:
+                                ahead = y + target + AHEAD * y_channel
+                                prefetch(rows, columns, y_step, 1, ahead, y_row)
+                            if finish:
+                                multiply_add_finish(
+                                    16, rows, columns, x_step, y_step,
+                                    source, x_row, offsets, 64, values, t0, t1,
+                                    y + target, y_row, block,
+                                    block == blocks - 1,
+                                    residual + target if residual else 0,
+                                    begins, low, high,
+                                )  # fmt: skip
+                            else:
+                                multiply_add(
+                                    16, rows, columns, x_step, y_step,
+                                    source, x_row, offsets, 64, values, t0, t1,
+                                    y + target, y_row, block, begins,
+                                )  # fmt: skip
 
     return conv_forward
 
@@ -375,6 +398,9 @@ def _weight_gradient(rows: int, columns: int, x_step: int) -> Any:
                         for o in range(begin, end):
                             t0 = np.int64(first[block * outputs + o])
                             t1 = np.int64(first[(block + 1) * outputs + o])
+                            if block == 0:
+                                ahead = grad + (o + AHEAD) * g_channel
+                                prefetch(rows, columns, 64, 0, ahead, g_row)
                             dot_products(
                                 16, rows, columns, x_step, 64,
                                 source, x_row, offsets, 64, out, t0, t1,
@@ -484,42 +510,42 @@ def _cut(length: int, most: int) -> list[tuple[int, int, int]]:
     return [piece for piece in pieces if piece[2]]
 
 
-def _offsets(rows: Rows, x: Images, taps: int, where: str) -> int:
+def _offsets(rows: Rows, x: Images, taps: int, where: int) -> int:
     """Address of (nnz,) int32: where the first vector of each lies, in vectors."""
     _, channel, row = _steps(*x[1:])
     if x.channels * channel // VECTOR > np.iinfo(np.int32).max:
         raise ValueError(f"images are too large for 32-bit offsets: {x}")
-    shifts = _shifts(taps, where, row // VECTOR)
     out = _scratch("offsets", rows.nnz)
-    _fill_offsets(taps)(rows.columns, channel // VECTOR, shifts, out, rows.nnz)
+    fill = _fill_offsets(taps, where)
+    fill(rows.columns, channel // VECTOR, row // VECTOR, out, rows.nnz)
     return out
 
 
-@lru_cache(maxsize=REMEMBERED)
-def _shifts(taps: int, where: str, row: int) -> Integers:
-    """(taps,) vectors from a tile's padded corner to what a tap reads first.
-
-    The output reads "inside" the padded input, from row kh on. Its gradient goes back
-    the same way: x[h] went to y[h + 1 - kh], so that kernels are flipped; with stride
-    2, x[2h] went to y[h] by kh = 1, x[2h + 1] to y[h + 1] by 0 and to y[h] by 2.
-    """
-    places = {"inside": [0, 1, 2], "input": [2, 1, 0], "every second input": [2, 1, 1]}
-    first = [1] if taps == 1 else places[where]
-    return np.array([h * row + w for h in first for w in first], np.int32)
-
-
 @cache
-def _fill_offsets(taps: int) -> Any:
+def _fill_offsets(taps: int, where: int) -> Any:
+    """Column -> vectors from a tile's padded corner to what its tap reads first.
+
+    The output reads INSIDE the padded input, from row kh on. Its gradient goes back the
+    same way: x[h] went to y[h + 1 - kh], so that kernels are flipped; with stride 2,
+    x[2h] went to y[h] by kh = 1, x[2h + 1] to y[h + 1] by 0 and to y[h] by 2.
+    """
+
     @njit(nogil=True, cache=True)
-    def fill_offsets(
-        columns: int, channel: int, shifts: Integers, out: int, n: int
-    ) -> None:
+    def fill_offsets(columns: int, channel: int, row: int, out: int, n: int) -> None:
         column, place = integers(columns, n), integers(out, n)
         for t in range(n):
-            whole = np.uint32(column[t])
-            index = whole // np.uint32(taps)
-            tap = whole - index * np.uint32(taps)
-            place[t] = index * np.uint32(channel) + np.uint32(shifts[tap])
+            index, h, w = np.int64(column[t]), 1, 1
+            if taps > 1:
+                whole = index
+                index = whole * 954437177 >> 33  # // 9, as vectors; whole < 2 ** 31
+                tap = whole - index * 9
+                h = tap * 11 >> 5  # // 3
+                w = tap - h * 3
+                if where == INPUT:
+                    h, w = 2 - h, 2 - w
+                elif where == EVERY_SECOND:
+                    h, w = 1 + (h == 0), 1 + (w == 0)
+            place[t] = index * channel + h * row + w
 
     return fill_offsets
 

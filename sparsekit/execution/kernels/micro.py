@@ -152,6 +152,29 @@ def dot_products(  # type: ignore[no-untyped-def]
     return _typed(_dot_products, 5, (lanes, rows, columns, x_step, g_step), 9, 0)
 
 
+@intrinsic(prefer_literal=True)
+def prefetch(context, rows, columns, step, write, first, row):  # type: ignore[no-untyped-def]
+    """Asks for the cache lines of a block, whose use is some hundred cycles away.
+
+    Args:
+        rows, columns, step: the block and the bytes between lines, constants.
+        write: 1 if the block will be written, else 0; a constant.
+        first, row: address, and bytes from a row of the block to the next. It may lie
+            anywhere, memory that is not ours included.
+    """
+
+    def emit(
+        b: Any, rows: int, columns: int, step: int, write: int, first: Any, row: Any
+    ) -> None:
+        byte = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
+        ask = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
+        for place in _grid(b, rows, columns, first, row, step):
+            b.call(ask, [b.inttoptr(place, byte), I32(write), I32(3), I32(1)])
+
+    return _typed(emit, 4, (rows, columns, step, write), 2, 0)
+
+
 def _typed(
     emit: Callable[..., None], constants: int, block: Any, integers: int, floats: int
 ) -> Any:
