@@ -129,4 +129,9 @@ def _trace(model: nn.Module) -> fx.Graph:
     """Arguments that are None by default stay None: `forward` asks for that."""
     parameters = inspect.signature(model.forward).parameters.values()
     absent = {p.name: None for p in parameters if p.default is None}
-    return _Tracer().trace(model, absent)
+    graph = _Tracer().trace(model, absent)
+    for node in graph.find_nodes(op="placeholder"):
+        name = str(node.target).removesuffix("_1")  # fx renames the absent ones
+        if name in absent:
+            node.target = name
+    return graph
