@@ -17,7 +17,7 @@ each non-zero.
 
 Non-zeros keep their order in memory, row by row of the weight matrix [O, C * taps];
 blocks of channels are found through `starts`. A column becomes the place of its input
-vector, which depends on the image's size, in each call: 0.2 ns a non-zero.
+vector, which depends on the image's size, in each call: 0.14 ns a non-zero.
 
 Arrays come as addresses of contiguous float32 or int32; nothing is checked.
 """
@@ -534,9 +534,9 @@ def _fill_offsets(taps: int, where: int) -> Any:
     def fill_offsets(columns: int, channel: int, row: int, out: int, n: int) -> None:
         column, place = integers(columns, n), integers(out, n)
         for t in range(n):
-            index, h, w = np.int64(column[t]), 1, 1
+            whole = np.int64(column[t])
+            index, h, w = whole, np.int64(1), np.int64(1)
             if taps > 1:
-                whole = index
                 index = whole * 954437177 >> 33  # // 9, as vectors; whole < 2 ** 31
                 tap = whole - index * 9
                 h = tap * 11 >> 5  # // 3
@@ -544,7 +544,7 @@ def _fill_offsets(taps: int, where: int) -> Any:
                 if where == INPUT:
                     h, w = 2 - h, 2 - w
                 elif where == EVERY_SECOND:
-                    h, w = 1 + (h == 0), 1 + (w == 0)
+                    h, w = np.int64(1 + (h == 0)), np.int64(1 + (w == 0))
             place[t] = index * channel + h * row + w
 
     return fill_offsets
