@@ -7,7 +7,11 @@ handing a part to another thread here; it compiles four to eight times as long; 
 numba's portable pool ends the process when two Python threads enter it at once.
 
 The threads wait in the kernel of the operating system, so that they take nothing from
-torch's, which spin for some time after each operation.
+torch's. Those spin for milliseconds after each operation on two or more threads, and
+take a core from what follows: on two cores, a convolution of 0.97 ms took 1.10 ms after
+an operation of torch, and 1.9 ms in one case of ten. With GOMP_SPINCOUNT=1000 in the
+environment before torch is imported it took 0.95 ms, and torch's own operations were no
+slower.
 """
 
 import os

@@ -170,6 +170,25 @@ def test_dense_gradient(side, stride):
     assert layer.take_dense_gradient() is None
 
 
+@pytest.mark.parametrize(("side", "stride"), KINDS)
+def test_residual_and_clip_before_the_store(side, stride):
+    """What inference fuses: y = clip(conv(x) + bias + residual)."""
+    *_, layer = subject(side, stride)
+    x = images()
+    y = layer(x).detach()
+    residual = torch.randn(y.shape)
+    inside, add, out = to_blocked(x), to_blocked(residual), to_blocked(0 * y)
+    weights = layer.values.data_ptr(), ops._rows(layer.col, layer.starts)
+    bias = layer.bias.data_ptr()
+    for place, low, high in ((add.data_ptr(), 0.0, 1.0), (0, -1.0, float("inf"))):
+        kernels.forward(
+            ops._images(inside), *weights, out.data_ptr(), side**2, stride, bias,
+            residual=place, clip=(low, high),
+        )  # fmt: skip
+        expected = (y + residual if place else y).clip(low, high)
+        torch.testing.assert_close(from_blocked(out, 17), expected)
+
+
 # ---- structure -----------------------------------------------------------------------
 
 
