@@ -103,6 +103,8 @@ class SharedColumnsLinear(nn.Module):
         bias = None if module.bias is None else module.bias.detach()
         layer = cls(packed, columns, inputs, bias)
         layer.weight.requires_grad_(module.weight.requires_grad)
+        if layer.bias is not None:
+            layer.bias.requires_grad_(module.bias.requires_grad)
         return layer.train(module.training)
 
     def to_module(self) -> nn.Linear:

@@ -88,6 +88,22 @@ def test_chooses_the_largest_blocks_of_every_row():
     assert torch.equal(sparse.to_dense(), weight * kept)
 
 
+def test_of_equal_blocks_the_first_stay():
+    module = dense_layer(rows=2, columns=19)
+    nn.init.ones_(module.weight)
+    sparse = BlockLinear.from_dense(module, B, keep=0.3)  # int(0.3 * 19) would be 5
+    assert sparse.columns.tolist() == [list(range(6))] * 2
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_frozen_and_modes_stay(trains):
+    module = dense_layer().requires_grad_(trains).train(trains)
+    for made in (sparse := BlockLinear.from_dense(module, B, 0.4), sparse.to_module()):
+        assert made.training is trains
+    assert sparse.weight.requires_grad is trains
+    assert sparse.bias.requires_grad is trains
+
+
 def test_keep_one_is_the_dense_layer():
     module = dense_layer()
     sparse = BlockLinear.from_dense(module, B, keep=1.0)

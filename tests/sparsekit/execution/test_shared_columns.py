@@ -112,3 +112,11 @@ def test_copies_saves_and_exports_in_other_dtypes(dtype):
     assert torch.equal(other(x), sparse(x))
     exported = torch.export.export(sparse, (x,)).module()
     torch.testing.assert_close(exported(x), sparse(x))
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_frozen_and_modes_stay(trains):
+    module = dense_layer().requires_grad_(trains).train(trains)
+    sparse = SharedColumnsLinear.from_dense(module, 2, 4)
+    assert sparse.training is sparse.to_module().training is trains
+    assert sparse.weight.requires_grad is sparse.bias.requires_grad is trains
