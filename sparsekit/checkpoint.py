@@ -7,36 +7,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsekit.masks import pack, unpack
+from sparsekit.masks import unpack
 
 KINDS = ("alive", "trainable", "visited")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a Sparsifier; tensors by parameter name."""
+    """The state of a Sparsifier, by weight name; masks are packed to bits."""
 
     step: int
     seed: int
-    alive: Mapping[str, Tensor]
-    trainable: Mapping[str, Tensor]
-    visited: Mapping[str, Tensor]
+    shapes: Mapping[str, tuple[int, ...]]
+    masks: Mapping[str, Mapping[str, Tensor]]  # by kind, then by name
     rewind: Mapping[str, Tensor] | None  # the whole model at the step to rewind to
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain containers and tensors, masks as bits: loads with weights_only=True."""
-        state: dict[str, Any] = {"step": self.step, "seed": self.seed}
-        state["shapes"] = {name: list(mask.shape) for name, mask in self.alive.items()}
-        for kind in KINDS:
-            masks = getattr(self, kind)
-            state[kind] = {name: pack(mask) for name, mask in masks.items()}
-        state["rewind"] = self.rewind
-        return state
+        """Plain containers and tensors: loads with weights_only=True."""
+        return {
+            "step": self.step,
+            "seed": self.seed,
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+            **{kind: dict(self.masks[kind]) for kind in KINDS},
+            "rewind": self.rewind,
+        }
+
+    def mask(self, kind: str, name: str) -> Tensor:
+        return unpack(self.masks[kind][name], self.shapes[name])
 
 
 def read(
     state: Mapping[str, Any],
-    masks: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
     tensors: Mapping[str, Tensor],
     rewind_to: int | None,
 ) -> Checkpoint:
@@ -44,8 +46,8 @@ def read(
 
     Args:
         state: what was saved.
-        masks: of the model it is meant for.
-        tensors: parameters and buffers of that model.
+        shapes: of the weights it is meant for.
+        tensors: weights, parameters and buffers of that model.
         rewind_to: of the method; None ignores a saved model to rewind to.
 
     Raises:
@@ -60,15 +62,14 @@ def read(
         value = state[name]
         if not isinstance(value, int) or value < 0:
             raise _not_a_state(f"{name!r} must be an integer of at least 0: {value!r}")
-    _require_same_shapes(_mapping(state, "shapes"), masks)
-    read = {
-        kind: {name: _mask(state, kind, name, mask) for name, mask in masks.items()}
+    _require_same_shapes(_mapping(state, "shapes"), shapes)
+    packed = {
+        kind: {name: _mask(state, kind, name, shapes[name]) for name in shapes}
         for kind in KINDS
     }
-    for name in masks:
-        if (read["trainable"][name] & ~read["alive"][name]).any() or (
-            read["alive"][name] & ~read["visited"][name]
-        ).any():
+    for name in shapes:
+        alive, trainable, visited = (packed[kind][name] for kind in KINDS)
+        if (trainable & ~alive).any() or (alive & ~visited).any():
             raise _not_a_state(
                 f"the masks of {name!r} contradict each other (trainable weights are "
                 "alive, alive ones visited)"
@@ -76,7 +77,7 @@ def read(
     rewind = None
     if rewind_to is not None:
         rewind = _rewind(state, tensors, rewind_to)
-    return Checkpoint(state["step"], state["seed"], **read, rewind=rewind)
+    return Checkpoint(state["step"], state["seed"], shapes, packed, rewind)
 
 
 def _not_a_state(problem: str) -> ValueError:
@@ -92,8 +93,10 @@ def _mapping(state: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return state[key]
 
 
-def _require_same_shapes(saved: Mapping[str, Any], masks: Mapping[str, Tensor]) -> None:
-    here = {name: list(mask.shape) for name, mask in masks.items()}
+def _require_same_shapes(
+    saved: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    here = {name: list(shape) for name, shape in shapes.items()}
     names = sorted(here.keys() | saved.keys())
     different = [name for name in names if here.get(name) != saved.get(name)]
     if different:
@@ -106,14 +109,18 @@ def _require_same_shapes(saved: Mapping[str, Any], masks: Mapping[str, Tensor]) 
         )
 
 
-def _mask(state: Mapping[str, Any], kind: str, name: str, like: Tensor) -> Tensor:
+def _mask(
+    state: Mapping[str, Any], kind: str, name: str, shape: tuple[int, ...]
+) -> Tensor:
+    """The bits, known to be a mask of this shape."""
     packed = _mapping(state, kind).get(name)
     if not isinstance(packed, Tensor):
         raise _not_a_state(f"no {kind!r} mask of {name!r}")
     try:
-        return unpack(packed, like.shape).to(like.device)
+        unpack(packed, shape)
     except ValueError as error:
         raise _not_a_state(f"{kind!r} mask of {name!r}: {error}") from None
+    return packed
 
 
 def _rewind(

@@ -21,6 +21,7 @@ from sparsekit.masks import topk_mask
 from sparsekit.modes import in_mode
 from sparsekit.patterns import Pattern, Unstructured
 from sparsekit.scores import random
+from sparsekit.values import plain
 
 Masks = dict[str, Tensor]
 Shape = tuple[int, ...]
@@ -45,7 +46,8 @@ class Objective:
 
     `objective(values)` substitutes `values` (parameters or buffers, by name) and calls
     the function. The model is left as it was: its buffers are copied first, its mode is
-    restored, and the global random state is not advanced.
+    restored, and the global random state is not advanced. Where the model has layers in
+    values mode, a copy with dense ones is evaluated.
     """
 
     model: nn.Module
@@ -58,16 +60,17 @@ class Objective:
                 "Sparsifier(..., objective=lambda model: loss), a scalar that can be "
                 "differentiated"
             )
-        tensors = {name: b.clone() for name, b in self.model.named_buffers()}
+        model = plain(self.model)
+        tensors = {name: b.clone() for name, b in model.named_buffers()}
         tensors |= values
         with (
-            in_mode(self.model, training),
+            in_mode(model, training),
             torch.random.fork_rng(),
             torch.enable_grad(),
         ):
             torch.manual_seed(0)
             return torch.func.functional_call(
-                _Evaluated(self.model, self.function),
+                _Evaluated(model, self.function),
                 {f"model.{name}": t for name, t in tensors.items()},
             )
 

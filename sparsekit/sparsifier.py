@@ -1,7 +1,7 @@
 """The one stateful class: it owns weights, gradients and moments of masked tensors."""
 
 from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,16 +12,19 @@ from torch.optim import Optimizer
 
 from sparsekit import checkpoint
 from sparsekit import moments as moment_policy
-from sparsekit.checkpoint import Checkpoint
-from sparsekit.gates import Gate
+from sparsekit.checkpoint import KINDS, Checkpoint
+from sparsekit.dense_gradient import collect, is_distributed
+from sparsekit.execution.layer import SparseLayer
+from sparsekit.lazy import Lazy
 from sparsekit.masks import pack, unpack
 from sparsekit.method import Context, Masks, Method, Objective
 from sparsekit.parameters import Params, select
-from sparsekit.restoration import Frozen, Removed
+from sparsekit.values import ValuesWeight, require_equal_structure
+from sparsekit.weights import MaskedWeight, Weight
 
 
 class Sparsifier:
-    """Trains a plain model with the connections that a method chooses.
+    """Trains a model with the connections that a method chooses.
 
     Use two lines around the optimizer step, or `attach()` once:
 
@@ -30,8 +33,10 @@ class Sparsifier:
         optimizer.step()          # clip between these two lines, if you clip
         sparsifier.after_step()   # absent weights are exactly zero
 
-    Parameter names, the forward pass and the optimizer stay the user's. A weight that
-    is dropped becomes zero and loses its moments; one that is grown starts at zero with
+    Parameter names, the forward pass and the optimizer stay the user's. Weights are
+    dense parameters, which are masked, or layers of `sparsekit.execution` that store
+    what is alive only; both go by the name of the dense weight. A weight that is
+    dropped becomes zero and loses its moments; one that is grown starts at zero with
     moments by the policy; its first update is in the same step if the method needs the
     dense gradient, else in the next. One dropped and grown in the same move keeps both.
 
@@ -50,13 +55,23 @@ class Sparsifier:
 
     Attributes:
         alive: {name: bool mask}, True = the weight exists.
-        trainable: {name: bool mask}, subset of alive, True = the weight may change.
-            Change it in place (copy_, &=) to freeze weights.
+        trainable: {name: bool mask}, subset of alive, True = the weight may change;
+            `set_trainable` freezes weights.
         visited: {name: bool mask}, True = the weight existed at some time.
         step: optimizer steps completed.
 
+    Masks of dense parameters are changed in place: who holds one sees the moves. Those
+    of a SparseLayer are made when they are read, and cannot be written to.
+
     With torch.distributed initialised, masks are those of rank 0; gradients must be
-    averaged before `before_step`, as DistributedDataParallel does.
+    averaged before `before_step`, as DistributedDataParallel does. It keeps the sizes
+    of its parameters: wrap SparseLayers after the Sparsifier was built, and anew after
+    a method changed their number of weights.
+
+    A method that needs the gradient of absent weights gets it from a SparseLayer in the
+    steps that move connections. There, forward and backward must both run between the
+    `after_step` before and `before_step`. Micro-batches add up, `zero_grad` starts
+    anew, before the forward pass or after it.
 
     >>> import torch
     >>> from sparsekit import Sparsifier
@@ -101,27 +116,22 @@ class Sparsifier:
         self.model, self.optimizer, self.method = model, optimizer, method
         self.moments, self.seed, self.step = moments, int(seed), 0
         self._objective = Objective(model, objective)
-        self._parameters = select(model, optimizer, params)
-        self.alive = _masks(self._parameters, True)
-        self.trainable = _masks(self._parameters, True)
-        self.visited = _masks(self._parameters, False)
-        self._alive_gates = {n: Gate(m) for n, m in self.alive.items()}
-        self._trainable_gates = {n: Gate(m) for n, m in self.trainable.items()}
-        self._frozen = {n: Frozen(m, self.trainable[n]) for n, m in self.alive.items()}
+        self._weights: dict[str, Weight] = {
+            name: ValuesWeight(name, held, optimizer)
+            if isinstance(held, SparseLayer)
+            else MaskedWeight(name, held, optimizer)
+            for name, held in select(model, optimizer, params).items()
+        }
+        self.alive = self._each(lambda weight: weight.alive)
+        self.trainable = self._each(lambda weight: weight.trainable)
+        self.visited = self._each(lambda weight: weight.visited)
         self._rewind: dict[str, Tensor] | None = None
         self._between = False
         self._skipped = False
         self._handles: list[Any] = []
-
         new = self._checked(method.start(self._context(start=True)))
-        self._removed = Removed()
-        for name, parameter in self._parameters.items():
-            self._removed.add(parameter, ~new[name])
-            for _, moment in moment_policy.shaped_state(optimizer, parameter):
-                self._removed.add(moment, ~new[name])
-        self._move(new)
-        self._visit()
-        self._removed.seal()
+        self._move(new, undoable=True)
+        self._watch()
 
     # ---- the two lines -----------------------------------------------------------
 
@@ -137,32 +147,21 @@ class Sparsifier:
                 "before_step was called twice without after_step; use either the two "
                 "lines or attach(), not both"
             )
-        self._require_maskable()
-        if all(p.grad is None for p in self._parameters.values()):
+        weights = self._weights.values()
+        for weight in weights:
+            weight.require_held(self.model)
+            weight.require_usable()
+        if all(weight.parameter.grad is None for weight in weights):
             raise RuntimeError(
                 "no masked parameter has a gradient: call before_step after "
                 "loss.backward(); closures (optimizer.step(closure)) are not supported"
             )
         if self.method.due(self.step):
-            new = self._checked(self.method.update(self._context()))
-            if not self.method.needs_dense_gradient:
-                # Training that stores connections only has no gradient for new ones.
-                for name, parameter in self._parameters.items():
-                    if parameter.grad is not None:
-                        self._alive_gates[name].apply(parameter.grad)
-            if self._move(new):
-                self._visit()
-                if self.method.rewind_to is not None:
-                    self._restore_rewind_point()
-                if self.method.replaces_step:
-                    self.optimizer.zero_grad(set_to_none=True)
+            self._update()
         if self.method.rewind_to == self.step and self._rewind is None:
-            self._rewind = {n: t.clone() for n, t in self._model_tensors()}
-        self._removed = Removed()
-        for name, parameter in self._parameters.items():
-            self._frozen[name].save(parameter)
-            if parameter.grad is not None:
-                self._trainable_gates[name].apply(parameter.grad)
+            self._rewind = {n: t.clone() for n, t in self._model_tensors().items()}
+        for weight in weights:
+            weight.before_step()
         self._between = True
 
     @torch.no_grad()
@@ -170,11 +169,11 @@ class Sparsifier:
         """Makes absent weights zero and puts frozen ones back. Call after the step."""
         if not self._between:
             raise RuntimeError("after_step was called without before_step")
-        for name, parameter in self._parameters.items():
-            self._alive_gates[name].apply(parameter)
-            self._frozen[name].restore(parameter)
+        for weight in self._weights.values():
+            weight.after_step()
         self._between = False
         self.step += 1
+        self._watch()
 
     def attach(self) -> "Sparsifier":
         """Runs the two lines as hooks of the optimizer's step. Returns itself.
@@ -198,14 +197,40 @@ class Sparsifier:
     def finalize(self) -> Masks:
         """Removes the hooks and returns copies of the masks; the model stays plain."""
         self.detach()
+        for weight in self._weights.values():
+            weight.watch(False)
         return {name: mask.clone() for name, mask in self.alive.items()}
+
+    @torch.no_grad()
+    def set_trainable(self, name: str, mask: Tensor) -> None:
+        """Alive weights of `name` may change where `mask` is True; others are frozen.
+
+        Frozen weights keep their bits and may not be dropped; weights grown later are
+        trainable.
+
+        Args:
+            name: of a weight, as in `alive`.
+            mask: bool, shape of the dense weight; all True thaws.
+        """
+        if name not in self._weights:
+            raise ValueError(
+                f"no weight {name!r}; there are {', '.join(self._weights)}"
+            )
+        weight = self._weights[name]
+        if mask.dtype != torch.bool or tuple(mask.shape) != weight.shape:
+            raise ValueError(
+                f"trainable of {name!r} must be a bool mask of shape {weight.shape}, "
+                f"got {mask.dtype} {tuple(mask.shape)}"
+            )
+        weight.set_trainable(mask)
 
     # ---- what can be read --------------------------------------------------------
 
     @property
     def density(self) -> float:
         """Share of alive weights over all masked tensors."""
-        return _share(self.alive)
+        weights = self._weights.values()
+        return sum(w.n_alive for w in weights) / sum(w.numel for w in weights)
 
     @property
     def exploration(self) -> float:
@@ -213,7 +238,8 @@ class Sparsifier:
 
         Source: Liu et al. 2021 (ITOP).
         """
-        return _share(self.visited)
+        weights = self._weights.values()
+        return sum(w.n_visited for w in weights) / sum(w.numel for w in weights)
 
     # ---- saving ------------------------------------------------------------------
 
@@ -221,88 +247,93 @@ class Sparsifier:
         """Masks as bits, the step and the seed: loads with `weights_only=True`."""
         if self._between:
             raise RuntimeError("save after after_step, not between the two lines")
-        return Checkpoint(
-            self.step,
-            self.seed,
-            self.alive,
-            self.trainable,
-            self.visited,
-            self._rewind,
-        ).state_dict()
+        packed = {
+            kind: {n: pack(mask) for n, mask in getattr(self, kind).items()}
+            for kind in KINDS
+        }
+        shapes = {name: weight.shape for name, weight in self._weights.items()}
+        saved = Checkpoint(self.step, self.seed, shapes, packed, self._rewind)
+        return saved.state_dict()
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over masks, step and seed. Nothing has changed if it raises.
 
-        Load the model and the optimizer as well; the order does not matter.
+        Load the model and the optimizer as well; the order does not matter. Masks of
+        dense parameters and of SparseLayers are saved in the same form.
 
         Raises:
             ValueError: for a checkpoint of another model, or a damaged one.
         """
-        self._require_maskable()
-        tensors = dict(self._model_tensors())
-        loaded = checkpoint.read(state, self.alive, tensors, self.method.rewind_to)
-        self._removed.restore()  # if the model was loaded before we were built
-        for name, parameter in self._parameters.items():
-            self.alive[name].copy_(loaded.alive[name])
-            self.trainable[name].copy_(loaded.trainable[name])
-            self.visited[name].copy_(loaded.visited[name])
-            self._alive_gates[name].apply(parameter)
-            moment_policy.clear(self.optimizer, parameter, ~self.alive[name])
+        for weight in self._weights.values():
+            weight.require_held(self.model)
+        shapes = {name: weight.shape for name, weight in self._weights.items()}
+        tensors, rewind_to = self._model_tensors(), self.method.rewind_to
+        loaded = checkpoint.read(state, shapes, tensors, rewind_to)
+        for name, weight in self._weights.items():
+            weight.load(*(loaded.mask(k, name).to(weight.device) for k in KINDS))
         self.step, self.seed = loaded.step, loaded.seed
         self._rewind = None if loaded.rewind is None else dict(loaded.rewind)
         self._between = False
+        self._watch()
 
     # ---- the parts ---------------------------------------------------------------
 
-    def _require_maskable(self) -> None:
-        for name, parameter in self._parameters.items():
-            owner, _, attribute = name.rpartition(".")
-            held = self.model.get_submodule(owner)._parameters.get(attribute)
-            device = self.alive[name].device
-            if held is not None and held.device != device:
-                raise ValueError(
-                    f"{name!r} is on {held.device}, its mask on {device}: build the "
-                    "optimizer and the Sparsifier after model.to(device), then "
-                    "load_state_dict to keep the masks"
-                )
-            if held is not parameter:
-                raise ValueError(
-                    f"{name!r} was replaced in the model since the Sparsifier was "
-                    "built: change parameters in place (load_state_dict without "
-                    "assign=True), or build the optimizer and the Sparsifier anew"
-                )
-            if parameter.grad is not None and parameter.grad.layout != torch.strided:
-                raise TypeError(
-                    f"the gradient of {name!r} is {parameter.grad.layout}; use dense "
-                    "gradients (nn.Embedding(..., sparse=False))"
-                )
+    def _each(self, read: Callable[[Weight], Any]) -> Mapping[str, Any]:
+        return Lazy({n: partial(read, weight) for n, weight in self._weights.items()})
+
+    def _watch(self) -> None:
+        """Has the gradient of absent weights computed, where only a layer can."""
+        watched = self.method.needs_dense_gradient and self.method.due(self.step)
+        for weight in self._weights.values():
+            weight.watch(watched)
+
+    def _update(self) -> None:
+        """Asks the method where weights live, and moves them."""
+        dense = self.method.needs_dense_gradient
+        stored = [w for w in self._weights.values() if isinstance(w, ValuesWeight)]
+        if is_distributed():
+            require_equal_structure(stored)
+        if dense:
+            collect([(w.name, w.watcher) for w in stored if w.watcher is not None])
+        new = self._checked(self.method.update(self._context()))
+        if not dense:
+            # Training that stores connections only has no gradient for new ones.
+            for weight in self._weights.values():
+                weight.hide_absent()
+        if self._move(new):
+            if self.method.rewind_to is not None:
+                self._restore_rewind_point()
+            if self.method.replaces_step:
+                self.optimizer.zero_grad(set_to_none=True)
 
     def _context(self, start: bool = False) -> Context:
-        for name, parameter in self._parameters.items():
-            _require_finite(f"weight {name!r}", parameter, self.step)
-        scale = getattr(self.optimizer, "grad_scale", None)
-        grads: dict[str, Tensor | None] = {}
-        for name, parameter in self._parameters.items():
-            grad = None if start else parameter.grad
+        dense, scale = self.method.needs_dense_gradient, None
+        if not start:
+            scale = getattr(self.optimizer, "grad_scale", None)
+
+        def gradient(weight: Weight) -> Tensor | None:
+            grad = None if start else weight.gradient(dense)
+            return grad if grad is None or scale is None else grad / scale
+
+        weights, grads = self._each(lambda weight: weight.dense()), self._each(gradient)
+        for name, weight in self._weights.items():
+            _require_finite(f"weight {name!r}", weight.parameter, self.step)
+        for name, grad in grads.items():
             if grad is not None:
-                grad = grad.detach() if scale is None else grad.detach() / scale
-                if not self.method.needs_dense_gradient:
-                    grad = grad.masked_fill(~self.alive[name], 0)
                 _require_finite(f"gradient of {name!r}", grad, self.step)
-            grads[name] = grad
         moment = 0 if start else self.step + 1
         # torch's CPU generator uses 32 bits of a seed, so (seed, step) is hashed.
         mixed = np.random.SeedSequence((self.seed, moment)).generate_state(1)[0]
         return Context(
             step=self.step,
-            weights={n: p.detach() for n, p in self._parameters.items()},
+            weights=weights,
             grads=grads,
             masks=self.alive,
             visited=self.visited,
             generator=torch.Generator().manual_seed(int(mixed)),
             objective=self._objective,
-            state=dict(self._model_tensors()),
+            state=self._model_tensors(),
         )
 
     def _checked(self, new: Masks) -> Masks:
@@ -310,68 +341,60 @@ class Sparsifier:
         who = type(self.method).__name__
         if not isinstance(new, Mapping):
             raise TypeError(f"{who} must return {{name: bool mask}}, got {new!r}")
-        if new.keys() != self.alive.keys():
-            wrong = sorted(new.keys() ^ self.alive.keys())
+        if new.keys() != self._weights.keys():
+            wrong = sorted(new.keys() ^ self._weights.keys())
             raise ValueError(f"{who} must return one mask a weight; differs in {wrong}")
-        for name, old in self.alive.items():
+        for name, weight in self._weights.items():
             mask = new[name]
             if not isinstance(mask, Tensor):
                 raise TypeError(f"{who} must return a bool tensor for {name!r}")
-            if mask.dtype != torch.bool or mask.shape != old.shape:
+            if mask.dtype != torch.bool or tuple(mask.shape) != weight.shape:
                 raise ValueError(
-                    f"{who} must return a bool mask of shape {tuple(old.shape)} for "
+                    f"{who} must return a bool mask of shape {weight.shape} for "
                     f"{name!r}, got {mask.dtype} {tuple(mask.shape)}"
                 )
-            frozen = old & ~self.trainable[name]
-            if (frozen & ~mask.to(old.device)).any():
+            frozen = weight.frozen()
+            if frozen is not None and (frozen & ~mask.to(weight.device)).any():
                 raise ValueError(
                     f"{who} drops frozen weights of {name!r}: exclude it through "
-                    "params, or set trainable to True there first"
+                    "params, or make them trainable first"
                 )
-        new = {n: new[n].to(mask.device) for n, mask in self.alive.items()}
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        new = {n: new[n].to(weight.device) for n, weight in self._weights.items()}
+        if is_distributed():
             new = {name: _from_rank_0(mask) for name, mask in new.items()}
         return new
 
     @torch.no_grad()
-    def _move(self, new: Masks) -> bool:
-        """Applies new masks to masks, weights and moments, in place."""
-        moved = False
-        for name, parameter in self._parameters.items():
-            old = self.alive[name]
-            grown, dropped = new[name] & ~old, old & ~new[name]
-            if not (grown.any() or dropped.any()):
-                continue
-            moved = True
-            survived = old & new[name]
-            old.copy_(new[name])
-            self.trainable[name].logical_or_(grown).logical_and_(old)
-            parameter.masked_fill_(dropped | grown, 0)
-            moment_policy.clear(self.optimizer, parameter, ~survived)
-            if self.moments == "mean":
-                moment_policy.fill_mean(self.optimizer, parameter, grown, survived)
-        return moved
-
-    def _visit(self) -> None:
-        for name, mask in self.alive.items():
-            self.visited[name].logical_or_(mask)
+    def _move(self, new: Masks, undoable: bool = False) -> bool:
+        """Applies new masks to masks, weights and moments; whether one has moved."""
+        moved = [
+            weight.move(new[name], self.moments, undoable)
+            for name, weight in self._weights.items()
+        ]
+        return any(moved)
 
     def _restore_rewind_point(self) -> None:
         assert self._rewind is not None
-        for name, tensor in self._model_tensors():
-            old = self._rewind[name]
-            if name in self.alive:
-                frozen = self.alive[name] & ~self.trainable[name]
-                old = torch.where(frozen, tensor, old)
-            tensor.copy_(old)
-        for name, parameter in self._parameters.items():
-            self._alive_gates[name].apply(parameter)
+        for name, old in self._rewind.items():
+            if name in self._weights:
+                self._weights[name].rewind(old)
+        for name, tensor in self._other_tensors():
+            tensor.copy_(self._rewind[name])
         moment_policy.reset(self.optimizer)
 
-    def _model_tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def _model_tensors(self) -> Mapping[str, Tensor]:
+        """Our weights, dense, and all other parameters and buffers; made when read."""
+        others = {n: partial(_itself, t) for n, t in self._other_tensors()}
+        return Lazy({n: w.dense for n, w in self._weights.items()} | others)
+
+    def _other_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        owned = {id(t) for w in self._weights.values() for t in w.stored()}
         for name, tensor in self.model.named_parameters():
-            yield name, tensor.detach()
-        yield from self.model.named_buffers()
+            if id(tensor) not in owned:
+                yield name, tensor.detach()
+        for name, buffer in self.model.named_buffers():
+            if id(buffer) not in owned:
+                yield name, buffer
 
     def _before_hook(self, _: Optimizer, args: tuple, kwargs: dict) -> None:
         if any(callable(value) for value in (*args, *kwargs.values())):
@@ -390,19 +413,8 @@ class Sparsifier:
             self.after_step()
 
 
-def _masks(parameters: Mapping[str, Tensor], value: bool) -> Mapping[str, Tensor]:
-    """A mask a parameter, in a mapping that refuses others in their place."""
-    return MappingProxyType(
-        {
-            name: torch.full(p.shape, value, dtype=torch.bool, device=p.device)
-            for name, p in parameters.items()
-        }
-    )
-
-
-def _share(masks: Mapping[str, Tensor]) -> float:
-    total = sum(mask.numel() for mask in masks.values())
-    return sum(int(mask.sum()) for mask in masks.values()) / total
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _require_finite(what: str, tensor: Tensor, step: int) -> None:

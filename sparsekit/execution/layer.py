@@ -32,6 +32,8 @@ class SparseLayer(nn.Module):
     buffers that are not saved.
     """
 
+    by_default = True  # whether a Sparsifier takes it without being told so by name
+
     values: nn.Parameter
     crow: Tensor
     col: Tensor
@@ -56,6 +58,10 @@ class SparseLayer(nn.Module):
         self._stale = True
         if len(col) < mask.numel():  # a dense start is about to be pruned
             self.build()
+
+    @abstractmethod
+    def to_module(self) -> nn.Module:
+        """The dense layer that computes the same, with the weight as `weight`."""
 
     # ---- the structure -----------------------------------------------------------
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from sparsekit.method import Method
 from sparsekit.sparsifier import Sparsifier
 from sparsekit.testing import repetition, steps
+from sparsekit.testing.backends import check_backends
 from sparsekit.testing.subject import Subject, factory
 from sparsekit.testing.training import one_thread
 
@@ -25,7 +26,7 @@ def check_method(
 ) -> None:
     """Raises an AssertionError that names what a method breaks; returns if nothing.
 
-    Trains a small network some hundred times, for about two seconds, and checks that
+    Trains a small network some hundred times, for about three seconds, and checks that
 
     * the masks hold `count_active(total, sparsity_at(step))` weights at all times, and
       move only in steps that are due;
@@ -36,7 +37,9 @@ def check_method(
       uses gradients of absent weights only if it says so;
     * a training resumed after any step equals one without a break, bit for bit, as do
       the two lines and `attach()`, sparsity 0 and dense, a step that GradScaler skips
-      and none; clipping sees the masked gradient.
+      and none; clipping sees the masked gradient;
+    * layers that store values instead of masking (`sparsekit.execution`) give the same
+      training, bit for bit, and keep nothing of the dense shape between steps.
 
     Args:
         cls_or_factory: a method's class, or a function sparsity -> method. A class gets
@@ -61,3 +64,4 @@ def check_method(
         repetition.check_dense(subject)
         repetition.check_gradients(subject)
         repetition.check_scaler(subject)
+        check_backends(subject)

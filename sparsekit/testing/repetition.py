@@ -36,24 +36,29 @@ def check_resume(subject: Subject) -> None:
             training.step(t)
             saved[t + 1] = training.save()
         for cut in range(1, subject.steps):
-            resumed = _resumed(subject, optimizer, load(saved[cut]), order=cut % 3)
+            again = resumed(subject, optimizer, load(saved[cut]), order=cut % 3)
             require(
-                resumed.sparsifier.step == cut,
+                again.sparsifier.step == cut,
                 f"resumed after {cut} steps, the sparsifier is at step "
-                f"{resumed.sparsifier.step}",
+                f"{again.sparsifier.step}",
             )
-            resumed.run(cut, subject.steps)
+            again.run(cut, subject.steps)
             require_equal(
-                resumed.tensors(),
+                again.tensors(),
                 training.tensors(),
                 f"resumed after {cut} of {subject.steps} steps with {optimizer}, it "
                 "differs from a training without a break",
             )
 
 
-def _resumed(subject: Subject, optimizer: str, state: dict, order: int) -> Training:
+def resumed(
+    subject: Subject, optimizer: str, state: dict, order: int, values: bool = False
+) -> Training:
+    """A new training that has taken over a checkpoint."""
     loaded = state if order == 0 else None
-    training = subject.training(optimizer=optimizer, init=99, loaded=loaded)
+    training = subject.training(
+        optimizer=optimizer, init=99, loaded=loaded, values=values
+    )
     if order == 1:
         training.model.load_state_dict(state["model"])
         training.optimizer.load_state_dict(state["optimizer"])
@@ -127,7 +132,7 @@ def check_scaler(subject: Subject) -> None:
     for optimizer in ("momentum", "AdamW", "AdamW, fused"):
         for skipped in {1, *due[:1]}:
             scaled = subject.training(optimizer=optimizer, attached=True)
-            _run_scaled(scaled, subject.steps, skipped)
+            run_scaled(scaled, subject.steps, skipped)
             plain = subject.training(optimizer=optimizer)
             for t in range(subject.steps):
                 if t != skipped:
@@ -139,7 +144,7 @@ def check_scaler(subject: Subject) -> None:
             )
 
 
-def _run_scaled(training: Training, steps: int, skipped: int) -> None:
+def run_scaled(training: Training, steps: int, skipped: int) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     for t in range(steps):
         training.optimizer.zero_grad()

@@ -198,7 +198,7 @@ def check_frozen(subject: Subject, optimizer: str) -> None:
         for name, mask in sparsifier.alive.items():
             every_other = torch.arange(mask.numel()).view(mask.shape) % 2 == 0
             frozen[name] = mask & every_other & (not method.due(t))
-            sparsifier.trainable[name].copy_(mask & ~frozen[name])
+            sparsifier.set_trainable(name, mask & ~frozen[name])
         before = training.tensors()
         training.step(t)
         for name, where in frozen.items():

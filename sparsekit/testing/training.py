@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from sparsekit.execution.layer import SparseLayer
 from sparsekit.method import Method
+from sparsekit.parameters import weights
 from sparsekit.sparsifier import Sparsifier
+from sparsekit.testing.reference_layer import in_values_mode
 
 BATCH = 10
 
@@ -90,6 +93,8 @@ class Training:
         clip: largest gradient norm, clipped between the two lines.
         loaded: checkpoint that model and optimizer take before the sparsifier is built.
         compiler: makes the model's forward from the model, such as torch.compile.
+        values: layers that store alive weights only, in the place of dense ones.
+        moments: policy for grown weights.
     """
 
     def __init__(
@@ -103,8 +108,12 @@ class Training:
         clip: float | None = None,
         loaded: dict[str, Any] | None = None,
         compiler: Callable[[nn.Module], Callable] | None = None,
+        values: bool = False,
+        moments: str = "zero",
     ):
-        self.model = network(init, magnitude)
+        self.model: nn.Module = network(init, magnitude)
+        if values:
+            self.model = in_values_mode(self.model)
         self.optimizer = OPTIMIZERS[optimizer](self.model.parameters())
         self.clip = clip
         self.explicit = method is not None and not attached
@@ -114,7 +123,12 @@ class Training:
         self._sparsifier: Sparsifier | None = None
         if method is not None:
             self._sparsifier = sparsifier(
-                self.model, self.optimizer, method, seed=7, objective=objective
+                self.model,
+                self.optimizer,
+                method,
+                moments=moments,
+                seed=7,
+                objective=objective,
             )
             if attached:
                 self._sparsifier.attach()
@@ -163,14 +177,24 @@ class Training:
         return {name: tensor.detach().clone() for name, tensor in found.items()}
 
     def _live(self, buffers: bool) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in self.model.named_parameters():
-            yield f"weight {name}", parameter
+        """Of a layer in values mode what its dense twin would have."""
+        layers = []
+        for name, held in weights(self.model).items():
+            layer = held if isinstance(held, SparseLayer) else None
+            parameter = held.values if isinstance(held, SparseLayer) else held
+            if layer is not None:
+                layers.append(layer)
+            yield f"weight {name}", parameter if layer is None else layer.to_dense()
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
+                    if layer is not None and value.shape == parameter.shape:
+                        value = layer.scatter(value)
                     yield f"moment {key} of {name}", value
         if buffers:
+            own = {id(b) for layer in layers for b in layer.buffers(recurse=False)}
             for name, value in self.model.named_buffers():
-                yield f"buffer {name}", value
+                if id(value) not in own:
+                    yield f"buffer {name}", value
         if self._sparsifier is not None:
             for kind in ("alive", "trainable", "visited"):
                 for name, mask in getattr(self._sparsifier, kind).items():

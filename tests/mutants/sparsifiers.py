@@ -7,32 +7,32 @@ from sparsekit import Sparsifier
 from sparsekit.gates import Gate
 
 
+def parameters(sparsifier):
+    return [(name, w.parameter) for name, w in sparsifier._weights.items()]
+
+
 class KeepsMoments(Sparsifier):
     """Dropped weights keep their momentum."""
 
-    def _move(self, new):
-        optimizer, self.optimizer = (
-            self.optimizer,
-            torch.optim.SGD(self.model.parameters(), 1.0),
-        )
-        moved = super()._move(new)
-        self.optimizer = optimizer
-        return moved
+    def _move(self, new, undoable=False):
+        for weight in self._weights.values():
+            weight.optimizer = torch.optim.SGD(self.model.parameters(), 1.0)
+        return super()._move(new, undoable)
 
 
 class RegrowsStaleValues(Sparsifier):
     """A connection that comes back has the value it had when it went."""
 
     @torch.no_grad()
-    def _move(self, new):
+    def _move(self, new, undoable=False):
         if not hasattr(self, "stale"):
-            self.stale = {n: p.detach().clone() for n, p in self._parameters.items()}
+            self.stale = {n: p.detach().clone() for n, p in parameters(self)}
         grown = {name: new[name] & ~mask for name, mask in self.alive.items()}
-        for name, parameter in self._parameters.items():
+        for name, parameter in parameters(self):
             dropped = self.alive[name] & ~new[name]
             self.stale[name][dropped] = parameter.detach()[dropped]
-        moved = super()._move(new)
-        for name, parameter in self._parameters.items():
+        moved = super()._move(new, undoable)
+        for name, parameter in parameters(self):
             parameter[grown[name]] = self.stale[name][grown[name]]
         return moved
 
@@ -41,10 +41,10 @@ class MasksGradientsOnly(Sparsifier):
     """Takes a zero gradient for a zero weight."""
 
     @torch.no_grad()
-    def _move(self, new):
-        values = {n: p.detach().clone() for n, p in self._parameters.items()}
-        moved = super()._move(new)
-        for name, parameter in self._parameters.items():
+    def _move(self, new, undoable=False):
+        values = {n: p.detach().clone() for n, p in parameters(self)}
+        moved = super()._move(new, undoable)
+        for name, parameter in parameters(self):
             parameter.copy_(values[name])
         return moved
 
@@ -58,8 +58,8 @@ class LetsFrozenDrift(Sparsifier):
 
     @torch.no_grad()
     def after_step(self):
-        for name, parameter in self._parameters.items():
-            self._alive_gates[name].apply(parameter)
+        for weight in self._weights.values():
+            weight._alive_gate.apply(weight.parameter)
         self._between = False
         self.step += 1
 
@@ -67,12 +67,11 @@ class LetsFrozenDrift(Sparsifier):
 class RebindsMasks(Sparsifier):
     """Moves make new mask tensors; who holds an old one misses them."""
 
-    def _move(self, new):
-        moved = super()._move(new)
-        self.alive = {name: mask.clone() for name, mask in self.alive.items()}
-        self._alive_gates = {name: Gate(mask) for name, mask in self.alive.items()}
-        for name, frozen in self._frozen.items():
-            frozen.alive = self.alive[name]
+    def _move(self, new, undoable=False):
+        moved = super()._move(new, undoable)
+        for weight in self._weights.values():
+            weight._alive = weight._frozen.alive = weight._alive.clone()
+            weight._alive_gate = Gate(weight._alive)
         return moved
 
 
@@ -95,14 +94,15 @@ class ForgetsRewindPoint(Sparsifier):
 
     def load_state_dict(self, state):
         super().load_state_dict(state)
-        self._rewind = {n: t.clone() for n, t in self._model_tensors()}
+        self._rewind = {n: t.clone() for n, t in self._model_tensors().items()}
 
 
 class LosesRemovedWeights(Sparsifier):
     """What the first masks cleared is lost, though a checkpoint is loaded later."""
 
     def load_state_dict(self, state):
-        self._removed.parts, self._removed.versions = [], []
+        for weight in self._weights.values():
+            weight._removed = None
         super().load_state_dict(state)
 
 
@@ -118,10 +118,10 @@ class ClipsDenseGradient(Sparsifier):
     """Masks the gradient after the optimizer's step, too late for clipping."""
 
     def before_step(self):
-        grads = {n: p.grad for n, p in self._parameters.items()}
+        grads = {n: p.grad for n, p in parameters(self)}
         copies = {n: g.clone() for n, g in grads.items() if g is not None}
         super().before_step()
-        for name, parameter in self._parameters.items():
+        for name, parameter in parameters(self):
             if parameter.grad is not None:
                 parameter.grad.copy_(copies[name])
 
@@ -131,9 +131,9 @@ class ShowsDenseGradients(Sparsifier):
 
     def before_step(self):
         old = {name: mask.clone() for name, mask in self.alive.items()}
-        grads = {n: p.grad.clone() for n, p in self._parameters.items()}
+        grads = {n: p.grad.clone() for n, p in parameters(self)}
         super().before_step()
-        for name, parameter in self._parameters.items():
+        for name, parameter in parameters(self):
             grown = self.alive[name] & ~old[name]
             if parameter.grad is not None:
                 parameter.grad[grown] = grads[name][grown]

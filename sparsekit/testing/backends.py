@@ -1,0 +1,102 @@
+"""Layers that store values train as masked dense ones do, bit for bit."""
+
+import torch
+
+from sparsekit.testing.repetition import resumed, run_scaled
+from sparsekit.testing.subject import Subject
+from sparsekit.testing.training import Training, load, require, require_equal
+
+
+def check_backends(subject: Subject) -> None:
+    """A training in values mode equals the masked one, and keeps no dense tensor.
+
+    So do its resumption from a checkpoint of either, hooks, and a skipped step.
+    """
+    check_same(subject, "momentum")
+    check_same(subject, "Adam, amsgrad", moments="mean")
+    check_values_resume(subject)
+    check_values_scaler(subject)
+
+
+def check_same(subject: Subject, optimizer: str, moments: str = "zero") -> None:
+    """After each step; every other weight is frozen in steps that cannot move one."""
+    masked = subject.training(optimizer=optimizer, moments=moments)
+    stored = subject.training(optimizer=optimizer, moments=moments, values=True)
+    for t in range(subject.steps):
+        where = f"step {t} in values mode with {optimizer}"
+        for training in (masked, stored):
+            freeze_half(training, when=t % 2 == 1 and not subject.method.due(t))
+            training.step(t)
+        require_equal(stored.tensors(), masked.tensors(), where)
+        check_nothing_dense(stored, where)
+
+
+def freeze_half(training: Training, when: bool) -> None:
+    sparsifier = training.sparsifier
+    for name, mask in sparsifier.alive.items():
+        odd = torch.arange(mask.numel()).view(mask.shape) % 2 == 1
+        sparsifier.set_trainable(name, odd if when else torch.ones_like(odd))
+
+
+def check_nothing_dense(training: Training, when: str) -> None:
+    """Between steps, what belongs to a weight is as long as its values."""
+    for name, weight in training.sparsifier._weights.items():
+        states = training.optimizer.state.get(weight.parameter, {})
+        found = [*vars(weight).values(), weight.parameter.grad, *states.values()]
+        sizes = [t.numel() for t in found if isinstance(t, torch.Tensor)]
+        allowed = max(weight.n_alive, (weight.numel + 7) // 8)
+        require(
+            max(sizes) <= allowed,
+            f"{when}: {name!r} keeps a tensor of {max(sizes)} entries, but has "
+            f"{weight.n_alive} weights alive",
+        )
+
+
+def check_values_resume(subject: Subject) -> None:
+    """From any step, and from a checkpoint that a masked training saved."""
+    training, masked, saved = (
+        subject.training(optimizer="AdamW", values=True),
+        subject.training(optimizer="AdamW"),
+        {},
+    )
+    for t in range(subject.steps):
+        training.step(t)
+        masked.step(t)
+        saved[t + 1] = training.save()
+        found, expected = (
+            packed_masks(load(x.save())["sparsifier"]) for x in (training, masked)
+        )
+        require_equal(found, expected, f"the checkpoint in values mode, step {t}")
+    for cut in range(1, subject.steps):
+        again = resumed(subject, "AdamW", load(saved[cut]), order=cut % 3, values=True)
+        again.run(cut, subject.steps)
+        require_equal(
+            again.tensors(),
+            training.tensors(),
+            f"in values mode, resumed after {cut} of {subject.steps} steps",
+        )
+
+
+def packed_masks(state: dict) -> dict[str, torch.Tensor]:
+    return {
+        f"{kind} mask of {name}": mask
+        for kind in ("alive", "trainable", "visited")
+        for name, mask in state[kind].items()
+    }
+
+
+def check_values_scaler(subject: Subject) -> None:
+    """Hooks and GradScaler; a skipped step that was due leaves no gradient behind."""
+    due = [t for t in range(1, subject.steps - 1) if subject.method.due(t)]
+    for skipped in {1, *due[:1]}:
+        scaled = subject.training(optimizer="AdamW", values=True, attached=True)
+        run_scaled(scaled, subject.steps, skipped)
+        plain = subject.training(optimizer="AdamW", values=True)
+        for t in range(subject.steps):
+            if t != skipped:
+                plain.step(t)
+        require_equal(
+            scaled.tensors(buffers=False),
+            plain.tensors(buffers=False),
+            f"in values mode, GradScaler that skips step {skipped}",
+        )
