@@ -1,0 +1,87 @@
+"""Models ranked over all items, and the choice of settings on the validation part.
+
+chosen = select([EASE(l2=l2) for l2 in (50, 200, 800)], data)
+result = evaluate(chosen.best.fit(data.final().train), data, "test")
+result.means["ndcg@20"]
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import scipy.sparse as sp
+
+from apps.common.statistics import Interval
+from apps.recsys import metrics
+from apps.recsys.models.closed_form import Model, Recommender
+from apps.recsys.splits import Dataset
+from apps.recsys.topk import top_k_scores
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """part: "valid" or "test". ranked: [U, K] int32, -1 beyond the end of a list.
+
+    values: {"ndcg@20": [U] float64, ...}, NaN for users who have nothing in the part.
+    """
+
+    part: str
+    ranked: np.ndarray
+    values: metrics.Metrics
+
+    @property
+    def means(self) -> dict[str, float]:
+        return {name: float(np.nanmean(value)) for name, value in self.values.items()}
+
+    @property
+    def intervals(self) -> dict[str, Interval]:
+        return metrics.summary(self.values)
+
+
+def evaluate(
+    model: Model, data: Dataset, part: str, ks: Sequence[int] = metrics.KS
+) -> Evaluation:
+    """Metrics of full rankings; all that is known before `part` is masked.
+
+    Only users who have something in the part are scored; the others' lists are empty.
+    """
+    wanted, known = data.part(part), data.known(part)
+    users = np.flatnonzero(np.diff(wanted.indptr))
+    if len(users) == 0:
+        raise ValueError(f"the {part} part is empty")
+    best = top_k_scores(model.scores, max(ks), known, users=users)
+    ranked = np.full((data.shape[0], best.items.shape[1]), -1, np.int32)
+    ranked[users] = best.items
+    return Evaluation(part, ranked, metrics.ranking_metrics(ranked, wanted, ks))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """best: the settings that won. table: (settings, value on validation) of all."""
+
+    metric: str
+    best: Recommender
+    table: tuple[tuple[Recommender, float], ...]
+
+
+def select(
+    candidates: Sequence[Recommender], data: Dataset, metric: str = "ndcg@20"
+) -> Selection:
+    """The settings with the best mean on the validation part; the first of equal ones.
+
+    Fitted on the training part alone. The test part is not looked at: it may be empty.
+    """
+    if not candidates:
+        raise ValueError("no settings to choose from")
+    k = int(metric.split("@")[1])
+    blind = _without_test(data)
+    table = [
+        (c, evaluate(c.fit(blind.train), blind, "valid", [k]).means[metric])
+        for c in candidates
+    ]
+    best = max(table, key=lambda row: row[1])[0]  # max keeps the first
+    return Selection(metric, best, tuple(table))
+
+
+def _without_test(data: Dataset) -> Dataset:
+    return replace(data, test=sp.csr_array(data.shape, dtype=np.float32))
