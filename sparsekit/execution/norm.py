@@ -65,7 +65,8 @@ class BlockedBatchNorm2d(nn.BatchNorm2d):
                 f"image of {tuple(x.shape[2:4])} with its border"
             )
         given = None if own else torch.stack([mean, variance])  # type: ignore[list-item]
-        y, stats = _norm(
+        apply: Any = _Norm.apply if blocked.unwatched(x) else _norm
+        y, stats = apply(
             x.contiguous(),
             None if residual is None else residual.contiguous(),
             self.weight,
@@ -86,20 +87,19 @@ class BlockedBatchNorm2d(nn.BatchNorm2d):
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
+        mean, variance = stats.unbind()
+        bessel = count / max(count - 1, 1)
         if self.momentum is None:
-            rate = 1.0 / self.num_batches_tracked.to(stats.dtype)
+            rate = 1 / self.num_batches_tracked
+            self.running_mean.lerp_(mean.to(self.running_mean), rate)
+            self.running_var.lerp_((bessel * variance).to(self.running_var), rate)
         else:
-            rate = stats.new_tensor(self.momentum)
-        unbiased = stats[1] * (count / max(count - 1, 1))
-        for running, new in (
-            (self.running_mean, stats[0]),
-            (self.running_var, unbiased),
-        ):
-            running.copy_(torch.lerp(running.to(stats.dtype), new, rate))
+            keep = 1 - self.momentum
+            self.running_mean.mul_(keep).add_(mean, alpha=self.momentum)
+            self.running_var.mul_(keep).add_(variance, alpha=self.momentum * bessel)
 
 
-@torch.library.custom_op("sparsekit::norm", mutates_args=(), device_types="cpu")
-def _norm(
+def norm(
     x: Tensor,
     residual: Tensor | None,
     weight: Tensor | None,
@@ -123,16 +123,18 @@ def _norm(
     return out, stats
 
 
+_norm = torch.library.custom_op(
+    "sparsekit::norm", norm, mutates_args=(), device_types="cpu"
+)
+
+
 @_norm.register_fake
 def _(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     stats = x.new_empty(2, x.shape[1], dtype=torch.float64)
     return torch.empty_like(x), stats
 
 
-@torch.library.custom_op(
-    "sparsekit::norm_backward", mutates_args=(), device_types="cpu"
-)
-def _norm_backward(
+def norm_backward(
     grad: Tensor,
     out: Tensor | None,
     x: Tensor,
@@ -158,6 +160,14 @@ def _norm_backward(
         nanoseconds=x.numel() / 3,
     )  # fmt: skip
     return grad_x, grad_residual, grad_weight, grad_bias
+
+
+_norm_backward = torch.library.custom_op(
+    "sparsekit::norm_backward",
+    norm_backward,
+    mutates_args=(),
+    device_types="cpu",
+)
 
 
 @_norm_backward.register_fake
@@ -195,7 +205,9 @@ def _backward(
     x, weight, stats, out = ctx.saved_tensors
     need_x, need_residual, need_weight, need_bias = ctx.needs_input_grad[:4]
     grad = grad.contiguous()
-    grad_x, grad_residual, grad_weight, grad_bias = _norm_backward(
+    plain = blocked.unwatched(grad) and not torch.is_grad_enabled()
+    towards: Any = norm_backward if plain else _norm_backward
+    grad_x, grad_residual, grad_weight, grad_bias = towards(
         grad, out, x, weight, stats, ctx.batch, ctx.epsilon, ctx.training, need_x,
         need_residual and out is not None,
     )  # fmt: skip
@@ -209,6 +221,18 @@ def _backward(
 
 
 _norm.register_autograd(_backward, setup_context=_keep)
+
+
+class _Norm(torch.autograd.Function):
+    """The same operation, past the dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        output = norm(*inputs)
+        _keep(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_backward)
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int, int]:
