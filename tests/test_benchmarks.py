@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -80,3 +82,16 @@ def test_conv_layers(tmp_path):
     for product in ("forward", "input gradient", "weight gradient"):
         assert row[product]["speedup"] > 0
     assert "| 16→16, 8x8, 3x3 /1 |" in (tmp_path / "conv_layers.md").read_text()
+
+
+def test_resnet_training(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.resnet_training", "--quick"]
+    subprocess.run(
+        [*command, "--out", str(tmp_path)], cwd=ROOT, check=True, capture_output=True
+    )
+    report = json.loads((tmp_path / "resnet_training.json").read_text())
+    row = report["widths"]["4"]["sparse"]["0.1"]
+    assert row["speedup"] > 0
+    assert sum(row["parts"].values()) == pytest.approx(1)
+    assert row["errors"]["sparse"] < 2 * row["errors"]["dense"] + 1e-5
+    assert "## Width 4" in (tmp_path / "resnet_training.md").read_text()
