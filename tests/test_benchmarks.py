@@ -95,3 +95,17 @@ def test_resnet_training(tmp_path):
     assert sum(row["parts"].values()) == pytest.approx(1)
     assert row["errors"]["sparse"] < 2 * row["errors"]["dense"] + 1e-5
     assert "## Width 4" in (tmp_path / "resnet_training.md").read_text()
+
+
+def test_mlp_training(tmp_path):
+    out = tmp_path / "mlp.json"
+    command = [sys.executable, "-m", "benchmarks.mlp_training", "--quick"]
+    command += ["--out", str(out)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    report = json.loads(out.read_text())
+    (row,) = report["steps"]
+    assert row["error"] < 1e-5
+    assert 0.2 < row["state"] < 0.21  # 24 bytes a value, of 12 a dense weight, at 90 %
+    assert {"masked", "mkl", "ours"} == set(row["speedup"])
+    assert {"dense", "mkl", "ours"} <= set(report["products"][1]["forward"])
+    assert "| 256 | 90% |" in out.with_suffix(".md").read_text()
