@@ -19,7 +19,8 @@ class DenseGradient:
     the numbers in place, such as GradScaler, is settled by `collect`.
     """
 
-    def __init__(self, layer: SparseLayer):
+    def __init__(self, name: str, layer: SparseLayer):
+        self.name = name
         layer.watch_dense_gradient()
         assert layer.probe is not None
         self.layer, self.probe, self.scale = layer, layer.probe, 1.0
@@ -69,7 +70,7 @@ class DenseGradient:
             self.probe.grad = self._averaged = grad
 
 
-def collect(gradients: Sequence[tuple[str, DenseGradient]]) -> None:
+def collect(gradients: Sequence[DenseGradient]) -> None:
     """Makes dense gradients agree with those of the values, in place of the optimizer.
 
     They are averaged over the processes. Their `scale` is how many times larger than
@@ -81,24 +82,28 @@ def collect(gradients: Sequence[tuple[str, DenseGradient]]) -> None:
         RuntimeError: naming a layer whose dense gradient was not collected.
     """
     product = square = 0.0
-    for name, gradient in gradients:
+    for gradient in gradients:
         gradient.average()
         values, dense = gradient.layer.values.grad, gradient.probe.grad
         if values is None:
             continue
         if dense is None:
-            raise RuntimeError(
-                f"the gradient of absent weights of {name!r} was not collected: run "
-                "the forward and the backward pass of a step after the Sparsifier was "
-                "built or loaded, and after after_step of the step before"
-            )
+            raise not_collected(gradient.name)
         found = dense.flatten()[gradient.layer.positions()].double()
         product += float(found @ values.double())
         square += float(values.double().square().sum())
     ratio = product / square if square > 0 else 1.0
     scale = _power_of_two(ratio) if 0 < ratio < float("inf") else 1.0
-    for _, gradient in gradients:
+    for gradient in gradients:
         gradient.scale = scale
+
+
+def not_collected(name: str) -> RuntimeError:
+    return RuntimeError(
+        f"the gradient of absent weights of {name!r} was not collected: run the "
+        "forward and the backward pass of a step after the Sparsifier was built or "
+        "loaded, and after after_step of the step before"
+    )
 
 
 def _power_of_two(ratio: float) -> float:

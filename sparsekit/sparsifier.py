@@ -295,7 +295,7 @@ class Sparsifier:
         if is_distributed():
             require_equal_structure(stored)
         if dense:
-            collect([(w.name, w.watcher) for w in stored if w.watcher is not None])
+            collect([w.watcher for w in stored if w.watcher is not None])
         new = self._checked(self.method.update(self._context()))
         if not dense:
             # Training that stores connections only has no gradient for new ones.

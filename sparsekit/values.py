@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparsekit import moments as moment_policy
-from sparsekit.dense_gradient import DenseGradient
+from sparsekit.dense_gradient import DenseGradient, not_collected
 from sparsekit.execution.layer import SparseLayer, carry
 from sparsekit.masks import pack, unpack
 from sparsekit.weights import Weight, require_same
@@ -34,7 +34,6 @@ class ValuesWeight(Weight):
             (self.numel + 7) // 8, dtype=torch.uint8, device=layer.col.device
         )
         self._start: _Start | None = None
-        layer.build()
         self._note_structure()
 
     @property
@@ -79,8 +78,8 @@ class ValuesWeight(Weight):
             return None
         if not dense:
             return self.layer.scatter(grad.detach())
-        assert self.watcher is not None
-        assert self.watcher.probe.grad is not None
+        if self.watcher is None or self.watcher.probe.grad is None:
+            raise not_collected(self.name)
         full = self.watcher.probe.grad / self.watcher.scale
         full.view(-1)[self.layer.positions()] = grad.detach()
         return full
@@ -124,7 +123,8 @@ class ValuesWeight(Weight):
         grad, watcher = self.parameter.grad, self.watcher
         states = dict(moment_policy.shaped_state(self.optimizer, self.parameter))
         source = self.layer.move(mask)
-        self.layer.build()
+        if self.layer.density < 1:  # while all exist, layers compute without indices
+            self.layer.build()
         self._note_structure()
         held = self.optimizer.state[self.parameter] if states else {}
         for key, state in states.items():
@@ -181,7 +181,7 @@ class ValuesWeight(Weight):
     def watch(self, dense: bool) -> None:
         if self.watcher is not None:
             self.watcher.end()
-        self.watcher = DenseGradient(self.layer) if dense else None
+        self.watcher = DenseGradient(self.name, self.layer) if dense else None
 
 
 class _Start:
@@ -204,7 +204,6 @@ class _Start:
         if weight.parameter._version == self.version:
             layer.move(unpack(self.mask, weight.shape))
             layer.values.copy_(self.values)
-            layer.build()
         for name, (state, version) in self.moved.items():
             if held.get(name) is state and state._version == version:
                 held[name] = self.states[name]

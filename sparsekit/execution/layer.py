@@ -149,7 +149,8 @@ class SparseLayer(nn.Module):
         gradient, which knows the old length; torch makes a new one for another type.
         """
         self.values.grad = None
-        self.values.data = values.new_empty(0, dtype=torch.float64)
+        other = torch.float32 if values.dtype == torch.float64 else torch.float64
+        self.values.data = values.new_empty(0, dtype=other)
         self.values.data = values
 
     # ---- the dense gradient ------------------------------------------------------

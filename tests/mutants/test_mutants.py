@@ -7,8 +7,11 @@ import pytest
 from sparsekit.methods.imp import IMP
 from sparsekit.methods.set import SET
 from sparsekit.testing import check_method
+from sparsekit.testing.backends import check_backends
 from sparsekit.testing.processes import check_processes
-from tests.mutants import methods, sparsifiers
+from sparsekit.testing.subject import Subject
+from sparsekit.testing.training import one_thread
+from tests.mutants import methods, sparsifiers, values
 
 METHODS = {
     methods.OffByOne: "wrong count, 18[67] of 618",
@@ -39,6 +42,22 @@ SPARSIFIERS = {
     sparsifiers.StepsWhenScalerSkips: "GradScaler|called twice",
 }
 
+VALUES = {
+    values.LeavesMoments: "step 3 .* with momentum: .* differ",
+    values.LeavesGradient: "step 3 .* with momentum: .* differ",
+    values.InheritsMoments: "step 3 .* with momentum: .* differ",
+    values.LeavesTrainable: "trainable mask|drops frozen",
+    values.LetsFrozenDrift: "'weight .* differ",
+    values.ForgetsVisited: "'visited mask of .* differ",
+    values.KeepsDenseMask: "keeps a tensor of 90 entries, but has",
+    values.LosesFirstMove: "resumed after 6 of 13 steps: .* differ",
+    values.AddsSkippedGradient: "gradient of '0.weight' has NaN",
+    values.ShowsScaledGradient: "GradScaler that skips step 1: .* differ",
+    values.DoublesDenseGradient: "step 3 .* differ",
+    values.MovesLate: "gradient of absent weights of .* was not collected",
+}
+ERRORS = (AssertionError, RuntimeError, ValueError)
+
 
 def name_of(value: object) -> str | None:
     return value.__name__ if isinstance(value, type) else None
@@ -58,6 +77,28 @@ def test_broken_methods_fail(mutant: type, reason: str) -> None:
 def test_broken_sparsifiers_fail(mutant: type, reason: str) -> None:
     with pytest.raises((AssertionError, RuntimeError), match=reason):
         check_method(SET, sparsifier=mutant)
+
+
+def test_the_sound_one_in_values_mode_passes() -> None:
+    with one_thread():
+        check_backends(
+            Subject(lambda s: values.Growing(s, 3, 9), 0.7, 13, values.InValuesMode)
+        )
+
+
+@pytest.mark.parametrize(("mutant", "reason"), VALUES.items(), ids=name_of)
+def test_broken_ones_in_values_mode_fail(mutant: type, reason: str) -> None:
+    subject = Subject(lambda s: values.Growing(s, 3, 9), 0.7, 13, mutant)
+    with one_thread(), pytest.raises(ERRORS, match=reason):
+        check_backends(subject)
+
+
+def test_a_dense_gradient_of_one_process_fails() -> None:
+    method = values.Growing(0.7, 3, 9)
+    with pytest.raises(
+        AssertionError, match="second process: .* differ"
+    ):
+        check_processes([method], sparsifier=values.SeesOwnHalf, values=True)
 
 
 def test_a_lost_rewind_point_fails() -> None:
