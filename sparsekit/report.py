@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sparsekit.accounting import Layer, forward_flops, layers
 from sparsekit.packing import FORMATS
+from sparsekit.values import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -311,7 +312,8 @@ def _masks(source: Any) -> dict[str, Tensor]:
 
 
 def _model(source: Any) -> nn.Module:
-    return source if isinstance(source, nn.Module) else source.model
+    """With dense layers: parameters and masks have the same names."""
+    return plain(source if isinstance(source, nn.Module) else source.model)
 
 
 def _count(masks: Masks) -> int:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsekit import Sparsifier
+from sparsekit import Sparsifier, report
 from sparsekit.dense_gradient import collect
 from sparsekit.execution.layer import SparseLayer
 from sparsekit.execution.linear import SparseLinear
@@ -400,6 +400,14 @@ def test_finalize_returns_masks_and_lets_go() -> None:
     assert loop.model[0].probe is None
     assert torch.equal(masks["0.weight"], loop.model[0].mask())
     masks["0.weight"].fill_(True)  # a plain copy
+
+
+def test_reports_count_the_same_in_both_backends() -> None:
+    x = torch.randn(2, 23).double()
+    masked, stored = (Loop(Static(0.8), form) for form in ("masked", "linear"))
+    table = report.table(stored.sparsifier, x)
+    assert str(table) == str(report.table(masked.sparsifier, x))
+    assert table.rows[0].active == stored.model[0].nnz
 
 
 # ---- checkpoints -----------------------------------------------------------------
