@@ -4,7 +4,7 @@
     python -m benchmarks.resnet_training --threads 2
     python -m benchmarks.resnet_training --quick         # width 4, batch 8, one round
 
-A step is forward, cross-entropy, backward and SGD with momentum and weight decay. The
+A step is forward, cross-entropy, backward and fused SGD with momentum and decay. The
 sparse network has its convolutions in values mode at one density (the stem, of 3 input
 channels, keeps all weights). Rivals are torch eager in both memory formats and
 torch.compile of both, on the same network, with the absent weights at zero. Every
@@ -90,7 +90,7 @@ def stepper(model: nn.Module, engine: str, x: Tensor, y: Tensor) -> Callable[[],
         x = x.contiguous(memory_format=torch.channels_last)
     called = torch.compile(model) if "compiled" in engine else model
     optimizer = torch.optim.SGD(
-        model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4
+        model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4, fused=True
     )
 
     def step() -> None:

@@ -87,16 +87,18 @@ class BlockedBatchNorm2d(nn.BatchNorm2d):
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
-        mean, variance = stats.unbind()
         bessel = count / max(count - 1, 1)
-        if self.momentum is None:
-            rate = 1 / self.num_batches_tracked
-            self.running_mean.lerp_(mean.to(self.running_mean), rate)
-            self.running_var.lerp_((bessel * variance).to(self.running_var), rate)
-        else:
-            keep = 1 - self.momentum
-            self.running_mean.mul_(keep).add_(mean, alpha=self.momentum)
-            self.running_var.mul_(keep).add_(variance, alpha=self.momentum * bessel)
+        running = self.running_mean, self.running_var
+        plain = blocked.unwatched(stats) and running[0].dtype == torch.float32
+        if self.momentum is not None and plain:
+            addresses = (tensor.data_ptr() for tensor in (stats, *running))
+            kernels.follow(*addresses, stats.shape[1], self.momentum, bessel)
+            return
+        rate: Any = self.momentum
+        if rate is None:
+            rate = 1 / self.num_batches_tracked.double()
+        for mean, new in zip(running, (stats[0], bessel * stats[1]), strict=True):
+            mean.copy_(mean + rate * (new - mean))
 
 
 def norm(

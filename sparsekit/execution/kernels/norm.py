@@ -126,6 +126,23 @@ def forward(
                         target[j] = low if y < low else y
 
 
+@njit(nogil=True, cache=True)
+def follow(
+    stats: int, running_mean: int, running_variance: int, channels: int, rate: float,
+    bessel: float,
+) -> None:  # fmt: skip
+    """Moves float32 running statistics towards the mean and `bessel` * variance."""
+    moments = doubles(stats, 2 * channels)
+    means, variances = (
+        floats(running_mean, channels),
+        floats(running_variance, channels),
+    )
+    for channel in range(channels):
+        variance = bessel * moments[channels + channel]
+        means[channel] += rate * (moments[channel] - means[channel])
+        variances[channel] += rate * (variance - variances[channel])
+
+
 @njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
 def backward(
     begin: int,

@@ -15,6 +15,7 @@ CHANNELS = 5
 OPTIONS = {
     "plain": {},
     "cumulative": {"momentum": None},
+    "without momentum": {"momentum": 0.0},
     "without affine": {"affine": False},
     "without tracking": {"track_running_stats": False},
 }
