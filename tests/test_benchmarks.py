@@ -109,3 +109,24 @@ def test_mlp_training(tmp_path):
     assert {"masked", "mkl", "ours"} == set(row["speedup"])
     assert {"dense", "mkl", "ours"} <= set(report["products"][1]["forward"])
     assert "| 256 | 90% |" in out.with_suffix(".md").read_text()
+
+
+def test_recsys_load(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.recsys_load"]
+    command += ["--rows", "3000", "--out", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    rows = json.loads((tmp_path / "recsys_load.json").read_text())
+    assert [row["file"] for row in rows] == ["csv", "parquet"]
+    assert rows[0]["rows"] == rows[1]["rows"] == 3000
+    assert rows[0]["pairs"] == rows[1]["pairs"] < 3000
+
+
+def test_recsys_ranking(tmp_path):
+    """All methods give the same lists, up to rounding."""
+    command = [sys.executable, "-m", "benchmarks.recsys_ranking", "--quick"]
+    subprocess.run(
+        [*command, "--out", str(tmp_path)], cwd=ROOT, check=True, capture_output=True
+    )
+    rows = json.loads((tmp_path / "recsys_ranking.json").read_text())["sizes"]["small"]
+    assert {"ours", "argpartition", "torch.topk"} <= {row["method"] for row in rows}
+    assert min(row["same lists"] for row in rows) > 0.95
