@@ -1,0 +1,430 @@
+"""Inference with few images: the pixels of a channel side by side, no torch.
+
+An activation is [N, C, plane]: the H W pixels of a channel, and spare room behind them
+up to `plane_floats(H, W)`, which holds anything. One weight multiplies vectors of 16
+neighbouring pixels; sums stay in registers for all non-zeros of an output channel, then
+get bias, residual and clipping, and are stored once.
+
+    pointwise   1x1 convolutions, and linear layers with samples as the pixels
+    direct      other convolutions, by taps at unaligned places of a padded copy
+    depthwise   one channel each; the padded copy stays in the first-level cache
+
+The padded copy has stride-1 access for every stride: pixels of equal (row mod s,
+column mod s) lie together in a phase plane, where tap (kh, kw) of output (h, w) is in
+phase (kh mod s, kw mod s) at (h + kh div s, w + kw div s).
+
+Rows of an output are stored in whole vectors. What goes over the end of a row is
+overwritten by the row after it, or lies in the spare room: rows go from top to bottom
+and tiles of a row from right to left.
+"""
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from sparsekit.execution import threads
+from sparsekit.execution.kernels.memory import floats
+from sparsekit.execution.kernels.micro import LANES, VECTORS, multiply_add_finish
+
+VECTOR = 4 * LANES  # bytes
+NEAR = 32 * 1024  # bytes of input that stay in the first-level cache beside the rest
+NONZEROS = 16  # of a row in a block, at least; fewer do not pay for the sum's transport
+RATE = 60.0  # floating-point operations a nanosecond, to guess what is worth threads
+
+Floats = NDArray[np.float32]
+Integers = NDArray[np.int32]
+INFINITE = (-np.inf, np.inf)
+
+
+class Finish(NamedTuple):
+    """What happens to a sum before it is stored: clip(sum + bias + residual)."""
+
+    bias: Floats
+    residual: Floats | None = None
+    clip: tuple[float, float] = INFINITE
+
+
+class Sparse(NamedTuple):
+    """Non-zeros of a weight as the loops take them.
+
+    Attributes:
+        values, offsets: (nnz,); an offset says where the input of a value lies.
+        starts: (blocks + 1, rows) int32; row r has starts[b, r] .. starts[b + 1, r] in
+            block b of input channels.
+    """
+
+    values: Floats
+    offsets: Integers
+    starts: Integers
+
+
+class Window(NamedTuple):
+    """A convolution's geometry, and of its padded copy in phase planes."""
+
+    height: int
+    width: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int]  # top, left, bottom, right
+
+    @property
+    def out(self) -> tuple[int, int]:
+        top, left, bottom, right = self.padding
+        return (
+            (self.height + top + bottom - self.kernel[0]) // self.stride[0] + 1,
+            (self.width + left + right - self.kernel[1]) // self.stride[1] + 1,
+        )
+
+    @property
+    def phase(self) -> tuple[int, int]:
+        """Rows and columns of a phase plane."""
+        return (
+            self.out[0] + (self.kernel[0] - 1) // self.stride[0],
+            self.out[1] + (self.kernel[1] - 1) // self.stride[1],
+        )
+
+    @property
+    def copy_floats(self) -> int:
+        """Of a channel's phase planes."""
+        rows, columns = self.phase
+        return self.stride[0] * self.stride[1] * rows * columns
+
+    @property
+    def spare(self) -> int:
+        """Floats that whole vectors may read behind the end of a copy."""
+        return LANES * (2 + _tiles(self.out[1])[0])
+
+    def taps(self) -> Integers:
+        """(kernel size,) int32: where a tap lies in a channel's copy, in floats."""
+        rows, columns = self.phase
+        down, across = self.stride
+        return np.array(
+            [
+                ((kh % down) * across + kw % across) * rows * columns
+                + (kh // down) * columns + kw // across
+                for kh in range(self.kernel[0])
+                for kw in range(self.kernel[1])
+            ],
+            np.int32,
+        )  # fmt: skip
+
+
+# ---- sizes ---------------------------------------------------------------------------
+
+
+def plane_floats(height: int, width: int) -> int:
+    """Floats of a channel: its pixels, room for whole tiles; no power of two apart."""
+    pixels = height * width
+    tiles, vectors = _tiles(pixels)
+    needed = max(tiles * vectors, -(-pixels // LANES) + 1 + _tiles(width)[0]) * LANES
+    return needed + LANES if needed % 512 == 0 else needed
+
+
+def _tiles(pixels: int) -> tuple[int, int]:
+    """(count, vectors): tiles as equal as can be that fit the registers."""
+    vectors = -(-pixels // LANES)
+    count = -(-vectors // VECTORS)
+    return count, -(-vectors // count)
+
+
+def row_blocks(crow: Integers, col: Integers, columns: int, width: int) -> Integers:
+    """starts (blocks + 1, rows): where blocks of `width` columns begin in each row."""
+    rows = len(crow) - 1
+    places = np.repeat(np.arange(rows, dtype=np.int64), np.diff(crow)) * columns + col
+    edges = np.minimum(np.arange(-(-columns // width) + 1) * width, columns)
+    first = np.arange(rows, dtype=np.int64) * columns
+    return np.searchsorted(places, edges[:, None] + first).astype(np.int32)
+
+
+def block_width(nnz: int, rows: int, channels: int, near: int) -> int:
+    """Channels of a block: as many as stay near, more where non-zeros are few."""
+    few = NONZEROS * rows * channels // max(nnz, 1)
+    width = min(max(near, few, 1), channels)
+    return -(-channels // max(1, round(channels / width)))
+
+
+def pointwise_weight(
+    values: Floats, crow: Integers, col: Integers, channels: int, pixels: int
+) -> Sparse:
+    """A matrix (rows, channels) for `pointwise` on planes of so many pixels."""
+    near = NEAR // (_tiles(pixels)[1] * VECTOR)
+    width = block_width(len(col), len(crow) - 1, channels, near)
+    return Sparse(values, col, row_blocks(crow, col, channels, width))
+
+
+def direct_weight(
+    values: Floats, crow: Integers, col: Integers, channels: int, window: Window
+) -> Sparse:
+    """A weight (rows, channels * taps) for `direct`."""
+    taps = window.taps()
+    rows, columns = _tile(window)
+    near = NEAR // ((rows + 2) * (columns * LANES + 2) * 4)
+    width = block_width(len(col), len(crow) - 1, channels, near)
+    starts = row_blocks(crow, col, channels * len(taps), width * len(taps))
+    channel, tap = np.divmod(col, np.int32(len(taps)))
+    return Sparse(values, channel * np.int32(window.copy_floats) + taps[tap], starts)
+
+
+def depthwise_weight(
+    values: Floats, crow: Integers, col: Integers, window: Window
+) -> Sparse:
+    """A weight (channels, taps) for `depthwise`."""
+    return Sparse(values, window.taps()[col], np.stack([crow[:-1], crow[1:]]))
+
+
+def _tile(window: Window) -> tuple[int, int]:
+    """(rows, columns in vectors) of output pixels that are summed together."""
+    columns = _tiles(window.out[1])[1]
+    return max(1, min(VECTORS // columns, window.out[0])), columns
+
+
+# ---- layers --------------------------------------------------------------------------
+
+
+def pointwise(x: Floats, weight: Sparse, y: Floats, pixels: int, to: Finish) -> None:
+    """y[n, o] = clip(sum over c of W[o, c] x[n, c] + bias[o] + residual[n, o]).
+
+    Args:
+        x: [N, C, plane], y: [N, O, plane]; planes of the same `plane_floats`.
+    """
+    tiles, vectors = _tiles(pixels)
+    images, outputs = len(y), y.shape[1]
+    work = 2 * len(weight.values) * images * tiles * vectors * LANES
+    parts = max(1, min(outputs // 8, 8 // (images * tiles)))
+    threads.run(
+        _pointwise(vectors), images * tiles * parts, tiles, parts,
+        _address(x), x.strides[0], x.strides[1], _address(weight.offsets),
+        _address(weight.values), weight.starts, _address(y), y.strides[0],
+        y.strides[1], *_finishing(to), nanoseconds=work / RATE,
+    )  # fmt: skip
+
+
+def direct(
+    x: Floats, weight: Sparse, y: Floats, window: Window, copy: Floats, to: Finish
+) -> None:
+    """y = clip(conv(x) + bias + residual), any kernel, stride and padding, groups 1.
+
+    Args:
+        copy: [N, room of C * window.copy_floats + window.spare].
+    """
+    images = len(x)
+    pad_phases(x, window, copy)
+    tile = _tile(window)
+    outputs = y.shape[1]
+    parts = max(1, min(outputs // 8, 8 // images))
+    pixels = window.out[0] * _row_floats(window)
+    threads.run(
+        _direct(*tile), images * parts, parts, *_rows(window), _address(copy),
+        copy.strides[0], _address(weight.offsets), _address(weight.values),
+        weight.starts, _address(y), y.strides[0], y.strides[1], *_finishing(to),
+        nanoseconds=2 * len(weight.values) * images * pixels / RATE,
+    )  # fmt: skip
+
+
+def depthwise(x: Floats, weight: Sparse, y: Floats, window: Window, to: Finish) -> None:
+    """y[n, c] = clip(conv(x[n, c]) + bias[c] + residual[n, c])."""
+    images, channels = x.shape[:2]
+    pixels = window.out[0] * _row_floats(window)
+    work = 2 * len(weight.values) * images * pixels
+    threads.run(
+        _depthwise(*_tile(window)), images * channels, channels, *_rows(window),
+        _address(x), x.strides[1], window.height, window.width, *window.padding[:2],
+        *window.stride, window.copy_floats + window.spare, _address(weight.offsets),
+        _address(weight.values), weight.starts, _address(y), y.strides[1],
+        *_finishing(to), nanoseconds=work / RATE,
+    )  # fmt: skip
+
+
+def pad_phases(x: Floats, window: Window, copy: Floats) -> None:
+    """The padded copy of all channels, in phase planes."""
+    images, channels = x.shape[:2]
+    threads.run(
+        _copy_planes, images * channels, channels, _address(x), x.strides[0],
+        x.strides[1], window.height, window.width, *window.padding[:2],
+        *window.stride, *window.phase, _address(copy), copy.strides[0],
+        nanoseconds=images * channels * window.copy_floats / 8,
+    )  # fmt: skip
+
+
+def _rows(window: Window) -> tuple[int, ...]:
+    """Rows of the output; floats of a row of it and of a phase; tiles of a row."""
+    height, width = window.out
+    return height, width, window.phase[1], window.phase[0], _tiles(width)[0]
+
+
+def _row_floats(window: Window) -> int:
+    tiles, vectors = _tiles(window.out[1])
+    return tiles * vectors * LANES
+
+
+def _finishing(to: Finish) -> tuple[Any, ...]:
+    residual = 0 if to.residual is None else _address(to.residual)
+    return to.bias, residual, np.float32(to.clip[0]), np.float32(to.clip[1])
+
+
+def _address(array: NDArray[Any]) -> int:
+    return array.ctypes.data
+
+
+# ---- the loops -----------------------------------------------------------------------
+
+
+@cache
+def _pointwise(vectors: int) -> Any:
+    """A task is (image, part of the outputs, tile of pixels)."""
+
+    @njit(nogil=True, cache=True)
+    def pointwise_loop(
+        begin: int, end: int, tiles: int, parts: int,
+        x: int, x_image: int, x_channel: int, offsets: int, values: int,
+        starts: Integers, y: int, y_image: int, y_channel: int,
+        bias: Floats, residual: int, low: float, high: float,
+    ) -> None:  # fmt: skip
+        blocks = starts.shape[0] - 1
+        outputs = starts.shape[1]
+        for task in range(begin, end):
+            image = task // (tiles * parts)
+            tile = (task - image * tiles * parts) // parts
+            part = task % parts
+            source = x + image * x_image + tile * vectors * 64
+            shift = image * y_image + tile * vectors * 64
+            for block in range(blocks):
+                for o in range(part * outputs // parts, (part + 1) * outputs // parts):
+                    target = shift + o * y_channel
+                    multiply_add_finish(
+                        16, 1, vectors, 64, 64, source, 0, offsets, x_channel, values,
+                        np.int64(starts[block, o]), np.int64(starts[block + 1, o]),
+                        y + target, 0, block, block == blocks - 1,
+                        residual + target if residual else 0, bias[o], low, high,
+                    )  # fmt: skip
+
+    return pointwise_loop
+
+
+@cache
+def _direct(rows: int, columns: int) -> Any:
+    """A task is (image, part of the outputs)."""
+
+    @njit(nogil=True, cache=True)
+    def direct_loop(
+        begin: int, end: int, parts: int,
+        height: int, width: int, x_row: int, phase_rows: int, tiles: int,
+        x: int, x_image: int, offsets: int, values: int, starts: Integers,
+        y: int, y_image: int, y_channel: int,
+        bias: Floats, residual: int, low: float, high: float,
+    ) -> None:  # fmt: skip
+        blocks = starts.shape[0] - 1
+        outputs = starts.shape[1]
+        for task in range(begin, end):
+            image = task // parts
+            part = task - image * parts
+            for top in range(0, height, rows):
+                h = min(top, height - rows)
+                for tile in range(tiles - 1, -1, -1):
+                    w = tile * columns * 16
+                    source = x + image * x_image + 4 * (h * x_row + w)
+                    shift = image * y_image + 4 * (h * width + w)
+                    for block in range(blocks):
+                        for o in range(
+                            part * outputs // parts, (part + 1) * outputs // parts
+                        ):
+                            target = shift + o * y_channel
+                            multiply_add_finish(
+                                16, rows, columns, 64, 64, source, 4 * x_row, offsets,
+                                4, values, np.int64(starts[block, o]),
+                                np.int64(starts[block + 1, o]), y + target, 4 * width,
+                                block, block == blocks - 1,
+                                residual + target if residual else 0,
+                                bias[o], low, high,
+                            )  # fmt: skip
+
+    return direct_loop
+
+
+@cache
+def _depthwise(rows: int, columns: int) -> Any:
+    """A task is (image, channel)."""
+
+    @njit(nogil=True, cache=True)
+    def depthwise_loop(
+        begin: int, end: int, channels: int,
+        height: int, width: int, x_row: int, phase_rows: int, tiles: int,
+        x: int, x_channel: int, x_height: int, x_width: int, top: int, left: int,
+        down: int, across: int, room: int, offsets: int, values: int,
+        starts: Integers, y: int, y_channel: int,
+        bias: Floats, residual: int, low: float, high: float,
+    ) -> None:  # fmt: skip
+        copy = np.empty(room + 16, np.float32)
+        copy[:] = 0.0
+        x_copy = (copy.ctypes.data + 63) & ~63
+        for task in range(begin, end):
+            o = task % channels
+            copy_plane(
+                x + task * x_channel, x_height, x_width, top, left, down, across,
+                phase_rows, x_row, x_copy,
+            )  # fmt: skip
+            for first in range(0, height, rows):
+                h = min(first, height - rows)
+                for tile in range(tiles - 1, -1, -1):
+                    w = tile * columns * 16
+                    target = task * y_channel + 4 * (h * width + w)
+                    multiply_add_finish(
+                        16, rows, columns, 64, 64, x_copy + 4 * (h * x_row + w),
+                        4 * x_row, offsets, 4, values, np.int64(starts[0, o]),
+                        np.int64(starts[1, o]), y + target, 4 * width, 0, 1,
+                        residual + target if residual else 0, bias[o], low, high,
+                    )  # fmt: skip
+
+    return depthwise_loop
+
+
+@njit(nogil=True, cache=True)
+def copy_plane(
+    x: int, height: int, width: int, top: int, left: int, down: int, across: int,
+    rows: int, columns: int, out: int,
+) -> None:  # fmt: skip
+    """A plane -> its phase planes [down, across, rows, columns], padded by zeros."""
+    for a in range(down):
+        for b in range(across):
+            first = max(0, (left - b + across - 1) // across)
+            last = max(first, min(columns, (width - 1 + left - b) // across + 1))
+            for i in range(rows):
+                h = i * down + a - top
+                place = out + 4 * ((a * across + b) * rows + i) * columns
+                line = floats(place, columns)
+                if h < 0 or h >= height:
+                    line[:] = 0.0
+                    continue
+                begin = x + 4 * (h * width + first * across + b - left)
+                source = floats(begin, (last - first) * across)
+                line[:first] = 0.0
+                inside = line[first:last]
+                if across == 1:
+                    for j in range(len(inside)):
+                        inside[j] = source[j]
+                elif across == 2:
+                    for j in range(len(inside)):
+                        inside[j] = source[2 * j]
+                else:
+                    for j in range(len(inside)):
+                        inside[j] = source[j * across]
+                line[last:] = 0.0
+
+
+@njit(nogil=True, cache=True)
+def _copy_planes(
+    begin: int, end: int, channels: int, x: int, x_image: int, x_channel: int,
+    height: int, width: int, top: int, left: int, down: int, across: int,
+    rows: int, columns: int, out: int, out_image: int,
+) -> None:  # fmt: skip
+    size = 4 * down * across * rows * columns
+    for task in range(begin, end):
+        image = task // channels
+        channel = task - image * channels
+        copy_plane(
+            x + image * x_image + channel * x_channel, height, width, top, left, down,
+            across, rows, columns, out + image * out_image + channel * size,
+        )  # fmt: skip
