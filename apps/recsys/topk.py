@@ -181,6 +181,18 @@ def _scan(
 
 
 @numba.njit(nogil=True, cache=True)
+def _enter(score, item, top, where):  # type: ignore
+    """Puts a score into its place of a sorted list, the last one falls out."""
+    spot = len(top) - 1
+    while spot > 0 and top[spot - 1] < score:
+        top[spot] = top[spot - 1]
+        where[spot] = where[spot - 1]
+        spot -= 1
+    top[spot] = score
+    where[spot] = item
+
+
+@numba.njit(nogil=True, cache=True)
 def _insert(scores, first, cursor, ends, indices, items, values):  # type: ignore
     """Row by row; the index of a row with NaN, or -1.
 
@@ -197,28 +209,29 @@ def _insert(scores, first, cursor, ends, indices, items, values):  # type: ignor
             line[indices[place] - first] = low
             place += 1
         cursor[row] = place
-        begin = 0
-        while begin < width:
-            end = min(begin + BLOCK, width)
+        for block in range(-(-width // BLOCK)):
+            begin = block * BLOCK
+            part = line[begin : begin + BLOCK]
             least = top[k - 1]
-            # "Not below or equal" is true for NaN too, which the loop then finds.
-            beaten = 0
-            for j in range(begin, end):
-                beaten |= not (line[j] <= least)
-            if beaten:
-                for j in range(begin, end):
-                    score = line[j]
+            # How many may enter, NaN among them. The fixed length and 32-bit count let
+            # the compiler compare 16 scores at once.
+            entering = np.uint32(0)
+            if len(part) == BLOCK:
+                for j in range(BLOCK):
+                    entering += np.uint32(not (part[j] <= least))
+            else:
+                for j in range(len(part)):
+                    entering += np.uint32(not (part[j] <= least))
+            j = 0
+            while entering > 0:
+                score = part[j]
+                if not (score <= least):
+                    entering -= np.uint32(1)
                     if score != score:
                         return row
                     if score > top[k - 1]:
-                        spot = k - 1
-                        while spot > 0 and top[spot - 1] < score:
-                            top[spot] = top[spot - 1]
-                            where[spot] = where[spot - 1]
-                            spot -= 1
-                        top[spot] = score
-                        where[spot] = first + j
-            begin = end
+                        _enter(score, first + begin + j, top, where)
+                j += 1
     return -1
 
 
