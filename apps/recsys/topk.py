@@ -19,7 +19,7 @@ import scipy.sparse as sp
 from threadpoolctl import threadpool_limits
 
 TILE_USERS = 128
-TILE_ITEMS = 2048  # a tile of scores is 1 MB: it stays in the cache until it is read
+TILE_ITEMS = 1024  # a tile of scores is 0.5 MB: it is read while it is in the cache
 BLOCK = 64  # scores that are compared with the K-th best together
 Scores = Callable[[np.ndarray], np.ndarray]
 
@@ -49,9 +49,12 @@ def top_k_factors(
     entries are never recommended. threads: default $OMP_NUM_THREADS, or one a core;
     each runs single-threaded matrix products of its own.
 
-    Tiles of 128 users x 2,048 items are multiplied and scanned while they are in the
-    cache: a block of 64 scores of which none beats the user's k-th best so far, which
-    is nearly every block, costs one vectorised comparison.
+    Items are visited by falling length in tiles of 1,024. By Cauchy and Schwarz,
+    `<u, v> <= |u| |v|`, so a user is done as soon as |u| times the next length is below
+    the k-th best score: of trained factors, whose lengths differ much, most items are
+    never multiplied. A tile is scanned while it is in the cache, 64 scores at a time,
+    of which usually none beats the k-th best. Scores are float32, whose last bit may
+    depend on the tile.
 
     Raises ValueError for shapes that do not fit, k < 1, and scores that are NaN.
 
@@ -65,18 +68,29 @@ def top_k_factors(
             f"users have {users.shape[1]} dimensions, items have {items.shape[1]}"
         )
     n_users, n_items = len(users), len(items)
-    indptr, indices = _known(known, n_users, n_items)
     best = _empty(n_users, n_items, k)
+    lengths = _lengths(items)
+    names = np.argsort(-lengths, kind="stable").astype(np.int32)
+    items, lengths = items[names], lengths[names]
+    indptr, places = _known(known, n_users, n_items, names)
+    # Rounding of a product of d terms stays below this.
+    reach = _lengths(users) * (1 + 2 * (users.shape[1] + 2) * np.finfo(np.float32).eps)
+    least = np.finfo(np.float32).tiny * users.shape[1]
 
     def fill(start: int) -> None:
-        stop = min(start + TILE_USERS, n_users)
-        tile = np.empty((stop - start) * TILE_ITEMS, np.float32)
-        cursor = indptr[start:stop].copy()
+        rows = np.arange(start, min(start + TILE_USERS, n_users))
+        tile = np.empty(len(rows) * TILE_ITEMS, np.float32)
+        cursor = indptr[rows]
         for first in range(0, n_items, TILE_ITEMS):
+            bound = reach[rows] * lengths[first] + least
+            open_ = bound >= best.scores[rows, -1]
+            rows, cursor = rows[open_], cursor[open_]
+            if len(rows) == 0:
+                return
             width = min(TILE_ITEMS, n_items - first)
-            scores = tile[: (stop - start) * width].reshape(-1, width)
-            np.matmul(users[start:stop], items[first : first + width].T, out=scores)
-            _scan(scores, start, first, cursor, indptr, indices, best)
+            scores = tile[: len(rows) * width].reshape(-1, width)
+            np.matmul(users[rows], items[first : first + width].T, out=scores)
+            _scan(scores, rows, first, cursor, indptr, places, best, names)
 
     with threadpool_limits(1, "blas"):
         _run(fill, range(0, n_users, TILE_USERS), threads)
@@ -125,10 +139,11 @@ def top_k_scores(
             best = _empty(len(users), n_items, k)
         part = None if known is None else known[rows]
         indptr, indices = _known(part, len(rows), values.shape[1])
-        rows_best = Ranking(
+        block_best = Ranking(
             best.items[start : start + block], best.scores[start : start + block]
         )
-        _scan(values, 0, 0, indptr[:-1].copy(), indptr, indices, rows_best)
+        own = np.arange(len(rows))
+        _scan(values, own, 0, indptr[:-1].copy(), indptr, indices, block_best)
     if best is None:
         raise ValueError("no users to rank items for")
     return best
@@ -167,79 +182,92 @@ def _run(fill: Callable[[int], None], starts: range, threads: int | None) -> Non
 
 
 def _scan(
-    scores: np.ndarray, start: int, first: int, cursor: np.ndarray,
-    indptr: np.ndarray, indices: np.ndarray, best: Ranking,
+    scores: np.ndarray, rows: np.ndarray, first: int, cursor: np.ndarray,
+    indptr: np.ndarray, places: np.ndarray, best: Ranking,
+    names: np.ndarray | None = None,
 ) -> None:  # fmt: skip
-    """Takes a tile of scores into the best of users start, start + 1, ..."""
-    stop = start + len(scores)
+    """Takes a tile of scores, a line for each of `rows`, into the best so far."""
+    ordered = names is None
+    if names is None:
+        names = np.arange(first + scores.shape[1], dtype=np.int32)
     bad = _insert(
-        scores, first, cursor, indptr[start + 1 : stop + 1], indices,
-        best.items[start:stop], best.scores[start:stop],
+        scores, rows, first, cursor, indptr[rows + 1], places, names, ordered,
+        best.items, best.scores,
     )  # fmt: skip
     if bad >= 0:
-        raise ValueError(f"a score of user {start + bad} is NaN")
+        raise ValueError(f"a score of user {bad} is NaN")
 
 
 @numba.njit(nogil=True, cache=True)
-def _enter(score, item, top, where):  # type: ignore
-    """Puts a score into its place of a sorted list, the last one falls out."""
-    spot = len(top) - 1
-    while spot > 0 and top[spot - 1] < score:
-        top[spot] = top[spot - 1]
-        where[spot] = where[spot - 1]
-        spot -= 1
-    top[spot] = score
-    where[spot] = item
+def _insert(  # type: ignore
+    scores, rows, first, cursor, ends, places, names, ordered, items, values
+):
+    """Line by line; the row of a line with NaN, or -1.
 
-
-@numba.njit(nogil=True, cache=True)
-def _insert(scores, first, cursor, ends, indices, items, values):  # type: ignore
-    """Row by row; the index of a row with NaN, or -1.
-
-    items, values: [B, K], sorted, what is best so far. Tiles come in the order of
-    items, so that an equal score of a later one never wins.
+    places: of known items in the order of the lines' columns, sorted; cursor moves
+    along them. names: the item at each place; ordered: whether they rise, so that an
+    equal score of a later place never wins. items, values: [U, K], best so far, sorted.
     """
-    n_rows, width = scores.shape
-    k = items.shape[1]
+    width, k = scores.shape[1], items.shape[1]
     low = np.float32(-np.inf)
-    for row in range(n_rows):
-        line, top, where = scores[row], values[row], items[row]
-        place = cursor[row]
-        while place < ends[row] and indices[place] < first + width:
-            line[indices[place] - first] = low
+    for i in range(len(rows)):
+        line, top, where = scores[i], values[rows[i]], items[rows[i]]
+        place = cursor[i]
+        while place < ends[i] and places[place] < first + width:
+            line[places[place] - first] = low
             place += 1
-        cursor[row] = place
+        cursor[i] = place
         for block in range(-(-width // BLOCK)):
             begin = block * BLOCK
             part = line[begin : begin + BLOCK]
-            least = top[k - 1]
+            gate = top[k - 1] if ordered else np.nextafter(top[k - 1], low)
             # How many may enter, NaN among them. The fixed length and 32-bit count let
             # the compiler compare 16 scores at once.
             entering = np.uint32(0)
             if len(part) == BLOCK:
                 for j in range(BLOCK):
-                    entering += np.uint32(not (part[j] <= least))
+                    entering += np.uint32(not (part[j] <= gate))
             else:
                 for j in range(len(part)):
-                    entering += np.uint32(not (part[j] <= least))
+                    entering += np.uint32(not (part[j] <= gate))
             j = 0
             while entering > 0:
                 score = part[j]
-                if not (score <= least):
+                if not (score <= gate):
                     entering -= np.uint32(1)
                     if score != score:
-                        return row
-                    if score > top[k - 1]:
-                        _enter(score, first + begin + j, top, where)
+                        return rows[i]
+                    _enter(score, names[first + begin + j], top, where)
                 j += 1
     return -1
+
+
+@numba.njit(nogil=True, cache=True)
+def _enter(score, item, top, where):  # type: ignore
+    """Puts a score into its place of a sorted list; what is last falls out."""
+    spot = len(top)
+    while spot > 0 and (
+        top[spot - 1] < score or (top[spot - 1] == score and where[spot - 1] > item)
+    ):
+        if spot < len(top):
+            top[spot], where[spot] = top[spot - 1], where[spot - 1]
+        spot -= 1
+    if spot < len(top):
+        top[spot], where[spot] = score, item
 
 
 def _factors(values: np.ndarray, name: str) -> np.ndarray:
     array = np.ascontiguousarray(values, dtype=np.float32)
     if array.ndim != 2 or array.size == 0:
         raise ValueError(f"{name} must be [{name}, d], got shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} hold NaN or infinity")
     return array
+
+
+def _lengths(vectors: np.ndarray) -> np.ndarray:
+    """Euclidean length of each row, in float64."""
+    return np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
 
 
 def _users(
@@ -255,15 +283,27 @@ def _users(
 
 
 def _known(
-    known: sp.csr_array | None, n_users: int, n_items: int
+    known: sp.csr_array | None,
+    n_users: int,
+    n_items: int,
+    names: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Row pointers and sorted column indices, int64 and int32."""
+    """Row pointers and sorted places of known items, int64 and int32.
+
+    names: the item at each place; default item i at place i.
+    """
     if known is None:
         return np.zeros(n_users + 1, np.int64), np.zeros(0, np.int32)
     known = sp.csr_array(known)
     if known.shape != (n_users, n_items):
         raise ValueError(
             f"known must be {n_users} users x {n_items} items, got {known.shape}"
+        )
+    if names is not None:
+        place = np.empty(n_items, np.int32)
+        place[names] = np.arange(n_items, dtype=np.int32)
+        known = sp.csr_array(
+            (known.data, place[known.indices], known.indptr), shape=known.shape
         )
     if not known.has_sorted_indices:
         known = known.sorted_indices()

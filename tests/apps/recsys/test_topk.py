@@ -87,10 +87,33 @@ def test_scores_of_the_caller_may_be_read_only():
 
 @pytest.mark.parametrize("place", [0, 63, 64, 99])
 def test_nan_is_refused(place):
-    items = np.ones((100, 1))
-    items[place] = np.nan
-    with pytest.raises(ValueError, match="user 0 is NaN"):
-        top_k_factors(np.ones((2, 1)), items, 3)
+    scores = np.zeros((2, 100), np.float32)
+    scores[1, place] = np.nan
+    with pytest.raises(ValueError, match="user 1 is NaN"):
+        top_k_scores(lambda users: scores, 3, n_users=2)
+    with pytest.raises(ValueError, match="items hold NaN"):
+        top_k_factors(np.ones((2, 1)), scores[1][:, None], 3)
+
+
+@given(seed=st.integers(0, 999), spread=st.floats(0, 3), k=st.integers(1, 13))
+@settings(max_examples=40)
+def test_lengths_that_differ(seed, spread, k):
+    """Most items are skipped by their length, none that belongs on the list.
+
+    Powers of two times small integers multiply exactly.
+    """
+    rng = np.random.default_rng(seed)
+    lengths = 2.0 ** np.round(spread * rng.standard_normal((307, 1)))
+    items = rng.integers(-3, 4, (307, 5)) * lengths
+    users = rng.integers(-3, 4, (29, 5)) * 2.0 ** rng.integers(-9, 9, (29, 1))
+    users[0] = 0  # every score is 0: the lowest indices win
+    known = sp.random_array((29, 307), density=0.2, format="csr", rng=rng)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(topk, "TILE_ITEMS", 67)
+        best = top_k_factors(users, items, k, known)
+    wanted, values = sorted_answer(users @ items.T, k, known)
+    np.testing.assert_array_equal(best.items, wanted)
+    np.testing.assert_array_equal(best.scores, values)
 
 
 def test_refusals():
