@@ -130,3 +130,18 @@ def test_recsys_ranking(tmp_path):
     rows = json.loads((tmp_path / "recsys_ranking.json").read_text())["sizes"]["small"]
     assert {"ours", "argpartition", "torch.topk"} <= {row["method"] for row in rows}
     assert min(row["same lists"] for row in rows) > 0.95
+
+
+def test_inference(tmp_path):
+    """Ours and the dense engines run, and agree."""
+    command = [sys.executable, "-m", "benchmarks.inference", "--quick"]
+    command += ["--out", str(tmp_path / "inference.json")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    report = json.loads((tmp_path / "inference.json").read_text())
+    (result,) = report["networks"].values()
+    assert {"torch", "onnxruntime"} <= set(result["dense_ms"])
+    assert set(result["sparse"]) == {"0.75", "0.9", "0.95", "0.98"}
+    for row in result["sparse"].values():
+        assert row["error"] < 1e-5
+        assert row["megabytes"] < row["dense_megabytes"] / 2
+    assert "| 98% |" in (tmp_path / "inference.md").read_text()
