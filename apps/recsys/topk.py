@@ -9,14 +9,15 @@ scores a thread, whatever the numbers of users and items.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numba
 import numpy as np
 import scipy.sparse as sp
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 TILE_USERS = 128
 TILE_ITEMS = 1024  # a tile of scores is 0.5 MB: it is read while it is in the cache
@@ -92,7 +93,7 @@ def top_k_factors(
             np.matmul(users[rows], items[first : first + width].T, out=scores)
             _scan(scores, rows, first, cursor, indptr, places, best, names)
 
-    with threadpool_limits(1, "blas"):
+    with _pools().limit(limits=1, user_api="blas"):
         _run(fill, range(0, n_users, TILE_USERS), threads)
     return best
 
@@ -167,6 +168,12 @@ def known_items(*parts: sp.csr_array) -> sp.csr_array:
     total.data[:] = 1
     total.sort_indices()
     return total
+
+
+@lru_cache(maxsize=1)
+def _pools() -> ThreadpoolController:
+    """The loaded libraries' thread pools: finding them takes milliseconds."""
+    return ThreadpoolController()
 
 
 def _run(fill: Callable[[int], None], starts: range, threads: int | None) -> None:
@@ -315,13 +322,3 @@ def _empty(n_users: int, n_items: int, k: int) -> Ranking:
         raise ValueError(f"k must be at least 1, got {k}")
     shape = (n_users, min(k, n_items))
     return Ranking(np.full(shape, -1, np.int32), np.full(shape, -np.inf, np.float32))
-
-
-def blocks(n: int, size: int) -> Iterator[np.ndarray]:
-    """Indices 0 ... n - 1 in arrays of `size`, the last one shorter.
-
-    >>> [rows.tolist() for rows in blocks(5, 2)]
-    [[0, 1], [2, 3], [4]]
-    """
-    for start in range(0, n, size):
-        yield np.arange(start, min(start + size, n))
