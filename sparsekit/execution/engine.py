@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsekit.execution.fusion import Fused, fuse, last_uses
+from sparsekit.execution.fusion import Fused, fuse, is_pointwise, last_uses
 from sparsekit.execution.kernels import conv, inference, pixels
 from sparsekit.execution.kernels.micro import LANES
 from sparsekit.execution.kernels.pixels import Finish, Window
@@ -55,6 +55,8 @@ class Plan:
         self.x = self._new("rows", "input", network.input_shape)
         for step, done in zip(steps, last_uses(steps), strict=True):
             _BUILD[step.step.op](self, step)
+            if step.expands is not None and step.expands.name in self._converted:
+                done = [*done, step.expands.name]
             for name in done:
                 self._release(name)
         self.y = self._get(network.output, "rows")
@@ -120,6 +122,10 @@ class Plan:
         layer = step.step
         weight = layer.weight
         assert weight is not None
+        if step.expands is not None:
+            if self._expanded(step, step.expands):
+                return
+            self._conv(step.expands)
         x = self._get(layer.inputs[0], self._images)
         to = self._finish(step, self._images)
         y = self._new(self._images, step.name, layer.shape)
@@ -130,21 +136,47 @@ class Plan:
         structure = weight.values, weight.crow, weight.col
         if layer.options["groups"] > 1:
             window = _window(layer, height, width)
-            taps = pixels.depthwise_weight(*structure, window)
-            self.calls.append(lambda: pixels.depthwise(x, taps, y, window, to))
-        elif _is_pointwise(layer):
+            if pixels.is_small(window):
+                self.calls.append(
+                    pixels.small_depthwise(x, weight.dense(), y, window, to)
+                )
+            else:
+                taps = pixels.depthwise_weight(*structure, window)
+                self.calls.append(pixels.depthwise(x, taps, y, window, to))
+        elif is_pointwise(layer):
             if weight.density > DENSE:
                 self._dense(weight.dense(), x, y, to)
                 return
             size = x.shape[1], height * width
             matrix = pixels.pointwise_weight(*structure, *size)
-            self.calls.append(lambda: pixels.pointwise(x, matrix, y, size[1], to))
+            self.calls.append(pixels.pointwise(x, matrix, y, size[1], to))
         else:
             window = _window(layer, height, width)
             taps = pixels.direct_weight(*structure, x.shape[1], window)
             room = x.shape[1] * window.copy_floats + window.spare
             copy = self._scratch((self.batch, -(-room // LANES) * LANES))
-            self.calls.append(lambda: pixels.direct(x, taps, y, window, copy, to))
+            self.calls += pixels.direct(x, taps, y, window, copy, to)
+
+    def _expanded(self, step: Fused, expansion: Fused) -> bool:
+        """A 1x1 convolution and a depthwise one as one call, if that is faster."""
+        weight, matrix = step.step.weight, expansion.step.weight
+        assert weight is not None
+        assert matrix is not None
+        _, height, width = expansion.step.shape
+        window = _window(step.step, height, width)
+        if not pixels.is_small(window) or matrix.density > DENSE:
+            return False
+        x = self._get(expansion.step.inputs[0], "pixels")
+        to = self._finish(step, "pixels")
+        y = self._new("pixels", step.name, step.step.shape)
+        structure = matrix.values, matrix.crow, matrix.col
+        inner = self._finish(expansion, "pixels")
+        self.calls.append(
+            pixels.expanded_depthwise(
+                x, structure, inner, weight.dense(), y, window, to
+            )
+        )
+        return True
 
     def _blocked_conv(self, layer: Step, x: Floats, y: Floats, to: Finish) -> None:
         weight = layer.weight
@@ -192,9 +224,7 @@ class Plan:
             many = to._replace(
                 residual=None if to.residual is None else to.residual[None]
             )
-            self.calls.append(
-                lambda: pixels.pointwise(x[None], sparse, y[None], size[1], many)
-            )
+            self.calls.append(pixels.pointwise(x[None], sparse, y[None], size[1], many))
 
     def _dense(self, matrix: Floats, x: Floats, y: Floats, to: Finish) -> None:
         """y[n] = matrix x[n], by BLAS."""
@@ -329,15 +359,6 @@ def _planes(layout: str, array: Floats, shape: Shape) -> Floats:
         return bordered[:, 1:-1, 1:-1]
     planes = array.reshape(len(array) * channels, -1)
     return planes[:, : height * width].reshape(-1, height, width, 1)
-
-
-def _is_pointwise(layer: Step) -> bool:
-    options = layer.options
-    return (
-        options["kernel"] == (1, 1)
-        and options["stride"] == [1, 1]
-        and options["groups"] == 1
-    )
 
 
 def _is_blockable(layer: Step) -> bool:

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sparsekit.execution.model_file import Network, Step
 
@@ -19,16 +19,20 @@ class Fused:
         name: of the result: that of the last step that was drawn in.
         residual: name of a result that is added, or None.
         clip: bounds of the result.
+        expands: the 1x1 convolution that a depthwise one takes the result of, if
+            nobody else does.
     """
 
     step: Step
     name: str
     residual: str | None = None
     clip: tuple[float, float] = (-math.inf, math.inf)
+    expands: "Fused | None" = None
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        return self.step.inputs + ((self.residual,) if self.residual else ())
+        first = self.expands or self.step
+        return first.inputs + ((self.residual,) if self.residual else ())
 
 
 def fuse(network: Network) -> list[Fused]:
@@ -46,7 +50,9 @@ def fuse(network: Network) -> list[Fused]:
         elif step.op == "clip":
             _take_clip(step, done, uses)
         else:
-            done[step.name] = Fused(step, step.name)
+            done[step.name] = Fused(
+                step, step.name, expands=_expansion(step, done, uses)
+            )
     return list(done.values())
 
 
@@ -62,7 +68,7 @@ def _take_add(step: Step, done: dict[str, Fused], uses: Counter[str]) -> None:
             and layer.clip == (-math.inf, math.inf)
         ):
             del done[name]
-            done[step.name] = Fused(layer.step, step.name, other)
+            done[step.name] = replace(layer, name=step.name, residual=other)
             return
     done[step.name] = Fused(step, step.name)
 
@@ -79,9 +85,36 @@ def _take_clip(step: Step, done: dict[str, Fused], uses: Counter[str]) -> None:
         and layer.clip == (-math.inf, math.inf)
     ):
         del done[name]
-        done[step.name] = Fused(layer.step, step.name, layer.residual, (low, high))
+        done[step.name] = replace(layer, name=step.name, clip=(low, high))
     else:
         done[step.name] = Fused(step, step.name, clip=(low, high))
+
+
+def _expansion(step: Step, done: dict[str, Fused], uses: Counter[str]) -> Fused | None:
+    """Takes the 1x1 convolution before a depthwise one out of what is done."""
+    before = done.get(step.inputs[0])
+    if (
+        step.op == "conv"
+        and step.options["groups"] > 1
+        and before is not None
+        and is_pointwise(before.step)
+        and before.residual is None
+        and uses[before.name] == 1
+    ):
+        return done.pop(before.name)
+    return None
+
+
+def is_pointwise(step: Step) -> bool:
+    """Whether it is a 1x1 convolution of all pixels and channels."""
+    options = step.options
+    return (
+        step.op == "conv"
+        and options["kernel"] == (1, 1)
+        and options["stride"] == [1, 1]
+        and options["padding"] == [0, 0, 0, 0]
+        and options["groups"] == 1
+    )
 
 
 def last_uses(steps: Sequence[Fused]) -> list[list[str]]:

@@ -18,7 +18,7 @@ overwritten by the row after it, or lies in the spare room: rows go from top to 
 and tiles of a row from right to left.
 """
 
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +26,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from sparsekit.execution import threads
-from sparsekit.execution.kernels.memory import floats
+from sparsekit.execution.kernels import depthwise as depthwise_blocks
+from sparsekit.execution.kernels.memory import floats, integers
 from sparsekit.execution.kernels.micro import LANES, VECTORS, multiply_add_finish
 
 VECTOR = 4 * LANES  # bytes
@@ -184,7 +185,22 @@ def _tile(window: Window) -> tuple[int, int]:
 # ---- layers --------------------------------------------------------------------------
 
 
-def pointwise(x: Floats, weight: Sparse, y: Floats, pixels: int, to: Finish) -> None:
+class Call:
+    """A kernel with its arguments, among them addresses of arrays that it keeps."""
+
+    def __init__(
+        self, kernel: Any, tasks: int, *arguments: Any, work: float, keep: Any
+    ):
+        self._keep = keep
+        self._run = partial(
+            threads.run, kernel, tasks, *arguments, nanoseconds=work / RATE
+        )
+
+    def __call__(self) -> None:
+        self._run()
+
+
+def pointwise(x: Floats, weight: Sparse, y: Floats, pixels: int, to: Finish) -> Call:
     """y[n, o] = clip(sum over c of W[o, c] x[n, c] + bias[o] + residual[n, o]).
 
     Args:
@@ -192,60 +208,124 @@ def pointwise(x: Floats, weight: Sparse, y: Floats, pixels: int, to: Finish) -> 
     """
     tiles, vectors = _tiles(pixels)
     images, outputs = len(y), y.shape[1]
-    work = 2 * len(weight.values) * images * tiles * vectors * LANES
     parts = max(1, min(outputs // 8, 8 // (images * tiles)))
-    threads.run(
+    return Call(
         _pointwise(vectors), images * tiles * parts, tiles, parts,
-        _address(x), x.strides[0], x.strides[1], _address(weight.offsets),
-        _address(weight.values), weight.starts, _address(y), y.strides[0],
-        y.strides[1], *_finishing(to), nanoseconds=work / RATE,
+        _address(x), x.strides[0], x.strides[1], *_sparse(weight), _address(y),
+        y.strides[0], y.strides[1], *_finishing(to),
+        work=2 * len(weight.values) * images * tiles * vectors * LANES,
+        keep=(x, weight, y, to),
     )  # fmt: skip
 
 
 def direct(
     x: Floats, weight: Sparse, y: Floats, window: Window, copy: Floats, to: Finish
-) -> None:
+) -> list[Call]:
     """y = clip(conv(x) + bias + residual), any kernel, stride and padding, groups 1.
 
     Args:
         copy: [N, room of C * window.copy_floats + window.spare].
     """
     images = len(x)
-    pad_phases(x, window, copy)
-    tile = _tile(window)
     outputs = y.shape[1]
     parts = max(1, min(outputs // 8, 8 // images))
     pixels = window.out[0] * _row_floats(window)
-    threads.run(
-        _direct(*tile), images * parts, parts, *_rows(window), _address(copy),
-        copy.strides[0], _address(weight.offsets), _address(weight.values),
-        weight.starts, _address(y), y.strides[0], y.strides[1], *_finishing(to),
-        nanoseconds=2 * len(weight.values) * images * pixels / RATE,
+    conv = Call(
+        _direct(*_tile(window)), images * parts, parts, *_rows(window), _address(copy),
+        copy.strides[0], *_sparse(weight), _address(y), y.strides[0], y.strides[1],
+        *_finishing(to), work=2 * len(weight.values) * images * pixels,
+        keep=(copy, weight, y, to),
     )  # fmt: skip
+    return [pad_phases(x, window, copy), conv]
 
 
-def depthwise(x: Floats, weight: Sparse, y: Floats, window: Window, to: Finish) -> None:
+def depthwise(x: Floats, weight: Sparse, y: Floats, window: Window, to: Finish) -> Call:
     """y[n, c] = clip(conv(x[n, c]) + bias[c] + residual[n, c])."""
     images, channels = x.shape[:2]
     pixels = window.out[0] * _row_floats(window)
-    work = 2 * len(weight.values) * images * pixels
-    threads.run(
+    return Call(
         _depthwise(*_tile(window)), images * channels, channels, *_rows(window),
         _address(x), x.strides[1], window.height, window.width, *window.padding[:2],
-        *window.stride, window.copy_floats + window.spare, _address(weight.offsets),
-        _address(weight.values), weight.starts, _address(y), y.strides[1],
-        *_finishing(to), nanoseconds=work / RATE,
+        *window.stride, window.copy_floats + window.spare, *_sparse(weight),
+        _address(y), y.strides[1], *_finishing(to),
+        work=2 * len(weight.values) * images * pixels, keep=(x, weight, y, to),
     )  # fmt: skip
 
 
-def pad_phases(x: Floats, window: Window, copy: Floats) -> None:
+def small_depthwise(
+    x: Floats, weight: Floats, y: Floats, window: Window, to: Finish
+) -> Call:
+    """`depthwise` for windows that `is_small`; weight is (C, kernel size), dense."""
+    images, channels = x.shape[:2]
+    height, width = window.out
+    zeros = np.zeros(window.width + 2 * LANES, np.float32)
+    rows = depthwise_blocks.rows_of_block(height)
+    return Call(
+        depthwise_blocks.depthwise_loop(window.kernel[0], window.stride[0], rows),
+        images * channels, channels, _address(x), x.strides[1], window.height,
+        window.width, *window.padding[:2], height, width, _address(zeros) + VECTOR,
+        _address(weight), _address(y), y.strides[1], *_finishing(to),
+        work=2 * weight.size * images * height * _row_floats(window),
+        keep=(x, weight, y, to, zeros),
+    )  # fmt: skip
+
+
+def expanded_depthwise(
+    x: Floats,
+    matrix: tuple[Floats, Integers, Integers],
+    inner: Finish,
+    weight: Floats,
+    y: Floats,
+    window: Window,
+    to: Finish,
+) -> Call:
+    """`small_depthwise` of a `pointwise`, whose result only exists channel by channel.
+
+    Args:
+        matrix: values, crow and col of the 1x1 convolution; inner: how it ends.
+    """
+    images, channels = len(x), len(weight)
+    height, width = window.out
+    pixels = window.height * window.width
+    tiles, vectors = _tiles(pixels)
+    values, crow, col = matrix
+    zeros = np.zeros(window.width + 2 * LANES, np.float32)
+    rows = depthwise_blocks.rows_of_block(height)
+    bias, _, *clip = _finishing(inner)
+    depthwise_work = weight.size * height * _row_floats(window)
+    return Call(
+        depthwise_blocks.expanded_loop(
+            window.kernel[0], window.stride[0], rows, vectors
+        ),
+        images * channels, channels, pixels, _address(x), x.strides[0], x.strides[1],
+        _address(col), _address(values), _address(crow), bias, *clip, window.height,
+        window.width, *window.padding[:2], height, width, _address(zeros) + VECTOR,
+        _address(weight), _address(y), y.strides[1], *_finishing(to),
+        work=2 * images * (depthwise_work + len(values) * tiles * vectors * LANES),
+        keep=(x, matrix, inner, weight, y, to, zeros),
+    )  # fmt: skip
+
+
+def is_small(window: Window) -> bool:
+    """Whether there are vectors for it that need no padded copy."""
+    rows, columns = window.kernel
+    down, across = window.stride
+    return (
+        rows == columns
+        and down == across
+        and rows in depthwise_blocks.KERNELS
+        and down in depthwise_blocks.STRIDES
+    )
+
+
+def pad_phases(x: Floats, window: Window, copy: Floats) -> Call:
     """The padded copy of all channels, in phase planes."""
     images, channels = x.shape[:2]
-    threads.run(
+    return Call(
         _copy_planes, images * channels, channels, _address(x), x.strides[0],
         x.strides[1], window.height, window.width, *window.padding[:2],
         *window.stride, *window.phase, _address(copy), copy.strides[0],
-        nanoseconds=images * channels * window.copy_floats / 8,
+        work=images * channels * window.copy_floats, keep=(x, copy),
     )  # fmt: skip
 
 
@@ -260,9 +340,15 @@ def _row_floats(window: Window) -> int:
     return tiles * vectors * LANES
 
 
+def _sparse(weight: Sparse) -> tuple[int, ...]:
+    blocks, rows = weight.starts.shape
+    arrays = weight.offsets, weight.values, weight.starts
+    return *map(_address, arrays), blocks - 1, rows
+
+
 def _finishing(to: Finish) -> tuple[Any, ...]:
     residual = 0 if to.residual is None else _address(to.residual)
-    return to.bias, residual, np.float32(to.clip[0]), np.float32(to.clip[1])
+    return _address(to.bias), residual, np.float32(to.clip[0]), np.float32(to.clip[1])
 
 
 def _address(array: NDArray[Any]) -> int:
@@ -280,11 +366,11 @@ def _pointwise(vectors: int) -> Any:
     def pointwise_loop(
         begin: int, end: int, tiles: int, parts: int,
         x: int, x_image: int, x_channel: int, offsets: int, values: int,
-        starts: Integers, y: int, y_image: int, y_channel: int,
-        bias: Floats, residual: int, low: float, high: float,
+        starts: int, blocks: int, outputs: int, y: int, y_image: int, y_channel: int,
+        bias: int, residual: int, low: float, high: float,
     ) -> None:  # fmt: skip
-        blocks = starts.shape[0] - 1
-        outputs = starts.shape[1]
+        first = integers(starts, (blocks + 1) * outputs).reshape(-1, outputs)
+        start = floats(bias, outputs)
         for task in range(begin, end):
             image = task // (tiles * parts)
             tile = (task - image * tiles * parts) // parts
@@ -296,9 +382,9 @@ def _pointwise(vectors: int) -> Any:
                     target = shift + o * y_channel
                     multiply_add_finish(
                         16, 1, vectors, 64, 64, source, 0, offsets, x_channel, values,
-                        np.int64(starts[block, o]), np.int64(starts[block + 1, o]),
+                        np.int64(first[block, o]), np.int64(first[block + 1, o]),
                         y + target, 0, block, block == blocks - 1,
-                        residual + target if residual else 0, bias[o], low, high,
+                        residual + target if residual else 0, start[o], low, high,
                     )  # fmt: skip
 
     return pointwise_loop
@@ -312,12 +398,12 @@ def _direct(rows: int, columns: int) -> Any:
     def direct_loop(
         begin: int, end: int, parts: int,
         height: int, width: int, x_row: int, phase_rows: int, tiles: int,
-        x: int, x_image: int, offsets: int, values: int, starts: Integers,
-        y: int, y_image: int, y_channel: int,
-        bias: Floats, residual: int, low: float, high: float,
+        x: int, x_image: int, offsets: int, values: int, starts: int, blocks: int,
+        outputs: int, y: int, y_image: int, y_channel: int,
+        bias: int, residual: int, low: float, high: float,
     ) -> None:  # fmt: skip
-        blocks = starts.shape[0] - 1
-        outputs = starts.shape[1]
+        first = integers(starts, (blocks + 1) * outputs).reshape(-1, outputs)
+        start = floats(bias, outputs)
         for task in range(begin, end):
             image = task // parts
             part = task - image * parts
@@ -334,11 +420,11 @@ def _direct(rows: int, columns: int) -> Any:
                             target = shift + o * y_channel
                             multiply_add_finish(
                                 16, rows, columns, 64, 64, source, 4 * x_row, offsets,
-                                4, values, np.int64(starts[block, o]),
-                                np.int64(starts[block + 1, o]), y + target, 4 * width,
+                                4, values, np.int64(first[block, o]),
+                                np.int64(first[block + 1, o]), y + target, 4 * width,
                                 block, block == blocks - 1,
                                 residual + target if residual else 0,
-                                bias[o], low, high,
+                                start[o], low, high,
                             )  # fmt: skip
 
     return direct_loop
@@ -354,9 +440,11 @@ def _depthwise(rows: int, columns: int) -> Any:
         height: int, width: int, x_row: int, phase_rows: int, tiles: int,
         x: int, x_channel: int, x_height: int, x_width: int, top: int, left: int,
         down: int, across: int, room: int, offsets: int, values: int,
-        starts: Integers, y: int, y_channel: int,
-        bias: Floats, residual: int, low: float, high: float,
+        starts: int, blocks: int, outputs: int, y: int, y_channel: int,
+        bias: int, residual: int, low: float, high: float,
     ) -> None:  # fmt: skip
+        first = integers(starts, 2 * outputs).reshape(2, outputs)
+        start = floats(bias, outputs)
         copy = np.empty(room + 16, np.float32)
         copy[:] = 0.0
         x_copy = (copy.ctypes.data + 63) & ~63
@@ -366,16 +454,16 @@ def _depthwise(rows: int, columns: int) -> Any:
                 x + task * x_channel, x_height, x_width, top, left, down, across,
                 phase_rows, x_row, x_copy,
             )  # fmt: skip
-            for first in range(0, height, rows):
-                h = min(first, height - rows)
+            for row in range(0, height, rows):
+                h = min(row, height - rows)
                 for tile in range(tiles - 1, -1, -1):
                     w = tile * columns * 16
                     target = task * y_channel + 4 * (h * width + w)
                     multiply_add_finish(
                         16, rows, columns, 64, 64, x_copy + 4 * (h * x_row + w),
-                        4 * x_row, offsets, 4, values, np.int64(starts[0, o]),
-                        np.int64(starts[1, o]), y + target, 4 * width, 0, 1,
-                        residual + target if residual else 0, bias[o], low, high,
+                        4 * x_row, offsets, 4, values, np.int64(first[0, o]),
+                        np.int64(first[1, o]), y + target, 4 * width, 0, 1,
+                        residual + target if residual else 0, start[o], low, high,
                     )  # fmt: skip
 
     return depthwise_loop
