@@ -152,6 +152,10 @@ class Plan:
             self.calls.append(pixels.pointwise(x, matrix, y, size[1], to))
         else:
             window = _window(layer, height, width)
+            if weight.density > DENSE and pixels.is_small(window):
+                full = weight.dense().reshape(weight.shape)
+                self.calls.append(pixels.dense(x, full, y, window, to))
+                return
             taps = pixels.direct_weight(*structure, x.shape[1], window)
             room = x.shape[1] * window.copy_floats + window.spare
             copy = self._scratch((self.batch, -(-room // LANES) * LANES))

@@ -100,14 +100,14 @@ def _emit(
     places = []
     for i in range((rows - 1) * stride + kernel):
         row = b.add(first_row, I64(i))
-        inside = b.icmp_unsigned("<", row, height)
-        place = b.select(inside, b.add(x, b.mul(row, x_row)), zeros)
+        exists = b.icmp_unsigned("<", row, height)
+        place = b.select(exists, b.add(x, b.mul(row, x_row)), zeros)
         places.append(b.add(place, b.shl(first_column, I64(2))))
     sums = [_splat(b, start, vector)] * rows
     for left in range(0, kernel, stride):
         taps = range(left, min(left + stride, kernel))
         masks = [
-            _inside(b, first_column, left + LANES * k, width) for k in range(stride)
+            inside(b, first_column, left + LANES * k, width) for k in range(stride)
         ]
         column = {
             (top, tap): _splat(
@@ -120,20 +120,22 @@ def _emit(
         }
         for i, place in enumerate(places):
             loaded = [
-                _masked(b, b.add(place, I64(4 * (left + LANES * k))), mask, vector)
+                masked_load(b, b.add(place, I64(4 * (left + LANES * k))), mask, vector)
                 for k, mask in enumerate(masks)
             ]
             for tap in taps:
                 lanes = [stride * lane + tap - left for lane in range(LANES)]
-                value = _shuffle(b, *loaded, lanes) if stride == 2 else loaded[0]
+                value = loaded[0]
+                if stride == 2:
+                    value = _shuffle(b, loaded[0], loaded[1], lanes)
                 for top in range(kernel):
                     out, rest = divmod(i - top, stride)
                     if rest == 0 and 0 <= out < rows:
                         sums[out] = b.call(fma, [column[top, tap], value, sums[out]])
-    _store(b, vector, sums, y, y_row, residual, zeros, low, high)
+    store_clipped(b, vector, sums, y, y_row, residual, zeros, low, high)
 
 
-def _store(
+def store_clipped(
     b: Any, vector: Any, sums: list[Any], y: Any, y_row: Any, residual: Any, zeros: Any,
     low: Any, high: Any,
 ) -> None:  # fmt: skip
@@ -154,7 +156,7 @@ def _store(
         shift = b.add(shift, y_row)
 
 
-def _inside(b: Any, first: Any, shift: int, width: Any) -> Any:
+def inside(b: Any, first: Any, shift: int, width: Any) -> Any:
     """Which of 16 columns from first + shift on are in the image."""
     lanes = ir.VectorType(I32, LANES)
     start = b.trunc(b.add(first, I64(shift)), I32)
@@ -163,7 +165,7 @@ def _inside(b: Any, first: Any, shift: int, width: Any) -> Any:
     return b.icmp_unsigned("<", columns, _splat(b, b.trunc(width, I32), lanes))
 
 
-def _masked(b: Any, address: Any, mask: Any, vector: Any) -> Any:
+def masked_load(b: Any, address: Any, mask: Any, vector: Any) -> Any:
     """A vector whose lanes are loaded where the mask is set, 0 elsewhere."""
     pointer = ir.IntType(8).as_pointer()
     kind = ir.FunctionType(vector, [pointer, I32, mask.type, vector])
@@ -205,7 +207,7 @@ def depthwise_loop(kernel: int, stride: int, rows: int) -> Any:
 
 @cache
 def expanded_loop(kernel: int, stride: int, rows: int, vectors: int) -> Any:
-    """`depthwise_loop` of a 1x1 convolution, whose result is made channel by channel."""
+    """`depthwise_loop` of a 1x1 convolution, whose channels are made one by one."""
 
     @njit(nogil=True, cache=True)
     def expanded_blocks(

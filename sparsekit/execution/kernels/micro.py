@@ -234,6 +234,29 @@ def _multiply_add(
             for block, total in zip(blocks, sums, strict=True)
         ]
 
+    # A sum has to wait for its last product: with few vectors, several sums take turns.
+    chains = min(4, max(1, 8 // (rows * columns)))
+    if chains > 1:
+
+        def several(t: Any, sums: list[Any]) -> list[Any]:
+            count = len(sums) // chains
+            return [
+                total
+                for k in range(chains)
+                for total in body(b.add(t, I64(k)), sums[k * count : (k + 1) * count])
+            ]
+
+        zero = ir.Constant(vector, [0.0] * lanes)
+        full = b.sub(end, b.srem(b.sub(end, begin), I64(chains)))
+        full = b.select(b.icmp_signed("<", begin, end), full, begin)
+        spread = sums + [zero] * (len(sums) * (chains - 1))
+        spread = _loop(b, begin, full, chains, spread, several)
+        while len(spread) > len(places):
+            half = len(spread) // 2
+            spread = [
+                b.fadd(u, v) for u, v in zip(spread[:half], spread[half:], strict=True)
+            ]
+        sums, begin = spread, full
     sums = _loop(b, begin, end, 1, sums, body)
     if last is not None:
         sums = _finish(

@@ -26,13 +26,14 @@ from numba import njit
 from numpy.typing import NDArray
 
 from sparsekit.execution import threads
+from sparsekit.execution.kernels import dense as dense_blocks
 from sparsekit.execution.kernels import depthwise as depthwise_blocks
 from sparsekit.execution.kernels.memory import floats, integers
 from sparsekit.execution.kernels.micro import LANES, VECTORS, multiply_add_finish
 
 VECTOR = 4 * LANES  # bytes
 NEAR = 32 * 1024  # bytes of input that stay in the first-level cache beside the rest
-NONZEROS = 16  # of a row in a block, at least; fewer do not pay for the sum's transport
+NONZEROS = 28  # of a row in a block, at least; fewer do not pay for the sum's transport
 RATE = 60.0  # floating-point operations a nanosecond, to guess what is worth threads
 
 Floats = NDArray[np.float32]
@@ -267,6 +268,29 @@ def small_depthwise(
         _address(weight), _address(y), y.strides[1], *_finishing(to),
         work=2 * weight.size * images * height * _row_floats(window),
         keep=(x, weight, y, to, zeros),
+    )  # fmt: skip
+
+
+def dense(x: Floats, weight: Floats, y: Floats, window: Window, to: Finish) -> Call:
+    """y = clip(conv(x) + bias + residual) for windows that `is_small`.
+
+    Args:
+        weight: (O, C, kernel, kernel).
+    """
+    images, channels = x.shape[:2]
+    outputs = len(weight)
+    block = min(outputs, dense_blocks.OUTPUTS)
+    parts = -(-outputs // block)
+    taps = np.ascontiguousarray(weight.transpose(1, 2, 3, 0))
+    zeros = np.zeros(window.width + 2 * LANES, np.float32)
+    return Call(
+        dense_blocks.dense_loop(window.kernel[0], window.stride[0], block),
+        images * parts, parts, outputs, channels, _address(x), x.strides[0],
+        x.strides[1], window.height, window.width, *window.padding[:2], *window.out,
+        _address(zeros) + VECTOR, _address(taps), _address(y), y.strides[0],
+        y.strides[1], *_finishing(to),
+        work=2 * weight.size * images * window.out[0] * _row_floats(window),
+        keep=(x, taps, y, to, zeros),
     )  # fmt: skip
 
 
