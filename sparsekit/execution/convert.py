@@ -1,0 +1,426 @@
+"""A trained model becomes one that runs faster, layer by layer, where that pays."""
+
+import copy
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsekit.execution import calibration
+from sparsekit.execution.blocked import to_blocked
+from sparsekit.execution.blocks import BlockLinear
+from sparsekit.execution.compact import compact
+from sparsekit.execution.conv import SparseConv2d
+from sparsekit.execution.embedding import SparseEmbedding
+from sparsekit.execution.layer import SparseLayer
+from sparsekit.execution.linear import SparseLinear
+from sparsekit.execution.network import blocked_network
+from sparsekit.execution.semi_structured import SemiStructuredLinear
+
+FORMS = ("auto", "values", "blocks", "compact", "2:4")
+MARGIN = 1.05  # a form must be this much faster than dense to be taken
+
+Where = str | Iterable[str] | Callable[[str, nn.Module], bool]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What became of one layer, and why. Times: None if not measured."""
+
+    name: str
+    shape: tuple[int, ...]
+    density: float
+    form: str
+    dense_ms: float | None
+    sparse_ms: float | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """The choices of one `convert`; `str` renders them as a table."""
+
+    choices: list[Choice]
+    notes: list[str]
+
+    def __str__(self) -> str:
+        lines = [["layer", "shape", "density", "form", "dense ms", "sparse ms", "why"]]
+        for c in self.choices:
+            times = [f"{t:.3f}" if t else "–" for t in (c.dense_ms, c.sparse_ms)]
+            shape = "x".join(map(str, c.shape))
+            lines.append([c.name, shape, f"{c.density:.4f}", c.form, *times, c.reason])
+        widths = [max(len(line[i]) for line in lines) for i in range(6)]
+        table = [
+            "  ".join(
+                [cell.ljust(w) for cell, w in zip(line[:6], widths, strict=True)]
+                + line[6:]
+            ).rstrip()
+            for line in lines
+        ]
+        return "\n".join([*table, *self.notes])
+
+
+def convert(
+    model: nn.Module,
+    to: str = "auto",
+    *,
+    masks: Mapping[str, Tensor] | None = None,
+    where: Where = "auto",
+    example: Tensor | None = None,
+    density: float | None = None,
+    block: int = 64,
+) -> nn.Module:
+    """A new model that computes the same with its sparse layers in a fast form.
+
+        form     layers                       a layer becomes
+        values   Linear, Conv2d, Embedding    values and their places; trains
+        blocks   Linear                       balanced blocks: gather and dense product
+        compact  all                          smaller dense layers: dead units are gone
+        2:4      Linear, on an NVIDIA GPU     torch's semi-structured weight
+        auto     Linear, Conv2d               compact, then values or blocks if faster
+
+    In evaluation mode the outputs are those of the masked model, up to rounding. The
+    model passed is not changed and shares no memory with the result. A Sparsifier built
+    on a model in values mode drives it like a masked one.
+
+    Args:
+        model: plain modules. Its mode (train or eval) says what is to be fast.
+        to: the form.
+        masks: {weight name: bool mask}, as `Sparsifier.alive` or `finalize()` give it.
+            Default: a weight exists if it is not zero. Structure comes from the masks:
+            an alive weight may be zero.
+        where: "auto": with an `example`, the layers that are measured to be faster in
+            the new form, on this machine and for this batch; without one, all that the
+            form fits. "all"; names of modules; or a function (name, module) -> bool.
+        example: one batch, for timing. Needed by "auto".
+        density: what the layers will have, if a Sparsifier is to prune them after the
+            conversion: layers are timed at this density. Only with to="values".
+        block: side of the blocks of "blocks".
+
+    Returns:
+        A module with the attribute `conversion`: the choices and times, as a table.
+
+    Raises:
+        ValueError: naming the argument, layer or mask that does not fit.
+    """
+    if to not in FORMS:
+        raise ValueError(f"to must be one of {FORMS}, got {to!r}")
+    if to == "auto" and example is None:
+        raise ValueError(
+            "to='auto' times layers: pass example=, one batch of the model's input"
+        )
+    if density is not None and (to != "values" or not 0 < density <= 1):
+        raise ValueError(f"density is in (0, 1], with to='values'; got {density}, {to}")
+    known = _masks(model, masks)
+    converted = copy.deepcopy(model)
+    _zero(converted, known)
+    notes: list[str] = []
+    if to in ("auto", "compact"):
+        converted = compact(converted)
+        notes.append(
+            f"compacted: {_count(model):,} -> {_count(converted):,} parameters"
+        )
+        if to == "compact":
+            return _with(converted, [], notes)
+        known = _masks(converted, None)
+    dense = copy.deepcopy(converted) if to == "auto" else converted
+    converted, choices = _replace(converted, to, known, where, example, density, block)
+    if any(isinstance(m, SparseConv2d) for m in converted.modules()):
+        converted, reason = blocked_network(converted)
+        if reason:
+            notes.append(f"layer by layer, each converting its activations: {reason}")
+    if to == "auto" and example is not None and any(c.form != "dense" for c in choices):
+        ratio = _slower(converted, dense, example)
+        if ratio:
+            notes.append(f"as a whole {ratio:.2f}x the dense time: kept dense")
+            converted = dense
+    return _with(converted, choices, notes)
+
+
+def _count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _with(module: nn.Module, choices: list[Choice], notes: list[str]) -> nn.Module:
+    module.conversion = Conversion(choices, notes)  # type: ignore[assignment]
+    return module
+
+
+def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model in values mode, for the plain model it was made of.
+
+    >>> plain = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> plain[0].weight.data[0] = 0
+    >>> sparse = convert(plain, to="values")
+    >>> list(sparse.state_dict())[:3]
+    ['0.values', '0.crow', '0.col']
+    >>> plain.load_state_dict(dense_state_dict(sparse))
+    <All keys matched successfully>
+    """
+    state = model.state_dict()
+    for name, layer in model.named_modules():
+        if isinstance(layer, SparseLayer):
+            prefix = f"{name}." if name else ""
+            for part in ("values", "crow", "col"):
+                del state[prefix + part]
+            state[f"{prefix}weight"] = layer.to_dense()
+    return state
+
+
+# ---- which layers --------------------------------------------------------------------
+
+
+def _masks(model: nn.Module, masks: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """{weight name: mask} of every layer that some form fits."""
+    weights = {
+        f"{name}.weight" if name else "weight": module.weight.detach()
+        for name, module in model.named_modules()
+        if type(module) in (nn.Linear, nn.Conv2d, nn.Embedding)
+    }
+    if masks is None:
+        return {name: weight != 0 for name, weight in weights.items()}
+    for name, mask in masks.items():
+        if name not in weights:
+            raise ValueError(
+                f"masks has {name!r}, which is no weight of a plain Linear, Conv2d or "
+                f"Embedding of the model; those are {', '.join(weights) or 'none'}"
+            )
+        if mask.dtype != torch.bool or mask.shape != weights[name].shape:
+            raise ValueError(
+                f"the mask of {name!r} must be bool of shape "
+                f"{tuple(weights[name].shape)}, got {mask.dtype} {tuple(mask.shape)}"
+            )
+    every = {n: torch.ones_like(w, dtype=torch.bool) for n, w in weights.items()}
+    return every | dict(masks)
+
+
+def _selected(model: nn.Module, where: Where) -> Callable[[str, nn.Module], bool]:
+    if callable(where):
+        return where
+    if isinstance(where, str) and where in ("auto", "all"):
+        return lambda name, module: True
+    names = {where} if isinstance(where, str) else set(where)
+    unknown = names - {name for name, _ in model.named_modules()}
+    if unknown:
+        layers = [n for n, m in model.named_modules() if hasattr(m, "weight")]
+        raise ValueError(
+            f"where names {sorted(unknown)[0]!r}, which the model has not; it has "
+            f"{', '.join(layers)}"
+        )
+    return lambda name, module: name in names
+
+
+def _shared(model: nn.Module) -> set[int]:
+    """ids of weights that more than one module holds."""
+    seen: set[int] = set()
+    shared: set[int] = set()
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                (shared if id(parameter) in seen else seen).add(id(parameter))
+    return shared
+
+
+def _inputs(model: nn.Module, example: Tensor) -> dict[str, Tensor]:
+    """What every layer is given when the model is called on the example."""
+    inputs: dict[str, Tensor] = {}
+    probe = copy.deepcopy(model).eval()
+
+    def remember(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if args and isinstance(args[0], Tensor):
+                inputs[name] = args[0].detach()
+
+        return hook
+
+    for name, module in probe.named_modules():
+        module.register_forward_hook(remember(name))
+    with torch.no_grad():
+        probe(example)
+    return inputs
+
+
+# ---- replacing them ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A dense layer, and what decides its form."""
+
+    name: str
+    module: nn.Module
+    mask: Tensor
+    x: Tensor | None  # its input for the example
+    training: bool
+    density: float  # when it runs
+
+    def choice(self, form: str, reason: str) -> Choice:
+        shape = tuple(self.mask.shape)
+        return Choice(self.name, shape, self.density, form, None, None, reason)
+
+    def timed(
+        self, make: Callable[[nn.Module, Tensor], nn.Module], form: str
+    ) -> Choice:
+        """Dense against sparse for this input, at the density at which it will run."""
+        assert self.x is not None
+        mask = self.mask
+        if self.density != float(mask.float().mean()):  # to be pruned later
+            noise = torch.rand(mask.shape, generator=torch.Generator().manual_seed(0))
+            mask = noise < self.density
+        x = self.x
+        mode = "training" if self.training else "inference"
+        stride = getattr(self.module, "stride", "")
+        key = (
+            f"{type(self.module).__name__} {tuple(mask.shape)} stride {stride} input "
+            f"{tuple(x.shape)} {mode}"
+        )
+
+        def dense_call(layout: torch.memory_format) -> Callable[[], Any]:
+            module = copy.deepcopy(self.module)
+            if x.dim() != 4:
+                return calibration.layer_call(module, x, self.training)
+            module.to(memory_format=layout)  # type: ignore[call-overload]
+            inner = x.contiguous(memory_format=layout)
+            return calibration.layer_call(module, inner, self.training)
+
+        def sparse_call() -> Callable[[], Any]:
+            module = make(self.module, mask)
+            inner = to_blocked(x) if isinstance(module, SparseConv2d) else x
+            return calibration.layer_call(module, inner, self.training)
+
+        layouts = [torch.contiguous_format, torch.channels_last][: 1 + (x.dim() == 4)]
+        dense = min(
+            calibration.seconds(f"{key} {layout}", partial(dense_call, layout))
+            for layout in layouts
+        )
+        full = f"{key} {form} density {self.density:.2g}"
+        sparse = calibration.seconds(full, sparse_call)
+        wins = sparse * MARGIN < dense
+        return replace(
+            self.choice(form if wins else "dense", f"{dense / sparse:.2f}x"),
+            dense_ms=dense * 1e3,
+            sparse_ms=sparse * 1e3,
+        )
+
+
+def _make(to: str, block: int) -> Callable[[nn.Module, Tensor], nn.Module]:
+    """(dense layer, mask) -> the layer in its new form; ValueError if it fits none."""
+
+    def make(module: nn.Module, mask: Tensor) -> nn.Module:
+        kind = type(module)
+        if to == "values" and kind in _VALUES:
+            return _VALUES[kind].from_dense(module, mask)
+        if to == "blocks" and isinstance(module, nn.Linear):
+            # Any non-zero keeps its block: a mask of `!= 0` may have holes in it.
+            return BlockLinear.from_dense(_zeroed(module, mask), block)
+        if to == "2:4" and isinstance(module, nn.Linear):
+            return SemiStructuredLinear.from_dense(_zeroed(module, mask))
+        raise ValueError(f"{kind.__name__} has no form {to!r}")
+
+    return make
+
+
+def _zeroed(module: nn.Linear, mask: Tensor) -> nn.Linear:
+    copied = copy.deepcopy(module)
+    with torch.no_grad():
+        copied.weight.masked_fill_(~mask, 0)
+    return copied
+
+
+_VALUES: dict[type[nn.Module], Any] = {
+    nn.Linear: SparseLinear,
+    nn.Conv2d: SparseConv2d,
+    nn.Embedding: SparseEmbedding,
+}
+
+
+def _replace(
+    model: nn.Module,
+    to: str,
+    masks: Mapping[str, Tensor],
+    where: Where,
+    example: Tensor | None,
+    density: float | None,
+    block: int,
+) -> tuple[nn.Module, list[Choice]]:
+    """Puts the new layers in place of the dense ones, and says why or why not."""
+    inputs = {} if example is None else _inputs(model, example)
+    selected, shared = _selected(model, where), _shared(model)
+    make = _make("values" if to == "auto" else to, block)
+    new: dict[nn.Module, nn.Module] = {}
+    choices = []
+    for name, module in model.named_modules():
+        mask = masks.get(f"{name}.weight" if name else "weight")
+        if mask is None or not selected(name, module):
+            continue
+        share = float(mask.float().mean())
+        layer = _Layer(
+            name,
+            module,
+            mask,
+            inputs.get(name),
+            model.training,
+            share if density is None else density,
+        )
+        form = "values" if to == "auto" else to
+        if id(module.weight) in shared:
+            choices.append(layer.choice("dense", "other modules hold the same weight"))
+            continue
+        try:
+            made = make(module, mask)
+        except ValueError as error:
+            if where not in ("auto", "all") and not callable(where):
+                raise
+            choices.append(layer.choice("dense", str(error)))
+            continue
+        if where == "auto" and isinstance(module, nn.Embedding):
+            form = form if share < 1 else "dense"
+            choice = layer.choice(form, "saves memory, not time")
+        elif where == "auto" and layer.x is not None:
+            choice = layer.timed(make, form)
+        else:
+            choice = layer.choice(form, "not timed")
+        if choice.form != "dense":
+            new[module] = made
+        choices.append(choice)
+    return _swap(model, new), choices
+
+
+def _swap(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """Every place that holds an old module gets the new one."""
+    if model in new:
+        return new[model].train(model.training)
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is not None and child in new:
+                parent._modules[name] = new[child].train(child.training)
+    return model
+
+
+def _zero(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for name, mask in masks.items():
+            parameters[name].masked_fill_(~mask, 0)
+
+
+def _slower(converted: nn.Module, dense: nn.Module, example: Tensor) -> float | None:
+    """Time of the converted model over that of the dense one, if above 1."""
+    calls = [
+        calibration.layer_call(m, example, dense.training) for m in (converted, dense)
+    ]
+    ratios = []
+    for _ in range(9):
+        times = []
+        for call in calls:
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+        ratios.append(times[0] / times[1])
+    ratio = median(ratios)
+    return ratio if ratio > 1 else None
