@@ -16,8 +16,8 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.S)
 
 
-def test_the_core_in_ten_lines():
-    (example,) = blocks("python")
+def test_the_core_in_ten_lines_and_faster_than_dense(tmp_path, monkeypatch, capsys):
+    example, faster = blocks("python")
     names: dict = {}
     exec(compile(example, "README.md", "exec"), names)
     sparsifier, model = names["sparsifier"], names["model"]
@@ -31,6 +31,14 @@ def test_the_core_in_ten_lines():
         assert not model.get_parameter(name)[~mask].any()
     table = str(report.table(sparsifier, torch.zeros(1, 64)))
     assert all(word in table for word in ("FLOPs", "dense B", "csr B", "bitmask B"))
+
+    monkeypatch.setenv("SPARSEKIT_CACHE", str(tmp_path))  # of times of layers
+    exec(compile(faster, "README.md", "exec"), names)
+    x, fast = names["x"], names["fast"]
+    torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+    printed = capsys.readouterr().out
+    assert "layer" in printed
+    assert "onnxruntime" in printed
 
 
 def test_the_commands(tmp_path, monkeypatch, capsys):

@@ -29,6 +29,8 @@ class Config(RunConfig):
         options: other fields of the method; times in steps, "2 epochs" or "75%".
         mask_seed: of the method's random choices; default: `seed`, which draws the
             split, the initial weights and the order of the data as well.
+        backend: masked (dense weights with zeros), or values: layers store and compute
+            alive weights only, which is faster at high sparsity. The same masks.
         keep_dense: patterns of parameter names that are not masked, as "classifier.*".
         moments: optimizer state of regrown weights: zero, or mean of the layer.
         epochs: passes over the train part.
@@ -54,6 +56,7 @@ class Config(RunConfig):
     sparsity: float = 0.9
     options: dict[str, Value] = field(default_factory=dict)
     mask_seed: int | None = None
+    backend: Literal["masked", "values"] = "masked"
     keep_dense: tuple[str, ...] = ()
     moments: Literal["zero", "mean"] = "zero"
     epochs: int = 20
@@ -102,4 +105,6 @@ def check(config: Config) -> None:
         raise ValueError(
             f"label_smoothing must be in [0, 1), got {config.label_smoothing}"
         )
+    if config.backend == "values" and (config.method == "dense" or config.keep_dense):
+        raise ValueError("backend values needs a sparse method and no keep_dense")
     options.build(config.method, config.sparsity, config.options, 100, 1000)

@@ -15,6 +15,7 @@ from apps.common import runs
 from apps.common.config import parse
 from apps.common.runs import RunFolder
 from apps.common.statistics import Interval, bootstrap_interval, mean_interval
+from sparsekit.execution import dense_state_dict
 
 
 @dataclass(frozen=True)
@@ -102,13 +103,19 @@ class Run:
             self.folder.write_checkpoint(self._state())
             self.folder.write_log(self.history)
 
-    def finish(self, splits: data.Splits) -> Result:
-        """Tests the kept weights, once, and writes the result."""
+    def finish(self, splits: data.Splits, plain: nn.Module | None = None) -> Result:
+        """Tests the kept weights, once, and writes the result.
+
+        plain: takes the weights of a model in values mode, and is tested and returned.
+        """
         test = splits.test
         masks = _clones(self.masks)
         if self.best is not None:
             self.model.load_state_dict(self.best["model"])
             masks = self.best["masks"]
+        if plain is not None:
+            plain.load_state_dict(dense_state_dict(self.model))
+            self.model = plain
         samples, measured = test_metrics(evaluate(self.model, test), test.y)
         params_total, params_active = cost.count_parameters(self.model, masks)
         costs = {

@@ -22,6 +22,7 @@ from apps.classify import cost, data, models, options
 from apps.classify.config import Config
 from apps.classify.result import Result, Run, evaluate, is_finished, load_result
 from sparsekit import Sparsifier
+from sparsekit.execution import convert
 
 Watch = Callable[[int, nn.Module, Sparsifier | None], None]
 
@@ -47,8 +48,10 @@ def train(config: Config, watch: Watch | None = None) -> Result:
     x, y = splits.train.x, splits.train.y
     steps_per_epoch, total = training_steps(config, len(y))
     model = build_model(config, splits)
-    optimizer = build_optimizer(config, model)
     flops = cost.TrainingFlops(model, x[:1])
+    if config.backend == "values":
+        model = convert(model, to="values", where="all")
+    optimizer = build_optimizer(config, model)
     method = options.build(
         config.method, config.sparsity, config.options, steps_per_epoch, total
     )
@@ -101,6 +104,8 @@ def train(config: Config, watch: Watch | None = None) -> Result:
         if watch is not None:
             watch(epoch + 1, model, sparsifier)
 
+    if config.backend == "values":
+        return run.finish(splits, plain=build_model(config, splits))
     return run.finish(splits)
 
 

@@ -95,7 +95,7 @@ def test_broken_ones_in_values_mode_fail(mutant: type, reason: str) -> None:
 
 def test_a_dense_gradient_of_one_process_fails() -> None:
     method = values.Growing(0.7, 3, 9)
-    with pytest.raises(AssertionError, match="second process: .* differ"):
+    with pytest.raises(AssertionError, match=r"second process: .* differ"):
         check_processes([method], sparsifier=values.SeesOwnHalf, values=True)
 
 

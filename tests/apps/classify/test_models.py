@@ -79,7 +79,8 @@ def test_seed_alone_decides_the_weights(name: str) -> None:
     other = models.build(name, 5, 1, 3, size=8, seed=8).state_dict()
     assert all(torch.equal(first[key], second[key]) for key in first)
     drawn = [key for key in first if first[key].unique().numel() > 1]  # not BatchNorm
-    assert drawn and not any(torch.equal(first[key], other[key]) for key in drawn)
+    assert drawn
+    assert not any(torch.equal(first[key], other[key]) for key in drawn)
 
 
 def test_weights_of_the_networks_with_batch_norm() -> None:

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparsekit.execution.benchmark import benchmark
-from sparsekit.execution.convert import convert
+from sparsekit.execution import benchmark, convert
 
 
 @pytest.fixture

@@ -6,9 +6,8 @@ import torch
 from torch import nn
 
 from benchmarks.networks import resnet18
-from sparsekit.execution import calibration
+from sparsekit.execution import calibration, convert, dense_state_dict
 from sparsekit.execution.conv import SparseConv2d
-from sparsekit.execution.convert import convert, dense_state_dict
 from sparsekit.execution.embedding import SparseEmbedding
 from sparsekit.execution.linear import SparseLinear
 from sparsekit.methods.rigl import RigL
@@ -106,7 +105,7 @@ def test_auto_takes_what_is_faster_and_says_why(times):
 
 def test_auto_never_ends_slower(times, monkeypatch):
     times["values"] = 0.1
-    monkeypatch.setattr("sparsekit.execution.convert._slower", lambda *a: 1.5)
+    monkeypatch.setattr("sparsekit.execution.conversion._slower", lambda *a: 1.5)
     model = mlp().eval()
     converted = convert(model, "auto", example=torch.randn(11, 23))
     assert not any(isinstance(m, SparseLinear) for m in converted.modules())
