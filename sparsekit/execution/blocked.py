@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from sparsekit.execution import threads
 from sparsekit.execution.kernels import buffers, layout
@@ -69,15 +68,6 @@ def new(groups: int, channels: int, height: int, width: int) -> Tensor:
 def chunks(batch: int) -> int:
     """How many chunks `batch` images lie in."""
     return (batch + LANES - 1) // LANES
-
-
-def unwatched(x: Tensor) -> bool:
-    """Whether nothing traces or counts operations: a direct call then saves 20 us."""
-    return (
-        type(x) is Tensor
-        and not torch.compiler.is_compiling()
-        and not is_in_torch_dispatch_mode()
-    )
 
 
 def require_images(x: Tensor) -> None:

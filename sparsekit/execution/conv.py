@@ -4,13 +4,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from sparsekit.execution import blocked
 from sparsekit.execution.blocked import LANES, from_blocked, to_blocked
 from sparsekit.execution.kernels import conv as kernels
 from sparsekit.execution.kernels.conv import Images, Rows
-from sparsekit.execution.layer import SparseLayer
+from sparsekit.execution.layer import SparseLayer, unwatched
 
 
 class SparseConv2d(SparseLayer):
@@ -111,7 +110,7 @@ class SparseConv2d(SparseLayer):
         self._require(x)
         self.build()
         inside = x.contiguous() if x.dim() == 5 else to_blocked(x)
-        run = _Conv.apply if _unwatched(inside) else _conv
+        run = _Conv.apply if unwatched(inside) else _conv
         y = run(
             inside, self.values, self.bias, self.probe, self.col, self.starts,
             self.transposed_col, self.transposed_starts, self.permutation,
@@ -316,7 +315,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, values, probe, col, starts, *transposed = ctx.saved_tensors
     need_x, need_values, need_bias, need_probe = ctx.needs_input_grad[:4]
     grad = grad.contiguous()
-    plain = _unwatched(grad) and not torch.is_grad_enabled()  # no second derivative
+    plain = unwatched(grad) and not torch.is_grad_enabled()  # no second derivative
     grads: list[Tensor | None] = [None] * 11
     if need_x:
         size = x.shape[2] - 2, x.shape[3] - 2, ctx.taps, ctx.stride
@@ -345,12 +344,3 @@ class _Conv(torch.autograd.Function):
         return y
 
     backward = staticmethod(_backward)
-
-
-def _unwatched(x: Tensor) -> bool:
-    """Whether nothing traces or counts operations: then 30 us a call are saved."""
-    return (
-        type(x) is Tensor
-        and not torch.compiler.is_compiling()
-        and not is_in_torch_dispatch_mode()
-    )

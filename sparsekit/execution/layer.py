@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 INDEX_MAX = torch.iinfo(torch.int32).max
 
@@ -200,6 +201,15 @@ def carry(old: Tensor, source: Tensor) -> Tensor:
     if not len(old):
         return old.new_zeros(len(source))
     return torch.where(source >= 0, old[source.clamp(min=0)], 0)
+
+
+def unwatched(x: Tensor) -> bool:
+    """Whether nothing traces or counts operations: a direct call then saves 20 us."""
+    return (
+        type(x) is Tensor
+        and not torch.compiler.is_compiling()
+        and not is_in_torch_dispatch_mode()
+    )
 
 
 def require_structure(

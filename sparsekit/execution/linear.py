@@ -5,10 +5,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from sparsekit.execution.kernels import linear as kernels
-from sparsekit.execution.layer import SparseLayer
+from sparsekit.execution.layer import SparseLayer, unwatched
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -121,7 +120,7 @@ def product(layer: SparseLayer, x: Tensor, bias: Tensor | None = None) -> Tensor
         return F.linear(x, weight, bias).to(kind)
     layer.build()
     flat = x.reshape(-1, inputs)
-    run = _Linear.apply if _unwatched(flat) else _linear
+    run = _Linear.apply if unwatched(flat) else _linear
     y = run(
         flat, values, bias, layer.probe, layer.col, layer.starts,
         layer.transposed_starts, layer.transposed_col, layer.permutation,
@@ -291,7 +290,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, values, col, starts, *transposed = ctx.saved_tensors
     need_x, need_values, need_bias, need_probe = ctx.needs_input_grad[:4]
-    plain = _unwatched(grad) and not torch.is_grad_enabled()  # no second derivative
+    plain = unwatched(grad) and not torch.is_grad_enabled()  # no second derivative
     grads: list[Tensor | None] = [None] * 9
     if need_x:
         towards_x: Any = input_gradient if plain else _input_gradient
@@ -319,12 +318,3 @@ class _Linear(torch.autograd.Function):
         return y
 
     backward = staticmethod(_backward)
-
-
-def _unwatched(x: Tensor) -> bool:
-    """Whether nothing traces or counts operations: then 30 us a call are saved."""
-    return (
-        type(x) is Tensor
-        and not torch.compiler.is_compiling()
-        and not is_in_torch_dispatch_mode()
-    )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sparsekit.execution import blocked, threads
 from sparsekit.execution.blocked import LANES, from_blocked, to_blocked
 from sparsekit.execution.kernels import norm as kernels
+from sparsekit.execution.layer import unwatched
 
 
 class BlockedBatchNorm2d(nn.BatchNorm2d):
@@ -65,7 +66,7 @@ class BlockedBatchNorm2d(nn.BatchNorm2d):
                 f"image of {tuple(x.shape[2:4])} with its border"
             )
         given = None if own else torch.stack([mean, variance])  # type: ignore[list-item]
-        apply: Any = _Norm.apply if blocked.unwatched(x) else _norm
+        apply: Any = _Norm.apply if unwatched(x) else _norm
         y, stats = apply(
             x.contiguous(),
             None if residual is None else residual.contiguous(),
@@ -89,7 +90,7 @@ class BlockedBatchNorm2d(nn.BatchNorm2d):
         self.num_batches_tracked.add_(1)
         bessel = count / max(count - 1, 1)
         running = self.running_mean, self.running_var
-        plain = blocked.unwatched(stats) and running[0].dtype == torch.float32
+        plain = unwatched(stats) and running[0].dtype == torch.float32
         if self.momentum is not None and plain:
             addresses = (tensor.data_ptr() for tensor in (stats, *running))
             kernels.follow(*addresses, stats.shape[1], self.momentum, bessel)
@@ -207,7 +208,7 @@ def _backward(
     x, weight, stats, out = ctx.saved_tensors
     need_x, need_residual, need_weight, need_bias = ctx.needs_input_grad[:4]
     grad = grad.contiguous()
-    plain = blocked.unwatched(grad) and not torch.is_grad_enabled()
+    plain = unwatched(grad) and not torch.is_grad_enabled()
     towards: Any = norm_backward if plain else _norm_backward
     grad_x, grad_residual, grad_weight, grad_bias = towards(
         grad, out, x, weight, stats, ctx.batch, ctx.epsilon, ctx.training, need_x,
