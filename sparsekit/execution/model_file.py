@@ -33,6 +33,7 @@ VERSION = 1
 ENCODINGS = {"dense": (), "bitmask": ("bits",), "delta": ("gaps",)}
 LARGEST = 2**31 - 1  # entries of a weight or an activation: indices have 32 bits
 MOST_ROWS = 2**20  # outputs of a layer
+MOST_SIDE = 64  # of a kernel, a stride
 ESCAPE = 255
 
 _SIZES = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1}
@@ -335,6 +336,10 @@ _STEPS: dict[str, tuple[set[str], int, Callable[[str, Any, list[Shape]], Shape]]
 
 def _slide(name: str, size: Any, kernel: Any, stride: Any) -> tuple[int, int]:
     down, across = _integers(name, "stride", stride, 2, 1)
+    if max(*kernel, down, across) > MOST_SIDE:
+        raise DamagedFile(
+            f"step {name!r}: kernel {kernel} or stride {stride} is over {MOST_SIDE}"
+        )
     if kernel[0] > size[0] or kernel[1] > size[1]:
         raise DamagedFile(f"step {name!r}: kernel {kernel} is larger than {size}")
     return (size[0] - kernel[0]) // down + 1, (size[1] - kernel[1]) // across + 1
