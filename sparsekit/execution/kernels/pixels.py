@@ -34,7 +34,9 @@ from sparsekit.execution.kernels.micro import LANES, VECTORS, multiply_add_finis
 VECTOR = 4 * LANES  # bytes
 NEAR = 32 * 1024  # bytes of input that stay in the first-level cache beside the rest
 NONZEROS = 28  # of a row in a block, at least; fewer do not pay for the sum's transport
-RATE = 60.0  # floating-point operations a nanosecond, to guess what is worth threads
+RATE = 100.0  # floating-point operations a nanosecond, to guess what a call takes
+WORTH = 100_000  # nanoseconds of a call that other threads help with: many small ones
+# in a row would wait for a thread whose processor is taken, each time
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int32]
@@ -193,9 +195,11 @@ class Call:
         self, kernel: Any, tasks: int, *arguments: Any, work: float, keep: Any
     ):
         self._keep = keep
+        guess = work / RATE
         self._run = partial(
-            threads.run, kernel, tasks, *arguments, nanoseconds=work / RATE
-        )
+            threads.run, kernel, tasks, *arguments,
+            nanoseconds=guess if guess >= WORTH else 0,
+        )  # fmt: skip
 
     def __call__(self) -> None:
         self._run()
