@@ -4,24 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class Block(nn.Module):
-    """Two 3x3 convolutions and a shortcut."""
-
-    def __init__(self, n_in: int, n_out: int, stride: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(n_out)
-        self.conv2 = nn.Conv2d(n_out, n_out, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(n_out)
-        self.shortcut = nn.Sequential()
-        if stride > 1 or n_in != n_out:
-            self.shortcut.append(nn.Conv2d(n_in, n_out, 1, stride, bias=False))
-            self.shortcut.append(nn.BatchNorm2d(n_out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.norm2(self.conv2(out)) + self.shortcut(x))
+from apps.classify.models import Residual
 
 
 def resnet18(width: int = 16, classes: int = 10) -> nn.Module:
@@ -32,7 +15,7 @@ def resnet18(width: int = 16, classes: int = 10) -> nn.Module:
     for stage in range(4):
         for block in range(2):
             n_out = width * 2**stage
-            layers.append(Block(n_in, n_out, 2 if stage and not block else 1))
+            layers.append(Residual(n_in, n_out, 2 if stage and not block else 1))
             n_in = n_out
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(n_in, classes)]
     return nn.Sequential(*layers)

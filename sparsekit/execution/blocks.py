@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsekit.execution.layer import linear_of
 from sparsekit.masks import count_active
 
 # Inputs gathered at a time. On a CPU, more would be fresh memory in every call, whose
@@ -137,18 +138,7 @@ class BlockLinear(nn.Module):
 
     def to_module(self) -> nn.Linear:
         """The dense layer, with zeros where there is no block."""
-        module = nn.Linear(
-            self.in_features,
-            self.out_features,
-            bias=self.bias is not None,
-            device=self.weight.device,
-            dtype=self.weight.dtype,
-        )
-        with torch.no_grad():
-            module.weight.copy_(self.to_dense())
-            if self.bias is not None:
-                module.bias.copy_(self.bias)
-        return module.train(self.training)
+        return linear_of(self.to_dense(), self.bias, self.training)
 
     def to_dense(self) -> Tensor:
         """The dense weight (out, in), detached."""

@@ -203,6 +203,17 @@ def carry(old: Tensor, source: Tensor) -> Tensor:
     return torch.where(source >= 0, old[source.clamp(min=0)], 0)
 
 
+def linear_of(weight: Tensor, bias: Tensor | None, training: bool) -> nn.Linear:
+    """A plain layer with copies of a dense weight (out, in) and a bias."""
+    out, inputs = weight.shape
+    module = nn.Linear(inputs, out, bias is not None, weight.device, weight.dtype)
+    with torch.no_grad():
+        module.weight.copy_(weight)
+        if bias is not None:
+            module.bias.copy_(bias)
+    return module.train(training)
+
+
 def unwatched(x: Tensor) -> bool:
     """Whether nothing traces or counts operations: a direct call then saves 20 us."""
     return (

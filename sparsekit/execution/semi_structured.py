@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparsekit.execution.layer import linear_of
+
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -51,7 +53,7 @@ class SemiStructuredLinear(nn.Module):
 
     def to_module(self) -> nn.Linear:
         """The dense layer, with zeros where no weight exists."""
-        return _linear(self.to_dense(), self.bias, self.training)
+        return linear_of(self.to_dense(), self.bias, self.training)
 
     def to_dense(self) -> Tensor:
         """The dense weight (out, in), exactly: a product with the identity."""
@@ -152,7 +154,7 @@ class BSRLinear(nn.Module):
 
     def to_module(self) -> nn.Linear:
         """The dense layer, with zeros where no block exists."""
-        return _linear(self.packed().to_dense(), self.bias, self.training)
+        return linear_of(self.packed().to_dense(), self.bias, self.training)
 
     def packed(self) -> Tensor:
         """The weight as torch's BSR tensor, on the buffers of this layer."""
@@ -211,16 +213,6 @@ def cuda_graph(module: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor]
 
     call.input = held  # type: ignore[attr-defined]  # fill it in place: no copy
     return call
-
-
-def _linear(weight: Tensor, bias: Tensor | None, training: bool) -> nn.Linear:
-    out, inputs = weight.shape
-    module = nn.Linear(inputs, out, bias is not None, weight.device, weight.dtype)
-    with torch.no_grad():
-        module.weight.copy_(weight)
-        if bias is not None:
-            module.bias.copy_(bias)
-    return module.train(training)
 
 
 def _require_gpu(tensor: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:

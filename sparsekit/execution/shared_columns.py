@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparsekit.execution.layer import linear_of
 from sparsekit.patterns import NM
 
 MIN_TILE = 64  # rows: below, the products are too small to pay for the gather
@@ -109,18 +110,7 @@ class SharedColumnsLinear(nn.Module):
 
     def to_module(self) -> nn.Linear:
         """The dense layer, with zeros in the columns that are not read."""
-        module = nn.Linear(
-            self.in_features,
-            self.out_features,
-            bias=self.bias is not None,
-            device=self.weight.device,
-            dtype=self.weight.dtype,
-        )
-        with torch.no_grad():
-            module.weight.copy_(self.to_dense())
-            if self.bias is not None:
-                module.bias.copy_(self.bias)
-        return module.train(self.training)
+        return linear_of(self.to_dense(), self.bias, self.training)
 
     def to_dense(self) -> Tensor:
         """The dense weight (out, in), detached."""
