@@ -7,11 +7,12 @@ sparsekit classify compare --methods set rigl --seeds 5 --sparsity 0.9 --out run
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from apps.classify import data, figure, metrics, options
+from apps.classify import data, figure, metrics
 from apps.classify.compare import compare, load_comparison
 from apps.classify.config import PRESETS, Config
 from apps.classify.result import Result, evaluate, load_result, test_metrics
 from apps.classify.train import train
+from apps.common import options
 from apps.common.config import RunConfig, parse
 from apps.common.tables import percent
 from apps.common.verbs import listed, presets, required, run

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from apps.classify import options
+from apps.common import options
 from apps.common.config import RunConfig, parse
 
 PRESETS = Path(__file__).parent / "presets"

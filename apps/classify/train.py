@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apps.classify import cost, data, models, options
+from apps.classify import cost, data, models
 from apps.classify.config import Config
 from apps.classify.result import Result, Run, evaluate, is_finished, load_result
+from apps.common import options
 from sparsekit import Sparsifier
 from sparsekit.execution import convert
 

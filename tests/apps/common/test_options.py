@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from apps.classify import options
+from apps.common import options
 from sparsekit import allocation
 from sparsekit.method import discover
 from sparsekit.patterns import NM, Block, Rows
