@@ -1,0 +1,219 @@
+"""Rows that keep some of their numbers, and where those stand.
+
+    values     nnz float32 (4 bytes), float16 (2), int8 (1) or int4 (1/2); integers as
+               in `integers`, with one scale a row
+    structure  columns: a byte an entry, and the number of entries of each row (a byte,
+               two if d = 256); or bits: one a number of the table, ceil(d / 8) bytes a
+               row. What is smaller is taken: the bits, from about one kept number in 8.
+
+With v bytes a value, density p = nnz / (n d) and s bytes of scale a row (0 for floats):
+
+    columns    n d p (v + 1) + n + s n
+    bits       n d p v + n ceil(d / 8) + s n
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from apps.recsys.tables import bits as packed_bits
+from apps.recsys.tables.dense import KINDS as FLOAT_KINDS
+from apps.recsys.tables.dense import to_float
+from apps.recsys.tables.integers import levels, quantised, read_scales
+from apps.recsys.tables.stored import (
+    Shape,
+    Stored,
+    checked_index,
+    checked_matrix,
+    stored_bytes,
+)
+
+VALUES = (*FLOAT_KINDS, "int8", "int4")
+BYTE = (np.dtype(np.uint8),)
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Entries row by row, columns rising within a row. d: numbers of a row.
+
+    values: [nnz] float32 or float16; for "int8" [nnz] and "int4" [ceil(nnz / 2)] uint8
+    codes, and scales: [n]. bits: [n, ceil(d / 8)] uint8, or counts: [n] and columns:
+    [nnz] uint8.
+
+    >>> matrix = np.array([[0.0, 2.0, 0.0], [1.0, 0.0, 0.0]])
+    >>> table = Sparse.of(matrix, matrix != 0, "float16")
+    >>> table.rows(np.array([1, 0])).tolist(), table.nbytes
+    ([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]], 6)
+    """
+
+    d: int
+    value_kind: str
+    values: np.ndarray
+    scales: np.ndarray | None = None
+    bits: np.ndarray | None = None
+    counts: np.ndarray | None = None
+    columns: np.ndarray | None = None
+
+    @classmethod
+    def of(
+        cls,
+        matrix: np.ndarray,
+        mask: np.ndarray,
+        values: str = "float32",
+        scales: str = "float16",
+    ) -> "Sparse":
+        """matrix: [n, d] float; mask: [n, d] bool, what is kept, zeros included.
+
+        values: one of VALUES. scales: dtype of the scales of integers.
+
+        Raises ValueError for NaN or infinity, and shapes that differ.
+        """
+        matrix, mask = checked_matrix(matrix), np.asarray(mask)
+        if mask.dtype != bool or mask.shape != matrix.shape:
+            raise ValueError(
+                f"mask must be bool of shape {matrix.shape}, got {mask.dtype} of shape "
+                f"{mask.shape}"
+            )
+        if values not in VALUES:
+            raise ValueError(f"values must be one of {VALUES}, got {values!r}")
+        d, structure = matrix.shape[1], _structure(mask)
+        if values in FLOAT_KINDS:
+            return cls(d, values, to_float(matrix[mask], values), **structure)
+        width = int(values.removeprefix("int"))
+        kept = np.where(mask, matrix, 0)
+        codes, steps = quantised(kept, np.abs(kept).max(1), width, scales)
+        flat = packed_bits.pack(codes[mask][None], width)[0]
+        return cls(d, values, flat, steps, **structure)
+
+    @classmethod
+    def read(cls, kind: str, shape: Shape, stored: Stored) -> "Sparse":
+        n, d = shape
+        values = stored.choice("values", VALUES)
+        scales = None if values in FLOAT_KINDS else read_scales(stored, n)
+        bits = counts = columns = None
+        if stored.has("bits"):
+            bits = stored.array("bits", BYTE, (n, packed_bits.width(d, 1)))
+            if not packed_bits.padding_is_zero(bits, d, 1):
+                raise ValueError(f"{stored.prefix}bits go on after number {d} of a row")
+            nnz = int(np.bitwise_count(bits).sum(dtype=np.int64))
+        else:
+            if d > 256:
+                raise ValueError(f"rows of {d} numbers need bits: a column is a byte")
+            counts = stored.array("counts", (_count_type(d),), (n,))
+            nnz = int(counts.sum(dtype=np.int64))
+            columns = stored.array("columns", BYTE, (nnz,))
+            _check_columns(columns, counts, d)
+        if values in FLOAT_KINDS:
+            flat = stored.array("values", (np.dtype(values),), (nnz,))
+        else:
+            width = int(values.removeprefix("int"))
+            size = packed_bits.width(nnz, width)
+            flat = stored.array("values", BYTE, (size,))
+            if nnz and not packed_bits.padding_is_zero(flat[None], nnz, width):
+                raise ValueError(f"{stored.prefix}values go on after number {nnz}")
+        return cls(d, values, flat, scales, bits, counts, columns)
+
+    @property
+    def kind(self) -> str:
+        return "sparse"
+
+    @property
+    def shape(self) -> Shape:
+        return len(self._starts) - 1, self.d
+
+    @property
+    def nnz(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def nbytes(self) -> int:
+        return stored_bytes(self.arrays())
+
+    def rows(self, index: np.ndarray) -> np.ndarray:
+        index = checked_index(index, self.shape[0])
+        first, counts = self._starts[index], self._starts[index + 1]
+        counts = counts - first
+        row = np.repeat(np.arange(len(index)), counts)
+        place = np.arange(len(row)) + (first - np.cumsum(counts) + counts)[row]
+        values = self._values(place, index[row])
+        result = np.zeros((len(index), self.d), np.float32)
+        if self.bits is not None:
+            mask = np.unpackbits(
+                self.bits[index], axis=1, count=self.d, bitorder="little"
+            )
+            result[mask.view(bool)] = values
+        else:
+            result[row, self.columns[place]] = values
+        return result
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        names = ("values", "scales", "bits", "counts", "columns")
+        found = {name: getattr(self, name) for name in names}
+        return {name: array for name, array in found.items() if array is not None}
+
+    def settings(self) -> dict[str, int | str]:
+        return {"values": self.value_kind}
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        """Place of each row's first entry, [n + 1] int64."""
+        if self.bits is not None:
+            counts = np.bitwise_count(self.bits).sum(1, dtype=np.int64)
+        else:
+            counts = self.counts
+        starts = np.zeros(len(counts) + 1, np.int64)
+        np.cumsum(counts, out=starts[1:])
+        return starts
+
+    def _values(self, place: np.ndarray, row: np.ndarray) -> np.ndarray:
+        """Entries as float32. place: where they are stored; row: of the table."""
+        if self.scales is None:
+            return self.values[place].astype(np.float32)
+        if self.value_kind == "int8":
+            codes = self.values[place]
+            width = 8
+        else:
+            codes = self.values[place >> 1] >> (4 * (place & 1)).astype(np.uint8) & 15
+            width = 4
+        return levels(codes, width) * self.scales[row].astype(np.float32)
+
+
+def structure_bytes(n: int, d: int, nnz: int) -> int:
+    """Bytes that say where `nnz` kept numbers of an [n, d] table stand.
+
+    >>> structure_bytes(1000, 64, 6400), structure_bytes(1000, 64, 32000)
+    (7400, 8000)
+    """
+    by_bits = n * packed_bits.width(d, 1)
+    if d > 256:
+        return by_bits
+    return min(by_bits, nnz + n * _count_type(d).itemsize)
+
+
+def _structure(mask: np.ndarray) -> dict[str, np.ndarray]:
+    n, d = mask.shape
+    nnz = int(mask.sum())
+    if structure_bytes(n, d, nnz) == n * packed_bits.width(d, 1):
+        return {"bits": np.packbits(mask, axis=1, bitorder="little")}
+    return {
+        "counts": mask.sum(1).astype(_count_type(d)),
+        "columns": np.nonzero(mask)[1].astype(np.uint8),
+    }
+
+
+def _count_type(d: int) -> np.dtype:
+    return np.dtype(np.uint8 if d < 256 else "<u2")
+
+
+def _check_columns(columns: np.ndarray, counts: np.ndarray, d: int) -> None:
+    if columns.size == 0:
+        return
+    if int(columns.max()) >= d:
+        raise ValueError(f"column {int(columns.max())} is outside 0 ... {d - 1}")
+    rising = columns[1:] > columns[:-1]
+    first = np.cumsum(counts, dtype=np.int64)
+    first = first[(first > 0) & (first < len(columns))]
+    rising[first - 1] = True  # a new row may begin anywhere
+    if not rising.all():
+        raise ValueError("columns must rise within each row")
