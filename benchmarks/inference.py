@@ -30,8 +30,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from apps.classify import efficientnet
 from apps.common.provenance import provenance
-from benchmarks import efficientnet
 from benchmarks.networks import resnet18
 from sparsekit.execution import export, reader
 

@@ -47,11 +47,6 @@ class CNN(nn.Module):
         self.classifier = nn.Linear(channels * size * size, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        # channels_last halves the time of a step on CPU; weights keep their layout
-        x = x.contiguous(memory_format=torch.channels_last)
-        _, channels, height, width = x.shape
-        if channels == 1:  # both layouts are the same then, but strides tell torch
-            x = x.as_strided(x.shape, (height * width, 1, width, 1))
         return self.classifier(self.features(x).flatten(1))  # [B, classes]
 
 

@@ -27,6 +27,7 @@ LEAST_PER_CLASS = 10  # so that every class is in every part
 class Split:
     """x: [N, C, S, S] float32, standardised; y: [N] int64, 0 ... classes - 1.
 
+    In memory the channels of `x` are innermost, see `channels_last`.
     ids: [N] int64, where the images stand in the data set; None if it does not matter.
     """
 
@@ -109,8 +110,9 @@ def load(
         raise ValueError(f"{dataset}: a channel of the images is constant")
 
     def part(x: np.ndarray, y: np.ndarray, ids: np.ndarray) -> Split:
-        standardised = (x.astype(np.float32) - mean) / std
-        return Split(*map(torch.from_numpy, (standardised, y.copy(), ids)))
+        standardised = torch.from_numpy((x.astype(np.float32) - mean) / std)
+        y, ids = map(torch.from_numpy, (y.copy(), ids))
+        return Split(channels_last(standardised), y, ids)
 
     return Splits(
         part(x_train, images.y[train], train),
@@ -119,6 +121,22 @@ def load(
         images.classes,
         images.name,
     )
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """x [N, C, H, W] with the channels innermost in memory, as batches of it are too.
+
+    Dense convolutions on a CPU take up to half the time. torch's own memory format is
+    the same, but leaves an image of one channel as it is: with strides as any other, no
+    convolution that follows knows.
+
+    >>> channels_last(torch.zeros(5, 1, 4, 4)).stride()
+    (16, 1, 4, 1)
+    """
+    _, channels, height, width = x.shape
+    inner = x.permute(0, 2, 3, 1).contiguous()
+    row = width * channels
+    return inner.as_strided(x.shape, (height * row, 1, row, channels))
 
 
 def _cut(

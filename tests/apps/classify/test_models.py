@@ -5,6 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from apps.classify import models
+from apps.common.images import channels_last
 
 
 def count(model: torch.nn.Module) -> int:
@@ -39,18 +40,22 @@ def test_cnn_pooling_before_relu_is_relu_before_pooling() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_every_convolution_of_the_cnn_sees_channels_last(channels: int) -> None:
-    model = models.build("cnn", width=5, depth=3, classes=7, channels=channels, size=11)
+@pytest.mark.parametrize("name", ["cnn", "resnet", "mobilenet"])
+def test_every_convolution_keeps_the_layout_of_the_images(name, channels) -> None:
+    model = models.build(name, width=5, depth=3, classes=7, channels=channels, size=11)
     layouts = []
-    for layer in model.features:
-        layer.register_forward_hook(
-            lambda _, inputs, output: layouts.append(
-                output.is_contiguous(memory_format=torch.channels_last)
-                and not output.is_contiguous()
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.register_forward_hook(
+                lambda _, inputs, output: layouts.append(
+                    output.is_contiguous(memory_format=torch.channels_last)
+                    and not output.is_contiguous()
+                )
             )
-        )
-    model(torch.randn(4, channels, 11, 11))
-    assert layouts == [True] * len(model.features)
+    x = channels_last(torch.randn(9, channels, 11, 11))
+    model(x[torch.tensor([2, 7, 5])])  # a batch, as the training loop takes it
+    assert layouts
+    assert all(layouts)
 
 
 def test_lstm_reads_rows_like_an_unrolled_cell() -> None:

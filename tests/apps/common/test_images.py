@@ -74,6 +74,24 @@ def test_scaling_uses_the_train_part_alone(npz) -> None:
     assert (test.abs() > 1e-4).all()  # not standardised by itself
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_last_changes_the_layout_alone(channels: int) -> None:
+    x = torch.randn(5, channels, 3, 7)
+    inner = data.channels_last(x)
+    assert torch.equal(inner, x)
+    assert inner.stride() == (21 * channels, 1, 7 * channels, channels)
+    batch = inner[torch.tensor([4, 0])]  # batches keep it, and so do convolutions
+    assert batch.stride() == inner.stride()
+    y = torch.nn.Conv2d(channels, 4, 3)(batch)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_parts_are_channels_last(npz) -> None:
+    splits = data.load(str(npz(x=np.random.default_rng(1).random((90, 2, 5, 5)))))
+    for part in (splits.train, splits.validation, splits.test):
+        assert part.x.stride() == (50, 1, 10, 2)
+
+
 def test_the_seed_decides_the_split() -> None:
     first, again, other = (data.load("mnist5k", seed=s) for s in (1, 1, 2))
     assert torch.equal(first.train.x, again.train.x)
