@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-from apps.classify.cost import bytes_on_disk
+from apps.common.cost import bytes_on_disk
 from sparsekit.allocation import uniform
 from sparsekit.masks import count_active
 from sparsekit.method import Allocation

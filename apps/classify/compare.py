@@ -16,8 +16,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from apps.classify.config import Config
-from apps.classify.result import Result, settings
+from apps.classify.result import Result
 from apps.classify.train import train
+from apps.common.config import settings
 from apps.common.runs import RunFolder
 from apps.common.statistics import Interval, mean_interval, paired_interval
 from apps.common.tables import aligned, percent

@@ -2,17 +2,17 @@
 
 import json
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from apps.classify import cost, data, metrics, models
+from apps.classify import data, metrics, models
 from apps.classify.config import Config
-from apps.common import runs
-from apps.common.config import parse
+from apps.common import cost, runs
+from apps.common.config import parse, refuse_other_settings, settings
 from apps.common.runs import RunFolder
 from apps.common.statistics import Interval, bootstrap_interval, mean_interval
 from sparsekit.execution import dense_state_dict
@@ -198,33 +198,6 @@ def ece_interval(logits: Tensor, y: Tensor) -> Interval:
     """Calibration error with a bootstrap interval over the samples."""
     rows = metrics.confidence_and_correct(logits, y)
     return bootstrap_interval(rows, statistic=metrics.calibration_error)
-
-
-def settings(config: Config) -> dict[str, Any]:
-    """What decides the outcome of a training, as plain values."""
-    shown = {f.name: getattr(config, f.name) for f in fields(config)}
-    for name in ("profile", "out", "resume"):
-        del shown[name]
-    shown["keep_dense"] = list(config.keep_dense)
-    shown["options"] = {k: _plain(v) for k, v in config.options.items()}
-    return shown
-
-
-def _plain(value: Any) -> Any:
-    is_plain = isinstance(value, str | int | float | bool)
-    return value if is_plain else getattr(value, "__name__", repr(value))
-
-
-def refuse_other_settings(config: Config, before: dict, folder: Path) -> None:
-    """ValueError if a folder's run had other settings than `config`."""
-    now = settings(config)
-    changed = sorted(key for key in now if now[key] != before.get(key))
-    if changed:
-        name = changed[0]
-        raise ValueError(
-            f"{folder} was trained with {name} = {before.get(name)!r}, not "
-            f"{now[name]!r}: resume with the same settings, or give another --out"
-        )
 
 
 def save(folder: RunFolder, result: Result, splits: data.Splits) -> None:

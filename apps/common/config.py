@@ -91,6 +91,27 @@ def to_toml(config: RunConfig) -> str:
     return tomli_w.dumps(table)
 
 
+def settings(config: RunConfig) -> dict[str, Any]:
+    """What decides the outcome of a run, as plain values: all but the RunConfig's
+    profile, out and resume."""
+    shown = {f.name: _plain(getattr(config, f.name)) for f in fields(config)}
+    return {k: v for k, v in shown.items() if k not in ("profile", "out", "resume")}
+
+
+def refuse_other_settings(
+    config: RunConfig, before: Mapping[str, Any], folder: Path
+) -> None:
+    """ValueError if a folder's run had other settings than `config`."""
+    now = settings(config)
+    changed = sorted(key for key in now if now[key] != before.get(key))
+    if changed:
+        name = changed[0]
+        raise ValueError(
+            f"{folder} was trained with {name} = {before.get(name)!r}, not "
+            f"{now[name]!r}: resume with the same settings, or give another --out"
+        )
+
+
 def _table(config: Any) -> dict[str, Any]:
     values = {f.name: _plain(getattr(config, f.name)) for f in fields(config)}
     for f in fields(config):

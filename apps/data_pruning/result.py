@@ -1,7 +1,5 @@
 """A single training with its folder: settings, log, weights, result."""
 
-import resource
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +7,7 @@ from torch import Tensor, nn
 
 from apps.common import runs
 from apps.common.config import to_toml
+from apps.common.cost import peak_rss_mb
 from apps.common.runs import RunFolder
 from apps.common.statistics import Interval, mean_interval
 from apps.data_pruning import data as sources
@@ -105,9 +104,3 @@ def _described(config: Config, subset: Path | None, budget: str) -> str:
     """config.toml, which `train --config` reads back."""
     text = to_toml(config) + f'budget = "{budget}"\n'
     return text if subset is None else text + f"subset = '{subset}'\n"
-
-
-def peak_rss_mb() -> float:
-    """Largest resident memory of this process so far, in MB of 10^6 bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

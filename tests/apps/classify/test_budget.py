@@ -8,8 +8,8 @@ from torch import nn
 from apps.classify import models
 from apps.classify.budget import largest_file, sparsity_within
 from apps.classify.config import Config
-from apps.classify.cost import bytes_on_disk
 from apps.classify.train import train
+from apps.common.cost import bytes_on_disk
 from sparsekit.allocation import erk, uniform
 from sparsekit.masks import count_active, topk_mask
 
