@@ -15,7 +15,6 @@ from apps.common.statistics import Interval
 from apps.recsys import metrics
 from apps.recsys.models.closed_form import Model, Recommender
 from apps.recsys.splits import Dataset
-from apps.recsys.topk import top_k_scores
 
 
 @dataclass(frozen=True)
@@ -49,10 +48,25 @@ def evaluate(
     users = np.flatnonzero(np.diff(wanted.indptr))
     if len(users) == 0:
         raise ValueError(f"the {part} part is empty")
-    best = top_k_scores(model.scores, max(ks), known, users=users)
-    ranked = np.full((data.shape[0], best.items.shape[1]), -1, np.int32)
-    ranked[users] = best.items
+    items = best_items(model, users, max(ks), known)
+    ranked = np.full((data.shape[0], items.shape[1]), -1, np.int32)
+    ranked[users] = items
     return Evaluation(part, ranked, metrics.ranking_metrics(ranked, wanted, ks))
+
+
+def best_items(
+    model: Model, users: np.ndarray, k: int, known: sp.csr_array
+) -> np.ndarray:
+    """[B, k] int32: the best unknown items of each of the users, -1 where none is left.
+
+    A model with a method `best(users, k, known)` ranks by itself: by inner products
+    without all scores, or on a GPU. known: CSR [U, I].
+    """
+    if hasattr(model, "best"):
+        return model.best(users, k, known)
+    from apps.recsys.topk import top_k_scores  # numba, which a GPU box may not have
+
+    return top_k_scores(model.scores, k, known, users=users).items
 
 
 @dataclass(frozen=True)

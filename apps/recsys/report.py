@@ -11,8 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from apps.recsys.metrics import concentration
-from apps.recsys.splits import PARTS, Dataset
-from apps.recsys.topk import known_items
+from apps.recsys.splits import PARTS, Dataset, known_items
 
 CORES = (2, 5, 10, 20)
 HEAD = (0.01, 0.1, 0.2)

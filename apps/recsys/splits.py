@@ -16,7 +16,6 @@ import numpy as np
 import scipy.sparse as sp
 
 from apps.recsys.interactions import Interactions, id_order
-from apps.recsys.topk import known_items
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,6 +85,26 @@ class Dataset:
             self, train=self.known("test"), valid=empty, times=times,
             split=f"{self.split}; trained on train and valid",
         )  # fmt: skip
+
+
+def known_items(*parts: sp.csr_array) -> sp.csr_array:
+    """The union of interactions: what a user is known to have at evaluation.
+
+    To rank for validation mask the training part, to rank for test mask both.
+
+    >>> a, b = sp.csr_array([[1, 0, 0]]), sp.csr_array([[1, 0, 1]])
+    >>> known_items(a, b).indices.tolist()
+    [0, 2]
+    """
+    total = sp.csr_array(parts[0], dtype=np.float32, copy=True)
+    total.data[:] = 1
+    for part in parts[1:]:
+        other = sp.csr_array(part, dtype=np.float32, copy=True)
+        other.data[:] = 1
+        total = total + other
+    total.data[:] = 1
+    total.sort_indices()
+    return total
 
 
 def leave_one_out(log: Interactions) -> Dataset:

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apps.recsys import topk
-from apps.recsys.topk import known_items, top_k_factors, top_k_scores
+from apps.recsys.splits import known_items
+from apps.recsys.topk import top_k_factors, top_k_scores
 
 
 def sorted_answer(scores, k, known=None):

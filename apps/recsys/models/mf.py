@@ -1,0 +1,65 @@
+"""Matrix factorisation trained by pairwise ranking."""
+
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from apps.recsys.models.factors import Factors
+from apps.recsys.models.network import (
+    Network,
+    Scorer,
+    bpr,
+    lookup,
+    normal_table,
+    pair_rows,
+    table,
+)
+
+
+class MF(Network):
+    """BPR-MF: `score(u, i) = <e_u, e_i>`, one table for users and items.
+
+    loss = mean softplus(<e_u, e_j> - <e_u, e_i>) + l2 / (2 B) sum of |e|^2 over the
+    batch's vectors, each as often as it occurs.
+
+    Args:
+        train: CSR [U, I].
+        dim: of the vectors.
+        l2: weight of the penalty.
+        seed: of the initial vectors, normal with standard deviation 0.1.
+
+    Rendle et al.: BPR, 2009. Differs from it: no biases, Adam in place of SGD.
+    """
+
+    capturable = True
+
+    def __init__(self, train: sp.csr_array, dim: int, l2: float, seed: int):
+        super().__init__()
+        self.n_users, self.n_items = train.shape
+        self.l2 = l2
+        self.embedding = normal_table(sum(train.shape), dim, 0.1, seed)
+
+    def vectors(self) -> Tensor:
+        """[U + I, d], users first: what scores are made of."""
+        return table(self.embedding)
+
+    def loss(self, batch: Tensor) -> Tensor:
+        """batch: [2 + n, B], of `Pairs`."""
+        own = lookup(self.embedding, pair_rows(batch, self.n_users))
+        vectors = own.view(*batch.shape, -1)
+        loss = bpr(vectors[0], vectors[1], vectors[2:])
+        return loss + self.penalty(own, batch.shape[1])
+
+    def penalty(self, own: Tensor, batch: int) -> Tensor:
+        return self.l2 / (2 * batch) * own.square().sum()
+
+    def scorer(self) -> Scorer:
+        with torch.no_grad():
+            users, items = self.vectors().split([self.n_users, self.n_items])
+        return lambda rows: users[rows] @ items.T
+
+    @torch.no_grad()
+    def fitted(self) -> Factors:
+        """The vectors as they are now."""
+        vectors = self.vectors().float().cpu().numpy().copy()
+        return Factors(vectors[: self.n_users], vectors[self.n_users :])
