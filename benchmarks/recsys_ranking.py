@@ -1,17 +1,15 @@
-"""The 20 best of all items for every user: ours, argpartition, torch, implicit.
+"""The 20 best of all items for every user: ours, argpartition, torch.
 
     python -m benchmarks.recsys_ranking                # as large as MovieLens, Gowalla
     python -m benchmarks.recsys_ranking --quick        # small, one round
 
 64 dimensions. Random factors all have nearly one length, which is the worst case of
 ours; with gowalla_lightgcn.npz in $SPARSEKIT_DATA also those of a singular value
-decomposition of the real interactions, and a whole evaluation (NDCG, MAP, precision at
-20) of them. Known items are left out by all. Methods take turns in rounds; the ratio is
-the median over rounds. "same lists" is the share of users whose list equals ours:
-matrix products of another shape round differently, which may swap two nearly equal
-items. Torch and implicit are measured if they are installed; an environment with
-implicit needs numba, numpy, scipy and threadpoolctl beside it. OMP_NUM_THREADS holds
-for all; set OPENBLAS_NUM_THREADS=1, as implicit asks.
+decomposition of the real interactions. Known items are left out by all. Methods take
+turns in rounds; the ratio is the median over rounds. "same lists" is the share of users
+whose list equals ours: matrix products of another shape round differently, which may
+swap two nearly equal items. Whole evaluations, beside those of other libraries, are in
+`recsys_peers`.
 """
 
 import argparse
@@ -20,16 +18,16 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+import torch
 from scipy.sparse.linalg import svds
 
-from apps.recsys.metrics import ranking_metrics
+from apps.recsys.data import load
 from apps.recsys.topk import top_k_factors
 
 ROOT = Path(__file__).parents[1]
@@ -69,8 +67,6 @@ def argpartition(
 
 
 def torch_topk(users: np.ndarray, items: np.ndarray, known: sp.csr_array) -> np.ndarray:
-    import torch
-
     lists = []
     for start in range(0, len(users), BLOCK):
         scores = scored(users, items, known, start)
@@ -78,30 +74,8 @@ def torch_topk(users: np.ndarray, items: np.ndarray, known: sp.csr_array) -> np.
     return np.concatenate(lists)
 
 
-def implicit_recommend(
-    users: np.ndarray, items: np.ndarray, known: sp.csr_array
-) -> np.ndarray:
-    """`recommend` of its matrix factorisations, the call that users make."""
-    model = implicit_model(users, items)
-    ids, _ = model.recommend(np.arange(len(users)), sp.csr_matrix(known), N=K)
-    return ids
-
-
-def implicit_model(users: np.ndarray, items: np.ndarray) -> Any:
-    from implicit.cpu.als import AlternatingLeastSquares
-
-    model = AlternatingLeastSquares(factors=DIM, num_threads=THREADS)
-    model.user_factors, model.item_factors = users, items
-    return model
-
-
 def methods() -> dict[str, Ranked]:
-    found: dict[str, Ranked] = {"ours": ours, "argpartition": argpartition}
-    if find_spec("torch"):
-        found["torch.topk"] = torch_topk
-    if find_spec("implicit"):
-        found["implicit"] = implicit_recommend
-    return found
+    return {"ours": ours, "argpartition": argpartition, "torch.topk": torch_topk}
 
 
 def made_up(n_users: int, n_items: int, degree: int) -> Case:
@@ -116,23 +90,22 @@ def made_up(n_users: int, n_items: int, degree: int) -> Case:
     return users, items, known
 
 
-def gowalla() -> tuple[Case, sp.csr_array] | None:
-    """Factors of the degree-normalised training part, and the test part."""
-    path = Path(os.environ.get("SPARSEKIT_DATA") or os.devnull) / "gowalla_lightgcn.npz"
-    if not path.is_file():
-        return None
-    with np.load(path) as arrays:
-        train, test = (
-            sp.csr_array(
-                (np.ones(len(pairs), np.float32), pairs.T), shape=(29_858, 40_981)
-            )
-            for pairs in (arrays["train"], arrays["test"])
-        )
+def normalised_factors(train: sp.csr_array, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors of users and items from the degree-normalised interactions."""
     by_user, by_item = (np.maximum(train.sum(axis), 1) ** -0.5 for axis in (1, 0))
     normal = sp.diags_array(by_user) @ train @ sp.diags_array(by_item)
-    left, values, right = svds(normal.astype(np.float32), DIM, rng=0)
+    left, values, right = svds(normal.astype(np.float32), dim, rng=0)
     users, items = left * values / by_user[:, None], right.T / by_item[:, None]
-    return (users.astype(np.float32), items.astype(np.float32), train), test
+    return users.astype(np.float32), items.astype(np.float32)
+
+
+def gowalla() -> Case | None:
+    """The training part of Gowalla and its factors; None without the file."""
+    try:
+        known = load("gowalla").known("test")
+    except FileNotFoundError:
+        return None
+    return *normalised_factors(known, DIM), known
 
 
 def measure(case: Case, rounds: int) -> list[dict]:
@@ -142,26 +115,6 @@ def measure(case: Case, rounds: int) -> list[dict]:
         same = (lists[row["method"]] == lists["ours"]).all(1)
         row["same lists"] = float(same.mean())
     return rows
-
-
-def measure_evaluation(case: Case, test: sp.csr_array, rounds: int) -> list[dict]:
-    """A whole evaluation, ours and implicit's, with the NDCG@20 that each finds."""
-    users, items, known = case
-    calls: dict[str, Callable[[], float]] = {
-        "ours": lambda: float(
-            np.nanmean(ranking_metrics(ours(*case), test, [K])[f"ndcg@{K}"])
-        )
-    }
-    if find_spec("implicit"):
-        from implicit.evaluation import ranking_metrics_at_k
-
-        model = implicit_model(users, items)
-        matrices = sp.csr_matrix(known), sp.csr_matrix(test)
-        calls["implicit"] = lambda: ranking_metrics_at_k(
-            model, *matrices, K=K, show_progress=False, num_threads=THREADS
-        )["ndcg"]
-    found = {name: call() for name, call in calls.items()}
-    return [row | {"ndcg": found[row["method"]]} for row in timed(calls, rounds)]
 
 
 def timed(calls: dict[str, Callable[[], Any]], rounds: int) -> list[dict]:
@@ -195,14 +148,6 @@ def markdown(report: dict[str, Any]) -> str:
                 f"| {size} | {row['method']} | {row['seconds']:.3f} | "
                 f"{row['times ours']:.1f} | {row['same lists']:.2%} |"
             )
-    if report["evaluation"]:
-        lines += ["", "| evaluation, Gowalla | seconds | times ours | NDCG@20 |"]
-        lines += ["|---|---|---|---|"]
-    for row in report["evaluation"]:
-        lines.append(
-            f"| {row['method']} | {row['seconds']:.3f} | {row['times ours']:.1f} | "
-            f"{row['ndcg']:.9f} |"
-        )
     return "\n".join([*lines, "", f"Threads: {report['threads']}.", ""])
 
 
@@ -216,11 +161,10 @@ def main() -> None:
     found = {name: measure(made_up(*size), rounds) for name, size in sizes.items()}
     real = None if args.quick else gowalla()
     if real is not None:
-        found["Gowalla, factors of its SVD"] = measure(real[0], rounds)
+        found["Gowalla, factors of its SVD"] = measure(real, rounds)
     report = {
         "threads": THREADS,
         "sizes": found,
-        "evaluation": [] if real is None else measure_evaluation(*real, rounds),
     }
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "recsys_ranking.json").write_text(json.dumps(report, indent=2) + "\n")

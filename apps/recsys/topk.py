@@ -21,7 +21,9 @@ from threadpoolctl import ThreadpoolController
 
 TILE_USERS = 128
 TILE_ITEMS = 1024  # a tile of scores is 0.5 MB: it is read while it is in the cache
+SMALL = 4096  # so few items are multiplied at once, in their own order
 BLOCK = 64  # scores that are compared with the K-th best together
+GROUPS = 128  # of scores of a first tile, whose largest tell what is too low
 Scores = Callable[[np.ndarray], np.ndarray]
 
 
@@ -50,12 +52,12 @@ def top_k_factors(
     entries are never recommended. threads: default $OMP_NUM_THREADS, or one a core;
     each runs single-threaded matrix products of its own.
 
-    Items are visited by falling length in tiles of 1,024. By Cauchy and Schwarz,
-    `<u, v> <= |u| |v|`, so a user is done as soon as |u| times the next length is below
-    the k-th best score: of trained factors, whose lengths differ much, most items are
-    never multiplied. A tile is scanned while it is in the cache, 64 scores at a time,
-    of which usually none beats the k-th best. Scores are float32, whose last bit may
-    depend on the tile.
+    More than 4,096 items are visited by falling length in tiles of 1,024. By Cauchy
+    and Schwarz, `<u, v> <= |u| |v|`, so a user is done as soon as |u| times the next
+    length is below the k-th best score: of trained factors, whose lengths differ much,
+    most items are never multiplied. A tile is scanned while it is in the cache, 64
+    scores at a time, of which usually none beats the k-th best. Scores are float32,
+    whose last bit may depend on the tile.
 
     Raises ValueError for shapes that do not fit, k < 1, and scores that are NaN.
 
@@ -70,9 +72,11 @@ def top_k_factors(
         )
     n_users, n_items = len(users), len(items)
     best = _empty(n_users, n_items, k)
-    lengths = _lengths(items)
-    names = np.argsort(-lengths, kind="stable").astype(np.int32)
-    items, lengths = items[names], lengths[names]
+    lengths, names = _lengths(items), None
+    tile_items = n_items if n_items <= SMALL else TILE_ITEMS
+    if n_items > tile_items:
+        names = np.argsort(-lengths, kind="stable").astype(np.int32)
+        items, lengths = items[names], lengths[names]
     indptr, places = _known(known, n_users, n_items, names)
     # Rounding of a product of d terms stays below this.
     reach = _lengths(users) * (1 + 2 * (users.shape[1] + 2) * np.finfo(np.float32).eps)
@@ -80,15 +84,15 @@ def top_k_factors(
 
     def fill(start: int) -> None:
         rows = np.arange(start, min(start + TILE_USERS, n_users))
-        tile = np.empty(len(rows) * TILE_ITEMS, np.float32)
+        tile = np.empty(len(rows) * tile_items, np.float32)
         cursor = indptr[rows]
-        for first in range(0, n_items, TILE_ITEMS):
+        for first in range(0, n_items, tile_items):
             bound = reach[rows] * lengths[first] + least
             open_ = bound >= best.scores[rows, -1]
             rows, cursor = rows[open_], cursor[open_]
             if len(rows) == 0:
                 return
-            width = min(TILE_ITEMS, n_items - first)
+            width = min(tile_items, n_items - first)
             scores = tile[: len(rows) * width].reshape(-1, width)
             np.matmul(users[rows], items[first : first + width].T, out=scores)
             _scan(scores, rows, first, cursor, indptr, places, best, names)
@@ -197,6 +201,7 @@ def _insert(  # type: ignore
     """
     width, k = scores.shape[1], items.shape[1]
     low = np.float32(-np.inf)
+    largest = np.empty(GROUPS, np.float32)
     for i in range(len(rows)):
         line, top, where = scores[i], values[rows[i]], items[rows[i]]
         place = cursor[i]
@@ -204,10 +209,14 @@ def _insert(  # type: ignore
             line[places[place] - first] = low
             place += 1
         cursor[i] = place
+        floor = low
+        if top[k - 1] == low and k <= GROUPS and width >= 2 * GROUPS:
+            floor = np.nextafter(_floor(line, k, largest), low)
         for block in range(-(-width // BLOCK)):
             begin = block * BLOCK
             part = line[begin : begin + BLOCK]
             gate = top[k - 1] if ordered else np.nextafter(top[k - 1], low)
+            gate = max(gate, floor)
             # How many may enter, NaN among them. The fixed length and 32-bit count let
             # the compiler compare 16 scores at once.
             entering = np.uint32(0)
@@ -227,6 +236,37 @@ def _insert(  # type: ignore
                     _enter(score, names[first + begin + j], top, where)
                 j += 1
     return -1
+
+
+@numba.njit(nogil=True, cache=True)
+def _floor(line, k, largest):  # type: ignore
+    """A score that k of the line reach or more, and not many more; -inf if unknown.
+
+    The line is dealt out to groups; k groups whose largest score reaches a value prove
+    that k scores do. The value is found by halving. largest: [GROUPS], work space.
+    """
+    largest[:] = line[:GROUPS]
+    for begin in range(GROUPS, len(line) - GROUPS + 1, GROUPS):
+        part = line[begin : begin + GROUPS]
+        for g in range(GROUPS):
+            largest[g] = part[g] if part[g] > largest[g] else largest[g]
+    low, high, known = np.float32(np.inf), np.float32(-np.inf), 0
+    for g in range(GROUPS):
+        if -np.inf < largest[g] < np.inf:
+            low, high = min(low, largest[g]), max(high, largest[g])
+            known += 1
+    if known < k:
+        return np.float32(-np.inf)
+    for _ in range(8):
+        middle = low + (high - low) / np.float32(2)
+        reached = np.uint32(0)
+        for g in range(GROUPS):
+            reached += np.uint32(largest[g] >= middle)
+        if reached >= k:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 @numba.njit(nogil=True, cache=True)

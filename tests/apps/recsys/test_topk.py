@@ -22,9 +22,9 @@ def sorted_answer(scores, k, known=None):
 
 
 @given(
-    shape=st.tuples(st.integers(1, 13), st.integers(1, 211)),
-    k=st.integers(1, 23), levels=st.integers(1, 5), share=st.floats(0, 1),
-    seed=st.integers(0, 99),
+    shape=st.tuples(st.integers(1, 13), st.integers(1, 701)),
+    k=st.sampled_from([1, 2, 17, 23, 127, 129]), levels=st.integers(1, 5),
+    share=st.floats(0, 1), seed=st.integers(0, 99),
 )  # fmt: skip
 @settings(max_examples=60)
 def test_scores_with_many_ties(shape, k, levels, share, seed):
@@ -42,12 +42,38 @@ def test_factors_over_many_tiles(monkeypatch, threads):
     """Small integers multiply exactly, so that ties are ties; tiles are odd."""
     monkeypatch.setattr(topk, "TILE_USERS", 7)
     monkeypatch.setattr(topk, "TILE_ITEMS", 101)
+    monkeypatch.setattr(topk, "SMALL", 0)
     rng = np.random.default_rng(0)
     users, items = rng.integers(-2, 3, (41, 5)), rng.integers(-2, 3, (509, 5))
     known = sp.random_array((41, 509), density=0.3, format="csr", rng=rng)
     best = top_k_factors(users, items, 17, known, threads=threads)
     wanted, values = sorted_answer(users @ items.T, 17, known)
     np.testing.assert_array_equal(best.items, wanted)
+    np.testing.assert_array_equal(best.scores, values)
+
+
+def test_factors_of_a_small_catalogue():
+    """All items at once and in their own order, or tile by tile: the same lists."""
+    rng = np.random.default_rng(0)
+    users, items = rng.integers(-3, 4, (53, 5)), rng.integers(-3, 4, (1009, 5))
+    known = sp.random_array((53, 1009), density=0.2, format="csr", rng=rng)
+    best = top_k_factors(users, items, 20, known)
+    wanted, values = sorted_answer(users @ items.T, 20, known)
+    np.testing.assert_array_equal(best.items, wanted)
+    np.testing.assert_array_equal(best.scores, values)
+
+
+@pytest.mark.parametrize("n_low", [0, 1, 300, 490, 500])
+@pytest.mark.parametrize("n_high", [0, 1, 12, 300])
+def test_infinite_scores(n_low, n_high):
+    """What cannot be halved between does not hide a score; -inf is never on a list."""
+    rng = np.random.default_rng(n_low + n_high)
+    scores = rng.standard_normal((17, 503)).astype(np.float32)
+    scores[:, rng.permutation(503)[:n_high]] = np.inf
+    scores[:, rng.permutation(503)[:n_low]] = -np.inf
+    best = top_k_scores(lambda users: scores[users], 13, n_users=17)
+    items, values = sorted_answer(scores, 13)
+    np.testing.assert_array_equal(best.items, items)
     np.testing.assert_array_equal(best.scores, values)
 
 
@@ -86,9 +112,9 @@ def test_scores_of_the_caller_may_be_read_only():
     assert best.items.tolist() == [[0]]
 
 
-@pytest.mark.parametrize("place", [0, 63, 64, 99])
+@pytest.mark.parametrize("place", [0, 63, 64, 299])
 def test_nan_is_refused(place):
-    scores = np.zeros((2, 100), np.float32)
+    scores = np.zeros((2, 300), np.float32)
     scores[1, place] = np.nan
     with pytest.raises(ValueError, match="user 1 is NaN"):
         top_k_scores(lambda users: scores, 3, n_users=2)
@@ -111,6 +137,7 @@ def test_lengths_that_differ(seed, spread, k):
     known = sp.random_array((29, 307), density=0.2, format="csr", rng=rng)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(topk, "TILE_ITEMS", 67)
+        patch.setattr(topk, "SMALL", 0)
         best = top_k_factors(users, items, k, known)
     wanted, values = sorted_answer(users @ items.T, k, known)
     np.testing.assert_array_equal(best.items, wanted)
