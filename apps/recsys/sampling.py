@@ -77,6 +77,11 @@ class Pairs:
         """Batches an epoch."""
         return len(self._users) // self.batch
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of a batch."""
+        return 2 + self.negatives, self.batch
+
     def epoch(self, generator: torch.Generator) -> Iterator[Tensor]:
         """Batches [2 + negatives, batch] int64: users, positives, negatives in rows."""
         n = len(self._users)
@@ -136,6 +141,10 @@ class Users:
     @property
     def steps(self) -> int:
         return len(self._users) // self.batch
+
+    @property
+    def shape(self) -> tuple[int]:
+        return (self.batch,)
 
     def epoch(self, generator: torch.Generator) -> Iterator[Tensor]:
         order = torch.randperm(len(self._users), generator=generator)

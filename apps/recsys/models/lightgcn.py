@@ -62,6 +62,13 @@ class LightGCN(MF):
         loss = bpr(vectors[0], vectors[1], vectors[2:])
         return loss + self.penalty(lookup(self.embedding, rows), batch.shape[1])
 
+    def step_flops(self, batch: int, negatives: int, density: float) -> float:
+        """Of the products with A, only the first and the last meet the sparse table."""
+        product = 2 * len(self.weight) * self.dim
+        layers = max(0, self.layers - 1) + min(1, self.layers) * density
+        scores = super().step_flops(batch, negatives, 1.0)
+        return scores + 2 * layers * product
+
 
 def propagate(x: Tensor, adjacency: Tensor, layers: int) -> Tensor:
     """`1 / (L + 1) sum_{l = 0 .. L} A^l x`, differentiable in x.

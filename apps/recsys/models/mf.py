@@ -36,7 +36,7 @@ class MF(Network):
     def __init__(self, train: sp.csr_array, dim: int, l2: float, seed: int):
         super().__init__()
         self.n_users, self.n_items = train.shape
-        self.l2 = l2
+        self.dim, self.l2 = dim, l2
         self.embedding = normal_table(sum(train.shape), dim, 0.1, seed)
 
     def vectors(self) -> Tensor:
@@ -52,6 +52,10 @@ class MF(Network):
 
     def penalty(self, own: Tensor, batch: int) -> Tensor:
         return self.l2 / (2 * batch) * own.square().sum()
+
+    def step_flops(self, batch: int, negatives: int, density: float) -> float:
+        """Inner products: one forward, one for each side's gradient."""
+        return 3 * 2 * batch * (1 + negatives) * self.dim * density
 
     def scorer(self) -> Scorer:
         with torch.no_grad():

@@ -44,6 +44,14 @@ class Network(nn.Module):
         """What gives the batches of an epoch."""
         return Pairs(train, batch, negatives, power, device)
 
+    def step_flops(self, batch: int, negatives: int, density: float) -> float:
+        """Of the forward and backward pass of a batch, a multiply-add counted as two.
+
+        density: of the masked parameters; what is absent is not counted, as if no
+        kernel touched it.
+        """
+        raise NotImplementedError
+
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device

@@ -1,0 +1,171 @@
+"""The settings of a data set and of one training."""
+
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from apps.common import options
+from apps.common.config import RunConfig, parse
+from apps.recsys import data
+from apps.recsys.reading import BadRows, Columns
+from apps.recsys.splits import Dataset
+
+PRESETS = Path(__file__).parent / "presets"
+
+Value = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class Source(RunConfig):
+    """Interactions and their split. Every field is a flag and a key of a preset.
+
+    Args:
+        dataset: ml100k, gowalla, or a file: .csv, .tsv, .parquet, .inter.
+        test: a file with the test part; then `dataset` is the training part.
+        split: random (10 % of each user are test, 10 % validation), leave_one_out or
+            global_time.
+        split_seed: of a random split, and of the validation part of gowalla.
+        rating: the least that counts as liked; default: 4 for ml100k, else all rows.
+        core: interactions that each user and item must have; 1 for no such limit.
+        columns: names in the file: user, item, rating, timestamp; unit of times.
+        separator: of a text file; default: by its suffix.
+        bad_rows: raise, or drop and count them.
+    """
+
+    dataset: str = "ml100k"
+    test: str | None = None
+    split: Literal["random", "leave_one_out", "global_time"] = "random"
+    split_seed: int = 0
+    rating: float | None = None
+    core: int = 1
+    columns: dict[str, str] = field(default_factory=dict)
+    separator: str | None = None
+    bad_rows: BadRows = "raise"
+
+    def load(self) -> Dataset:
+        """The data set in its three parts."""
+        unknown = sorted(set(self.columns) - set(Columns.__dataclass_fields__))
+        if unknown:
+            raise ValueError(
+                f"columns: {unknown[0]!r} is none of "
+                f"{', '.join(Columns.__dataclass_fields__)}"
+            )
+        if self.core < 1:
+            raise ValueError(f"core must be at least 1, got {self.core}")
+        rating = self.rating
+        if rating is None and self.dataset == "ml100k":
+            rating = data.LIKED.rating
+        return data.load(
+            self.dataset,
+            data.Preparation(rating=rating, core=self.core),
+            split=self.split,
+            seed=self.split_seed,
+            test=self.test,
+            columns=Columns(**self.columns),
+            separator=self.separator,
+            bad_rows=self.bad_rows,
+        )
+
+
+@dataclass(frozen=True)
+class Config(Source):
+    """One training.
+
+    Args:
+        train_on: train: the epoch is chosen on the validation part. all: the validation
+            part is trained on too, so nothing is chosen: the last epoch is tested.
+        model: lightgcn or mf.
+        dim: of the vectors.
+        layers: of the graph convolution.
+        l2: weight of the squared vectors of a batch.
+        negatives: drawn for each positive.
+        negative_power: of an item's number of users in its probability as a negative;
+            0 uniform, 1 popularity.
+        method: "dense", a name that `sparsekit methods` lists, or a file my_method.py.
+        sparsity: fraction of zeros over all masked weights, in [0, 1); unused by dense.
+        options: other fields of the method; times in steps, "2 epochs" or "75%".
+        mask_seed: of the method's random choices; default: `seed`, which draws the
+            initial vectors, the order of the data and the negatives as well.
+        backend: masked (dense weights with zeros), or values: tables store alive
+            weights only, on the CPU.
+        sparse: names of the parameters that are masked; default: what the model says.
+        moments: optimizer state of regrown weights: zero, or mean of the table.
+        epochs: passes over the training interactions, at most.
+        every: epochs from one validation to the next.
+        patience: validations without a better NDCG@20 before the training ends; 0 for
+            never.
+        batch: interactions (users for autoencoders) a step; the incomplete last batch
+            of an epoch is dropped.
+        lr: peak learning rate of Adam.
+        schedule: constant, or cosine to lr / 100.
+        device: cpu or cuda.
+    """
+
+    train_on: Literal["train", "all"] = "train"
+    model: Literal["lightgcn", "mf"] = "lightgcn"
+    dim: int = 64
+    layers: int = 3
+    l2: float = 1e-4
+    negatives: int = 1
+    negative_power: float = 0.0
+    method: str = "dense"
+    sparsity: float = 0.9
+    options: dict[str, Value] = field(default_factory=dict)
+    mask_seed: int | None = None
+    backend: Literal["masked", "values"] = "masked"
+    sparse: tuple[str, ...] = ()
+    moments: Literal["zero", "mean"] = "zero"
+    epochs: int = 200
+    every: int = 5
+    patience: int = 10
+    batch: int = 2048
+    lr: float = 0.001
+    schedule: Literal["constant", "cosine"] = "constant"
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def preset(name: str, profile: str = "laptop", **changes: Any) -> Config:
+    """A preset's settings in a profile, with some fields changed.
+
+    Raises FileNotFoundError for an unknown preset, TypeError for an unknown field.
+
+    >>> config = preset("lightgcn-ml100k", "smoke", seed=3)
+    >>> config.model, config.epochs, config.seed
+    ('lightgcn', 4, 3)
+    """
+    argv = ["--config", name, "--profile", profile]
+    return replace(parse(Config, argv, presets=PRESETS), **changes)
+
+
+def check(config: Config) -> None:
+    """ValueError for a setting out of range, before any work."""
+    least = {"dim": 1, "layers": 0, "negatives": 1, "epochs": 1, "every": 1,
+             "patience": 0, "batch": 1, "split_seed": 0}  # fmt: skip
+    for name, low in least.items():
+        if getattr(config, name) < low:
+            value = getattr(config, name)
+            raise ValueError(f"{name} must be at least {low}, got {value}")
+    if config.mask_seed is not None and config.mask_seed < 0:
+        raise ValueError(f"mask_seed must be at least 0, got {config.mask_seed}")
+    if not 0 <= config.sparsity < 1:
+        raise ValueError(
+            f"sparsity is the fraction of zeros, in [0, 1), got {config.sparsity}"
+        )
+    for name in ("l2", "negative_power"):
+        value = getattr(config, name)
+        if not (value >= 0 and math.isfinite(value)):
+            raise ValueError(f"{name} must be at least 0, got {value}")
+    if not (config.lr > 0 and math.isfinite(config.lr)):
+        raise ValueError(f"lr must be positive, got {config.lr}")
+    if config.backend == "values":
+        if config.method == "dense":
+            raise ValueError("backend values needs a sparse method, not dense")
+        if not config.device.startswith("cpu"):
+            raise ValueError(f"backend values works on the cpu, not {config.device}")
+    if config.method == "dense" and config.sparse:
+        raise ValueError("sparse names masked parameters; method dense masks none")
+    options.build(config.method, config.sparsity, config.options, 100, 1000)

@@ -1,0 +1,291 @@
+"""A training's result, its state on the way there, and both on disk."""
+
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from apps.common import cost, runs
+from apps.common.config import parse, refuse_other_settings, settings
+from apps.common.runs import RunFolder
+from apps.common.statistics import Interval
+from apps.recsys import metrics, networks
+from apps.recsys.config import Config
+from apps.recsys.evaluation import Evaluation, evaluate
+from apps.recsys.models.closed_form import Model
+from apps.recsys.models.network import Network
+from apps.recsys.splits import Dataset
+from sparsekit.execution import dense_state_dict
+
+CHOSEN_BY = "ndcg@20"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one training gave.
+
+    metrics: {"recall@20", "ndcg@20", ...} on the test part, each an Interval over its
+    users; "coverage@20" and "gini@20" have none. cost: DESIGN's keys. history: one row
+    an epoch. evaluation: the test part's lists and values per user. epoch: whose
+    weights these are. masks: {parameter: bool}.
+    """
+
+    config: Config
+    data: Dataset
+    metrics: dict[str, Interval]
+    cost: dict[str, float]
+    history: list[dict[str, float]]
+    evaluation: Evaluation
+    network: Network
+    masks: dict[str, Tensor]
+    epoch: int
+
+    @property
+    def model(self) -> Model:
+        """The fitted model."""
+        return self.network.fitted()
+
+
+class Run:
+    """A training's state beside network and optimizer: history, best weights, files."""
+
+    def __init__(self, config, data, network, optimizer, sparsifier, steps):
+        self.config, self.data, self.network = config, data, network
+        self.optimizer, self.sparsifier, self.steps = optimizer, sparsifier, steps
+        self.epoch, self.seconds, self.flops = 0, 0.0, 0.0
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, Any] | None = None  # epoch, value, network, masks
+        self.folder = None if config.out is None else RunFolder(config.out)
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        return {} if self.sparsifier is None else self.sparsifier.alive
+
+    def start(self) -> None:
+        """Begins in a new folder, or takes up the checkpoint of an interrupted run."""
+        if self.folder is None:
+            return
+        if not self.config.resume and is_finished(self.config.out):
+            raise ValueError(
+                f"{self.config.out} holds a finished run: load it with --resume, or "
+                "give another --out"
+            )
+        checkpoint = self.folder.read_checkpoint() if self.config.resume else None
+        if checkpoint is None:
+            self.folder.write_config(self.config)
+        else:
+            self._load(checkpoint)
+
+    def end_epoch(self, loss: float, seconds: float) -> None:
+        """Records an epoch; every few, validates and writes a checkpoint."""
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the loss is {loss} in epoch {self.epoch + 1}: lower lr "
+                f"(now {self.config.lr}) or look at the data"
+            )
+        self.epoch += 1
+        self.seconds += seconds
+        self.flops += self._epoch_flops()
+        row = {"epoch": self.epoch, "loss": loss, "seconds": seconds}
+        self.history.append(row)
+        config = self.config
+        if self.epoch % config.every and self.epoch < config.epochs:
+            return
+        if self.sparsifier is not None:
+            row["density"] = self.sparsifier.density
+            row["exploration"] = self.sparsifier.exploration
+        if config.train_on == "train":
+            self._validate(row)
+        if self.folder is not None:
+            self.folder.write_checkpoint(self._state())
+            self.folder.write_log(self.history)
+
+    def is_over(self) -> bool:
+        """Whether the last `patience` validations brought nothing better."""
+        values = [row[CHOSEN_BY] for row in self.history if row.get("eligible")]
+        if not values or not self.config.patience:
+            return False
+        return len(values) - 1 - int(np.argmax(values)) >= self.config.patience
+
+    def finish(self, plain: Network | None = None) -> Result:
+        """Tests the kept weights, once, and writes the result.
+
+        plain: takes the weights of a network in values mode, and is tested and
+        returned.
+        """
+        masks, epoch = _clones(self.masks), self.epoch
+        if self.best is not None:
+            self.network.load_state_dict(self.best["network"])
+            masks, epoch = self.best["masks"], self.best["epoch"]
+        if plain is not None:
+            plain.load_state_dict(dense_state_dict(self.network))
+            self.network = plain
+        tested = evaluate_network(self.network, self.data, "test", metrics.KS)
+        params_total, params_active = cost.count_parameters(self.network, masks)
+        costs = {
+            "train_seconds": self.seconds,
+            "train_flops": self.flops,
+            "peak_rss_mb": cost.peak_rss_mb(),
+            "params_total": params_total,
+            "params_active": params_active,
+            "bytes_on_disk": cost.bytes_on_disk(self.network, masks),
+        }
+        result = Result(
+            self.config, self.data, measured(tested, self.data), costs, self.history,
+            tested, self.network, masks, epoch,
+        )  # fmt: skip
+        if self.folder is not None:
+            save(self.folder, result)
+        return result
+
+    def _validate(self, row: dict[str, float]) -> None:
+        """Ranks the validation part and remembers the best weights."""
+        value = evaluate_network(self.network, self.data, "valid", [20]).means
+        row |= {"ndcg@20": value["ndcg@20"], "recall@20": value["recall@20"]}
+        row["eligible"] = self._is_final_sparsity()
+        better = self.best is None or row[CHOSEN_BY] > self.best["value"]
+        if better and row["eligible"]:
+            self.best = {
+                "epoch": self.epoch,
+                "value": row[CHOSEN_BY],
+                "network": _clones(self.network.state_dict()),
+                "masks": _clones(self.masks),
+            }
+
+    def _is_final_sparsity(self) -> bool:
+        """Whether pruning has reached its end: a denser epoch must not be chosen."""
+        if self.sparsifier is None:
+            return True
+        method, last = self.sparsifier.method, self.steps * self.config.epochs - 1
+        done = self.steps * self.epoch - 1
+        return method.sparsity_at(done) == method.sparsity_at(last)
+
+    def _epoch_flops(self) -> float:
+        """Of the epoch that ends, at the densities of its steps."""
+        first = self.steps * (self.epoch - 1)
+        densities = [1.0] * self.steps
+        if self.sparsifier is not None:
+            sparsity_at = self.sparsifier.method.sparsity_at
+            densities = [1 - sparsity_at(first + i) for i in range(self.steps)]
+        batch, negatives = self.config.batch, self.config.negatives
+        return sum(self.network.step_flops(batch, negatives, d) for d in densities)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "epoch": self.epoch,
+            "seconds": self.seconds,
+            "flops": self.flops,
+            "history": self.history,
+            "best": self.best,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "sparsifier": self.sparsifier and self.sparsifier.state_dict(),
+            "settings": settings(self.config),
+        }
+
+    def _load(self, state: dict[str, Any]) -> None:
+        refuse_other_settings(self.config, state["settings"], self.folder.path)
+        self.epoch, self.seconds = state["epoch"], state["seconds"]
+        self.history, self.best = state["history"], state["best"]
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.sparsifier is not None:
+            self.sparsifier.load_state_dict(state["sparsifier"])
+        self.flops = state["flops"]
+
+
+def evaluate_network(
+    network: Network, data: Dataset, part: str, ks: tuple[int, ...] | list[int]
+) -> Evaluation:
+    """Full rankings: by numpy's and numba's on a CPU, by torch's where the GPU is."""
+    on_cpu = network.device.type == "cpu"
+    network.eval()
+    model = network.fitted() if on_cpu else network.on_device()
+    return evaluate(model, data, part, ks)
+
+
+def measured(tested: Evaluation, data: Dataset) -> dict[str, Interval]:
+    """Means over users with intervals, and what the lists are like as a whole."""
+    n_items, n = data.shape[1], int((tested.ranked[:, 0] >= 0).sum())
+    ranked, k = tested.ranked, tested.ranked.shape[1]
+    whole = {
+        f"coverage@{k}": metrics.coverage(ranked, n_items),
+        f"gini@{k}": metrics.gini(ranked, n_items),
+    }
+    surprise = metrics.summary({f"novelty@{k}": metrics.novelty(ranked, data.train)})
+    alone = {m: Interval(v, math.nan, math.nan, n) for m, v in whole.items()}
+    return tested.intervals | surprise | alone
+
+
+def _clones(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def save(folder: RunFolder, result: Result) -> None:
+    """Writes the network, packed, the values per user, and result.json, last."""
+    config = result.config
+    tensors, metadata = cost.packed(result.network, result.masks)
+    folder.write_tensors("model.safetensors", tensors, metadata)
+    values = {k: torch.from_numpy(v) for k, v in result.evaluation.values.items()}
+    shown = {"settings": settings(config), "epoch": result.epoch}
+    folder.write_tensors(
+        "users.safetensors",
+        values | {"ranked": torch.from_numpy(result.evaluation.ranked)},
+        {"run": json.dumps(shown)},
+    )
+    folder.write_log(result.history)
+    folder.write_result(
+        runs.Result(
+            app="recsys",
+            method=config.method,
+            dataset=result.data.name,
+            seed=config.seed,
+            metrics=result.metrics,
+            cost=result.cost,
+            provenance=runs.provenance(config),
+        )
+    )
+
+
+def is_finished(path: Path | None) -> bool:
+    return path is not None and (Path(path) / "result.json").is_file()
+
+
+def load_result(path: Path, config: Config | None = None) -> Result:
+    """A finished run from its folder; its data set is loaded again.
+
+    Raises FileNotFoundError if there is none, ValueError if `config` is given and the
+    run was trained with other settings.
+    """
+    if not is_finished(path):
+        raise FileNotFoundError(f"no finished run in {path}: it has no result.json")
+    folder = RunFolder(path)
+    stored = folder.read_result()
+    values, run = folder.read_tensors("users.safetensors")
+    shown = json.loads(run["run"])
+    if config is None:
+        config = parse(Config, ["--config", str(Path(path) / "config.toml")])
+    refuse_other_settings(config, shown["settings"], Path(path))
+    data = config.load()
+    fit_on = data.final() if config.train_on == "all" else data
+    network = networks.build(config, fit_on.train)
+    state, masks = cost.unpacked(*folder.read_tensors("model.safetensors"))
+    network.load_state_dict(state)
+    arrays = {name: tensor.numpy() for name, tensor in values.items()}
+    ranked = arrays.pop("ranked")
+    return Result(
+        replace(config, out=Path(path)),
+        data,
+        stored.metrics,
+        stored.cost,
+        folder.read_log(),
+        Evaluation("test", ranked, arrays),
+        network,
+        masks,
+        shown["epoch"],
+    )
