@@ -49,8 +49,8 @@ def evaluate(
     if len(users) == 0:
         raise ValueError(f"the {part} part is empty")
     items = best_items(model, users, max(ks), known)
-    ranked = np.full((data.shape[0], items.shape[1]), -1, np.int32)
-    ranked[users] = items
+    ranked = np.full((data.shape[0], max(ks)), -1, np.int32)
+    ranked[users, : items.shape[1]] = items  # narrower if there are fewer items
     return Evaluation(part, ranked, metrics.ranking_metrics(ranked, wanted, ks))
 
 

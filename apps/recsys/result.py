@@ -20,7 +20,6 @@ from apps.recsys.evaluation import Evaluation, evaluate
 from apps.recsys.models.closed_form import Model
 from apps.recsys.models.network import Network
 from apps.recsys.splits import Dataset
-from sparsekit.execution import dense_state_dict
 
 CHOSEN_BY = "ndcg@20"
 
@@ -123,6 +122,8 @@ class Run:
             self.network.load_state_dict(self.best["network"])
             masks, epoch = self.best["masks"], self.best["epoch"]
         if plain is not None:
+            from sparsekit.execution import dense_state_dict  # as in train.py
+
             plain.load_state_dict(dense_state_dict(self.network))
             self.network = plain
         tested = evaluate_network(self.network, self.data, "test", metrics.KS)

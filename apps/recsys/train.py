@@ -26,7 +26,6 @@ from apps.recsys.models.network import Network
 from apps.recsys.result import Result, Run, is_finished, load_result
 from apps.recsys.sampling import Pairs, Users
 from sparsekit import Sparsifier
-from sparsekit.execution import convert
 
 Watch = Callable[[int, Network, Sparsifier | None], None]
 
@@ -157,6 +156,8 @@ def sparse_names(config: Config, network: Network) -> list[str]:
 
 def in_values_mode(network: Network, names: list[str]) -> Network:
     """The network with layers that store alive weights only, where `names` says."""
+    from sparsekit.execution import convert  # numba, which a GPU box may not have
+
     layers = [name.removesuffix(".weight") for name in names]
     return convert(network, to="values", where=layers)
 
