@@ -6,7 +6,9 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("name", ["interactions", "metrics", "splits", "topk"])
+@pytest.mark.parametrize(
+    "name", ["interactions", "metrics", "ragged", "scoring", "splits", "topk"]
+)
 def test_examples(name: str) -> None:
     module = importlib.import_module(f"apps.recsys.{name}")
     failed, attempted = doctest.testmod(module)

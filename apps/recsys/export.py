@@ -1,0 +1,211 @@
+"""From a fitted model and its data to the artefact that is saved and served.
+
+artefact = artefact_of(model, data, kind="int8")        # factors: MF, iALS, ...
+artefact = artefact_of(ease, data, keep=100)            # item weights: EASE, ItemKNN
+artefact = factors_of(user_table, item_table, data)     # tables that you packed
+save("model.safetensors", artefact)
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from apps.recsys import fold_in as folding
+from apps.recsys.artefact import Artefact, Tags
+from apps.recsys.models import closed_form
+from apps.recsys.models.closed_form import Model
+from apps.recsys.models.factors import Factors
+from apps.recsys.ragged import Ids, Ragged, Texts, offsets_of, ragged
+from apps.recsys.scoring import FactorScorer, FoldIn, LinearScorer
+from apps.recsys.splits import Dataset, known_items
+from apps.recsys.tables import Table, encode
+
+MOST_VALUES = 1000  # of a column to filter by
+LIST_COLUMNS = ("class", "genre", "genres", "category", "categories", "tags")
+SEPARATORS = ("|", ";", ",")
+
+
+def artefact_of(
+    model: Model,
+    data: Dataset,
+    *,
+    kind: str = "float32",
+    keep: int | None = None,
+    history: sp.csr_array | None = None,
+    fold_in: FoldIn | None = None,
+    settings: Any = None,
+    about: Mapping[str, Any] | None = None,
+) -> Artefact:
+    """A fitted model with what it takes to serve it.
+
+    kind: of both packed tables. keep: weights of each item that stay, the largest by
+    magnitude; None keeps all. history: CSR [U, I], what is masked and gives reasons;
+    default all three parts of the data. fold_in: chosen on the validation part if not
+    given. settings: the dataclass that fitted the model, for updates that fit it again.
+    about: more to tell, as "metrics" or "config".
+
+    Raises ValueError for a model that is neither factors nor item weights.
+    """
+    about = {"model": _described(model, settings, keep), **(about or {})}
+    if isinstance(model, Factors):
+        users, items = encode(model.users, kind), encode(model.items, kind)
+        return factors_of(
+            users, items, data, history=history, fold_in=fold_in, about=about
+        )
+    if isinstance(model, closed_form.Linear):
+        weights = kept_weights(model.weights, keep)
+        return _artefact(linear_scorer(weights), data, history, about)
+    raise ValueError(
+        f"{type(model).__name__} cannot be exported: a file holds factors (MF, "
+        "LightGCN, iALS, SVD) or item weights (EASE, ItemKNN)"
+    )
+
+
+def factors_of(
+    users: Table | None,
+    items: Table,
+    data: Dataset,
+    *,
+    history: sp.csr_array | None = None,
+    fold_in: FoldIn | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> Artefact:
+    """`artefact_of` for packed tables. users: None stores no vector of any user: all
+    are folded in from their histories."""
+    told = dict(about or {})
+    if fold_in is None:
+        vectors = items.rows(np.arange(items.shape[0]))
+        choice = folding.choose(vectors, data)
+        fold_in = choice.best
+        told["fold_in"] = {"valid ndcg@20": choice.value, "users": choice.users}
+    return _artefact(FactorScorer(users, items, fold_in), data, history, told)
+
+
+def kept_weights(
+    weights: np.ndarray | sp.csr_array, keep: int | None = None
+) -> sp.csr_array:
+    """[I, I], of each column the `keep` entries of largest magnitude, never a zero.
+
+    Equal magnitudes: the lower row stays.
+    """
+    if keep is not None and keep < 1:
+        raise ValueError(f"keep must be at least 1, got {keep}")
+    columns = sp.csc_array(weights, dtype=np.float32)
+    columns.eliminate_zeros()
+    columns.sort_indices()
+    if keep is not None:
+        column = np.repeat(np.arange(columns.shape[1]), np.diff(columns.indptr))
+        order = np.lexsort((columns.indices, -np.abs(columns.data), column))
+        place = np.arange(len(order)) - columns.indptr[column]
+        gone = order[place >= keep]
+        columns.data[gone] = 0
+        columns.eliminate_zeros()
+    rows = sp.csr_array(columns)
+    rows.sort_indices()
+    return rows
+
+
+def linear_scorer(weights: sp.csr_array) -> LinearScorer:
+    """Item weights as they are served; `weights` sorted, without zeros."""
+    return LinearScorer(lists_of(weights), weights.data.astype(np.float32))
+
+
+def lists_of(matrix: sp.csr_array) -> Ragged:
+    """The columns of each row's stored entries, rising."""
+    if not matrix.has_sorted_indices:
+        matrix = matrix.sorted_indices()
+    lengths = np.diff(matrix.indptr)
+    return Ragged(offsets_of(lengths), matrix.indices.astype(np.int32))
+
+
+def matrix_of(lists: Ragged, n_columns: int) -> sp.csr_array:
+    """CSR with a stored 1 for each entry of the lists: the way back."""
+    ones = np.ones(len(lists.values), np.float32)
+    return sp.csr_array(
+        (ones, np.array(lists.values), np.array(lists.offsets)),
+        shape=(len(lists), n_columns),
+    )
+
+
+def _artefact(
+    scorer: FactorScorer | LinearScorer,
+    data: Dataset,
+    history: sp.csr_array | None,
+    about: Mapping[str, Any],
+) -> Artefact:
+    if history is None:
+        history = known_items(data.train, data.valid, data.test)
+    texts, tags = columns_of(data.item_table)
+    origin = {
+        "name": data.name, "split": data.split, "interactions": int(history.nnz),
+    }  # fmt: skip
+    return Artefact(
+        user_ids=Ids.of(data.user_ids),
+        item_ids=Ids.of(data.item_ids),
+        history=lists_of(history),
+        popularity=np.bincount(history.indices, minlength=data.shape[1]),
+        model=scorer,
+        texts=texts,
+        tags=tags,
+        about={"data": origin, **about},
+    )
+
+
+def columns_of(
+    table: Any, separators: Mapping[str, str] | None = None
+) -> tuple[dict[str, Texts], dict[str, Tags]]:
+    """Titles to show and columns to filter by, of an item table (pandas).
+
+    A column named like "title" becomes texts. Other columns of text become tags if they
+    have at most 1,000 values. separators: {column: what is between its values}; without
+    it a column named genre, class, category or tags is split at the first of "|", ";"
+    and "," that occurs in it, else at spaces, and others are not. Numbers are left out.
+    """
+    texts: dict[str, Texts] = {}
+    tags: dict[str, Tags] = {}
+    if table is None:
+        return texts, tags
+    for column in table.columns[1:]:
+        cells = ["" if cell is None or cell != cell else cell for cell in table[column]]
+        if not all(isinstance(cell, str) for cell in cells):
+            continue
+        if "title" in column.lower():
+            texts[column] = Texts.of(cells)
+            continue
+        separator = (separators or {}).get(column) or _separator(column, cells)
+        found = tags_of(cells, separator)
+        if len(found.values) <= MOST_VALUES:
+            tags[column] = found
+    return texts, tags
+
+
+def tags_of(cells: Sequence[str], separator: str | None) -> Tags:
+    """The items of each value. cells: I texts; separator: None for whole cells."""
+    items: dict[str, list[int]] = {}
+    for index, cell in enumerate(cells):
+        for value in {
+            v.strip() for v in (cell.split(separator) if separator else [cell])
+        }:
+            if value:
+                items.setdefault(value, []).append(index)
+    values = sorted(items)
+    return Tags(Ids.of(values), ragged([items[value] for value in values]))
+
+
+def _separator(column: str, cells: Sequence[str]) -> str | None:
+    if column.lower() not in LIST_COLUMNS:
+        return None
+    present = (s for s in SEPARATORS if any(s in cell for cell in cells))
+    return next(present, " ")
+
+
+def _described(model: Model, settings: Any, keep: int | None) -> dict[str, Any]:
+    if settings is None:
+        return {"name": type(model).__name__}
+    if not is_dataclass(settings):
+        raise ValueError(f"settings must be a dataclass, got {settings!r}")
+    described = {"name": type(settings).__name__, **asdict(settings)}
+    return described | ({} if keep is None else {"keep": keep})

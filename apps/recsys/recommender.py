@@ -1,0 +1,252 @@
+"""Recommendations from a file, for users it knows and for users it has never seen.
+
+    recommender = Recommender.open("model.safetensors")
+    recommender.recommend("42", k=10)
+    recommender.recommend(history=["50", "181"], reasons=2)  # "because you watched"
+    recommender.recommend("42", filters=Filters(where={"genre": "War"}))
+    recommender.similar("50", k=5)
+
+Numpy is all it needs. Threads may share one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from apps.recsys.artefact import Artefact, load
+from apps.recsys.scoring import FactorScorer, best
+
+Source = Literal["trained", "folded", "popularity"]
+Unknown = Literal["raise", "skip"]
+SHOWN = 5  # ids in an error message
+
+
+class UnknownId(ValueError):
+    """An id that is not in the file."""
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which items may be recommended: those that pass all of these.
+
+    only: ids; None for every item. without: ids. where: {column: value or values} of
+    the file's tags; an item passes if it has one of the values, in every column named.
+    """
+
+    only: Sequence[str] | None = None
+    without: Sequence[str] = ()
+    where: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reason:
+    """An item of the history, and what it adds to the score."""
+
+    item: str
+    title: str | None
+    adds: float
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """An item. Scores compare items for one user and nothing else."""
+
+    item: str
+    score: float
+    title: str | None = None
+    reasons: tuple[Reason, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recommendations:
+    """items: best first, k or as many as pass the filters. source: how they came about.
+
+    "trained": scores of the user's own vector; "folded": of the history, by the closed
+    form of `FoldIn` or, for item weights, exactly as for a known user; "popularity":
+    the most popular, where there is no history or the model knows nothing of it.
+    """
+
+    source: Source
+    items: tuple[Recommendation, ...]
+
+
+class Recommender:
+    """Answers from one artefact."""
+
+    def __init__(self, artefact: Artefact):
+        self.artefact = artefact
+        self.model = artefact.model
+        column = artefact.title_column
+        self._titles = None if column is None else artefact.texts[column]
+        if isinstance(self.model, FactorScorer):  # now, not while the first user waits
+            _ = self.model.gram, self.model.lengths
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Recommender":
+        """From a file; DamagedFile (a ValueError) or FileNotFoundError as `load`."""
+        return cls(load(path))
+
+    def recommend(
+        self,
+        user: str | None = None,
+        *,
+        history: Sequence[str] | None = None,
+        k: int = 10,
+        filters: Filters | None = None,
+        exclude_seen: bool = True,
+        reasons: int = 0,
+        unknown: Unknown = "raise",
+    ) -> Recommendations:
+        """The k best items for a user of the file, or for whoever has that history.
+
+        history: ids of items, in any order. exclude_seen: whether what is in the
+        history is left out. reasons: most items of the history that are named for each
+        item, those that add most first; they explain the folded score, of which they
+        are the exact parts, also where a trained vector made the list. unknown: "skip"
+        leaves out ids of items that the file does not have.
+
+        Raises UnknownId (a ValueError) for ids, ValueError for all else.
+        """
+        _check_count("k", k, 1)
+        _check_count("reasons", reasons, 0)
+        if (user is None) == (history is None):
+            raise ValueError("give a user or a history, not both and not neither")
+        if user is not None:
+            row = self._user(user)
+            seen = self.artefact.history[row]
+        else:
+            row, seen = None, self._items(history or (), "history", unknown)
+        scores, source = self._scores(row, seen)
+        self._mask(scores, filters, unknown)
+        if exclude_seen:
+            scores[seen] = -np.inf
+        chosen = best(scores, k)
+        parts = None
+        if reasons and source != "popularity":
+            parts = self.model.explained(seen, chosen)
+        return Recommendations(
+            source,
+            tuple(
+                self._recommendation(
+                    item, scores[item],
+                    () if parts is None else self._reasons(seen, parts[place], reasons),
+                )
+                for place, item in enumerate(chosen.tolist())
+            ),
+        )  # fmt: skip
+
+    def similar(
+        self,
+        item: str,
+        k: int = 10,
+        filters: Filters | None = None,
+        unknown: Unknown = "raise",
+    ) -> tuple[Recommendation, ...]:
+        """The k items most like one: by cosine of their vectors, or by its weights.
+
+        Raises UnknownId and ValueError as `recommend`; unknown is about the filters.
+        """
+        _check_count("k", k, 1)
+        (index,) = self._items([item], "item", "raise")
+        scores = self.model.similar(int(index))
+        self._mask(scores, filters, unknown)
+        scores[index] = -np.inf
+        return tuple(
+            self._recommendation(i, scores[i]) for i in best(scores, k).tolist()
+        )
+
+    def _scores(self, row: int | None, seen: np.ndarray) -> tuple[np.ndarray, Source]:
+        """[I] float32, new, and where they come from."""
+        if len(seen):
+            if row is not None:
+                trained = self.model.trained(row)
+                if trained is not None:
+                    return trained, "trained"
+            folded = self.model.folded(seen)
+            if folded.any():
+                return folded, "folded"
+        return self.artefact.popularity.astype(np.float32), "popularity"
+
+    def _mask(
+        self, scores: np.ndarray, filters: Filters | None, unknown: Unknown
+    ) -> None:
+        if filters is None:
+            return
+        allowed = np.ones(len(scores), bool)
+        if filters.only is not None:
+            allowed[:] = False
+            allowed[self._items(filters.only, "only", unknown)] = True
+        if len(filters.without):
+            allowed[self._items(filters.without, "without", unknown)] = False
+        for column, values in filters.where.items():
+            passes = np.zeros(len(scores), bool)
+            for value in [values] if isinstance(values, str) else values:
+                passes[self._tagged(column, value)] = True
+            allowed &= passes
+        scores[~allowed] = -np.inf
+
+    def _tagged(self, column: str, value: str) -> np.ndarray:
+        tags = self.artefact.tags.get(column)
+        if tags is None:
+            raise ValueError(
+                f"no column {column!r} to filter by; there are: "
+                + (", ".join(self.artefact.tags) or "none")
+            )
+        items = tags.find(value)
+        if items is None:
+            raise ValueError(
+                f"no item has {column} {value!r}; values are "
+                + _listed([tags.values[i] for i in range(min(20, len(tags.values)))])
+            )
+        return items
+
+    def _user(self, user: str) -> int:
+        row = self.artefact.user_ids.find(user)
+        if row is None:
+            raise UnknownId(
+                f"no user {user!r} in the file; for a new one give a history"
+            )
+        return row
+
+    def _items(self, ids: Sequence[str], what: str, unknown: Unknown) -> np.ndarray:
+        """Indices without repeats, rising."""
+        if isinstance(ids, str):
+            raise ValueError(f"{what} must be a list of ids, not one text")
+        found = [self.artefact.item_ids.find(item) for item in ids]
+        if unknown == "raise" and None in found:
+            missing = [i for i, index in zip(ids, found, strict=True) if index is None]
+            raise UnknownId(f"{what}: no item {_listed(missing)} in the file")
+        return np.array(sorted({i for i in found if i is not None}), np.int64)
+
+    def _title(self, index: int) -> str | None:
+        return None if self._titles is None else self._titles[index]
+
+    def _recommendation(
+        self, index: int, score: float, reasons: tuple[Reason, ...] = ()
+    ) -> Recommendation:
+        item = self.artefact.item_ids[index]
+        return Recommendation(item, float(score), self._title(index), reasons)
+
+    def _reasons(
+        self, seen: np.ndarray, adds: np.ndarray, most: int
+    ) -> tuple[Reason, ...]:
+        """What adds most, as far as it adds anything."""
+        order = np.argsort(-adds, kind="stable")[:most]
+        return tuple(
+            Reason(self.artefact.item_ids[i], self._title(i), float(a))
+            for i, a in zip(seen[order].tolist(), adds[order], strict=True)
+            if a > 0
+        )
+
+
+def _check_count(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an integer from {least} on, got {value!r}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name[:100]) for name in names[:SHOWN])
+    return shown + f" and {len(names) - SHOWN} more" * (len(names) > SHOWN)
