@@ -21,6 +21,9 @@ class Checkpoint:
     shapes: Mapping[str, tuple[int, ...]]
     masks: Mapping[str, Mapping[str, Tensor]]  # by kind, then by name
     rewind: Mapping[str, Tensor] | None  # the whole model at the step to rewind to
+    gradients: Mapping[
+        str, Tensor
+    ]  # summed for the next update; dense, a name may lack
 
     def state_dict(self) -> dict[str, Any]:
         """Plain containers and tensors: loads with weights_only=True."""
@@ -30,6 +33,7 @@ class Checkpoint:
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             **{kind: dict(self.masks[kind]) for kind in KINDS},
             "rewind": self.rewind,
+            "gradients": dict(self.gradients),
         }
 
     def mask(self, kind: str, name: str) -> Tensor:
@@ -55,7 +59,7 @@ def read(
     """
     if not isinstance(state, Mapping):
         raise _not_a_state(f"got {type(state).__name__}")
-    missing = {"step", "seed", "shapes", "rewind", *KINDS} - state.keys()
+    missing = {"step", "seed", "shapes", "rewind", "gradients", *KINDS} - state.keys()
     if missing:
         raise _not_a_state(f"{sorted(missing)} missing")
     for name in ("step", "seed"):
@@ -77,7 +81,8 @@ def read(
     rewind = None
     if rewind_to is not None:
         rewind = _rewind(state, tensors, rewind_to)
-    return Checkpoint(state["step"], state["seed"], shapes, packed, rewind)
+    gradients = _gradients(state, shapes)
+    return Checkpoint(state["step"], state["seed"], shapes, packed, rewind, gradients)
 
 
 def _not_a_state(problem: str) -> ValueError:
@@ -121,6 +126,25 @@ def _mask(
     except ValueError as error:
         raise _not_a_state(f"{kind!r} mask of {name!r}: {error}") from None
     return packed
+
+
+def _gradients(
+    state: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Tensor]:
+    """The sums that the next update is to see, finite and of the weights' shapes."""
+    saved = dict(_mapping(state, "gradients"))
+    for name, summed in saved.items():
+        shape = shapes.get(name)
+        if (
+            not isinstance(summed, Tensor)
+            or tuple(summed.shape) != shape
+            or not summed.is_floating_point()
+            or not torch.isfinite(summed).all()
+        ):
+            raise _not_a_state(
+                f"the gradient of {name!r} must be finite numbers of shape {shape}"
+            )
+    return saved
 
 
 def _rewind(

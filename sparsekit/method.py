@@ -80,9 +80,10 @@ class Context:
     """What a method may see. Nothing in it may be changed.
 
     Every mapping is by parameter name and in the same order. `grads` is the gradient of
-    the current step, averaged over processes; it covers absent weights only for a
-    method with `needs_dense_gradient`, and holds zeros there otherwise. In `start`,
-    all gradients are None.
+    the current step, averaged over processes, or the sum over the method's last
+    `gradient_steps` steps; it covers absent weights only for a method with
+    `needs_dense_gradient`, and holds zeros there otherwise. In `start`, all gradients
+    are None.
     """
 
     step: int  # optimizer steps completed so far
@@ -104,9 +105,14 @@ class Method(ABC):
 
     The first field is `sparsity`; times are in optimizer steps and are called `begin`,
     `end`, `every` or `at`. The class attributes below are part of the contract.
+
+    With `gradient_steps` above 1, `update` sees the gradients of the current step and
+    of those before it, that many in all, added up; fewer, if the last update or the
+    beginning of the training is nearer. The Sparsifier keeps and saves the sum.
     """
 
     needs_dense_gradient = False  # reads gradients of absent weights in `update`
+    gradient_steps: int = 1  # `update` sees the sum over that many, none before a move
     replaces_step = False  # no weight update in a step that moved connections
     rewind_to: int | None = None  # after a move, go back to this step's model
 

@@ -15,6 +15,7 @@ from sparsekit import moments as moment_policy
 from sparsekit.checkpoint import KINDS, Checkpoint
 from sparsekit.dense_gradient import collect, is_distributed
 from sparsekit.execution.layer import SparseLayer
+from sparsekit.gathering import Gathering
 from sparsekit.lazy import Lazy
 from sparsekit.masks import pack, unpack
 from sparsekit.method import Context, Masks, Method, Objective
@@ -122,6 +123,9 @@ class Sparsifier:
             else MaskedWeight(name, held, optimizer)
             for name, held in select(model, optimizer, params).items()
         }
+        self._gathering = Gathering(
+            self._weights, optimizer, method.needs_dense_gradient
+        )
         self.alive = self._each(lambda weight: weight.alive)
         self.trainable = self._each(lambda weight: weight.trainable)
         self.visited = self._each(lambda weight: weight.visited)
@@ -158,6 +162,9 @@ class Sparsifier:
             )
         if self.method.due(self.step):
             self._update()
+        elif self._gathers():
+            self._collect()
+            self._gathering.add(self._require_finite)
         if self.method.rewind_to == self.step and self._rewind is None:
             self._rewind = {n: t.clone() for n, t in self._model_tensors().items()}
         for weight in weights:
@@ -244,7 +251,7 @@ class Sparsifier:
     # ---- saving ------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Masks as bits, the step and the seed: loads with `weights_only=True`."""
+        """Masks as bits, step, seed and gradients: loads with `weights_only=True`."""
         if self._between:
             raise RuntimeError("save after after_step, not between the two lines")
         packed = {
@@ -252,12 +259,13 @@ class Sparsifier:
             for kind in KINDS
         }
         shapes = {name: weight.shape for name, weight in self._weights.items()}
-        saved = Checkpoint(self.step, self.seed, shapes, packed, self._rewind)
+        gathered = self._gathering.state()
+        saved = Checkpoint(self.step, self.seed, shapes, packed, self._rewind, gathered)
         return saved.state_dict()
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over masks, step and seed. Nothing has changed if it raises.
+        """Takes over masks, step, seed and gradients. Nothing has changed if it raises.
 
         Load the model and the optimizer as well; the order does not matter. Masks of
         dense parameters and of SparseLayers are saved in the same form.
@@ -272,6 +280,7 @@ class Sparsifier:
         loaded = checkpoint.read(state, shapes, tensors, rewind_to)
         for name, weight in self._weights.items():
             weight.load(*(loaded.mask(k, name).to(weight.device) for k in KINDS))
+        self._gathering.load(loaded.gradients)
         self.step, self.seed = loaded.step, loaded.seed
         self._rewind = None if loaded.rewind is None else dict(loaded.rewind)
         self._between = False
@@ -282,22 +291,31 @@ class Sparsifier:
     def _each(self, read: Callable[[Weight], Any]) -> Mapping[str, Any]:
         return Lazy({n: partial(read, weight) for n, weight in self._weights.items()})
 
+    def _gathers(self) -> bool:
+        """Whether an update to come, or one in this step, sees this step's gradient."""
+        end = self.step + self.method.gradient_steps
+        return any(self.method.due(step) for step in range(self.step, end))
+
     def _watch(self) -> None:
         """Has the gradient of absent weights computed, where only a layer can."""
-        watched = self.method.needs_dense_gradient and self.method.due(self.step)
+        watched = self.method.needs_dense_gradient and self._gathers()
         for weight in self._weights.values():
             weight.watch(watched)
 
-    def _update(self) -> None:
-        """Asks the method where weights live, and moves them."""
-        dense = self.method.needs_dense_gradient
+    def _collect(self) -> None:
+        """Has gradients of absent weights agree with those that the optimizer holds."""
         stored = [w for w in self._weights.values() if isinstance(w, ValuesWeight)]
         if is_distributed():
             require_equal_structure(stored)
-        if dense:
+        if self.method.needs_dense_gradient:
             collect([w.watcher for w in stored if w.watcher is not None])
+
+    def _update(self) -> None:
+        """Asks the method where weights live, and moves them."""
+        self._collect()
         new = self._checked(self.method.update(self._context()))
-        if not dense:
+        self._gathering.clear()
+        if not self.method.needs_dense_gradient:
             # Training that stores connections only has no gradient for new ones.
             for weight in self._weights.values():
                 weight.hide_absent()
@@ -308,20 +326,13 @@ class Sparsifier:
                 self.optimizer.zero_grad(set_to_none=True)
 
     def _context(self, start: bool = False) -> Context:
-        dense, scale = self.method.needs_dense_gradient, None
-        if not start:
-            scale = getattr(self.optimizer, "grad_scale", None)
-
-        def gradient(weight: Weight) -> Tensor | None:
-            grad = None if start else weight.gradient(dense)
-            return grad if grad is None or scale is None else grad / scale
-
-        weights, grads = self._each(lambda weight: weight.dense()), self._each(gradient)
+        weights = self._each(lambda weight: weight.dense())
+        grads = self._each((lambda _: None) if start else self._gathering.total)
         for name, weight in self._weights.items():
-            _require_finite(f"weight {name!r}", weight.parameter, self.step)
+            self._require_finite(f"weight {name!r}", weight.parameter)
         for name, grad in grads.items():
             if grad is not None:
-                _require_finite(f"gradient of {name!r}", grad, self.step)
+                self._require_finite(f"gradient of {name!r}", grad)
         moment = 0 if start else self.step + 1
         # torch's CPU generator uses 32 bits of a seed, so (seed, step) is hashed.
         mixed = np.random.SeedSequence((self.seed, moment)).generate_state(1)[0]
@@ -335,6 +346,14 @@ class Sparsifier:
             objective=self._objective,
             state=self._model_tensors(),
         )
+
+    def _require_finite(self, what: str, tensor: Tensor) -> None:
+        if not torch.isfinite(tensor).all():
+            raise ValueError(
+                f"{what} has NaN or infinite entries in step {self.step}, so "
+                "connections cannot be chosen; nothing was changed. Skip the step, or "
+                "use attach() with a GradScaler, which skips it"
+            )
 
     def _checked(self, new: Masks) -> Masks:
         """The method's answer, validated, and equal on every process."""
@@ -415,15 +434,6 @@ class Sparsifier:
 
 def _itself(tensor: Tensor) -> Tensor:
     return tensor
-
-
-def _require_finite(what: str, tensor: Tensor, step: int) -> None:
-    if not torch.isfinite(tensor).all():
-        raise ValueError(
-            f"{what} has NaN or infinite entries in step {step}, so connections cannot "
-            "be chosen; nothing was changed. Skip the step, or use attach() with a "
-            "GradScaler, which skips it"
-        )
 
 
 def _from_rank_0(mask: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ class Weight(ABC):
     ):
         self.name, self.parameter, self.optimizer = name, parameter, optimizer
         self.shape, self.numel = shape, torch.Size(shape).numel()
+        self.summed: Tensor | None = None  # gradients of earlier steps, dense shape
 
     @property
     @abstractmethod

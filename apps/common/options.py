@@ -23,7 +23,8 @@ from sparsekit import allocation
 from sparsekit.method import Method, discover, method_in
 from sparsekit.patterns import NM, Block, Columns, Pattern, Rows, Unstructured
 
-TIMES = ("begin", "end", "every", "at", "rewind_to")
+TIMES = ("begin", "end", "every", "at", "rewind_to", "gradient_steps")
+COUNTS = ("every", "gradient_steps")  # at least 1
 ALLOCATIONS = {name: getattr(allocation, name) for name in ("uniform", "er", "erk")}
 
 # The fields' own defaults are for trainings of 30,000 steps and more. Every method
@@ -113,7 +114,7 @@ def build(
 def in_steps(
     key: str, value: Any, steps_per_epoch: int, total_steps: int
 ) -> int | None:
-    """A time as optimizer steps; at least 1 for `every`.
+    """A time as optimizer steps; at least 1 for what is a number of steps.
 
     >>> in_steps("end", "75%", 35, 350), in_steps("every", "2 epochs", 35, 350)
     (262, 70)
@@ -127,7 +128,7 @@ def in_steps(
         )
     number, unit = float(match[1]), match[2].rstrip("s")
     scale = {"%": total_steps / 100, "epoch": steps_per_epoch}.get(unit, 1)
-    return max(round(number * scale), 1 if key == "every" else 0)
+    return max(round(number * scale), 1 if key in COUNTS else 0)
 
 
 def _time_defaults(

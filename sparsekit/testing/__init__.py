@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from sparsekit.method import Method
 from sparsekit.sparsifier import Sparsifier
-from sparsekit.testing import repetition, steps
+from sparsekit.testing import gradients, repetition, steps
 from sparsekit.testing.backends import check_backends
 from sparsekit.testing.subject import Subject, factory
 from sparsekit.testing.training import one_thread
@@ -34,17 +34,19 @@ def check_method(
       and AdamW, plain, foreach and fused; grown weights start at zero; kept ones keep
       their bits; frozen ones do not drift; masks are changed in place;
     * the method changes nothing that it is shown, draws from its generator only, and
-      uses gradients of absent weights only if it says so;
+      uses gradients of absent weights only if it says so; it is shown the sum of the
+      gradients of its last `gradient_steps` steps;
     * a training resumed after any step equals one without a break, bit for bit, as do
       the two lines and `attach()`, sparsity 0 and dense, a step that GradScaler skips
       and none; clipping sees the masked gradient;
     * layers that store values instead of masking (`sparsekit.execution`) give the same
-      training, bit for bit, and keep nothing of the dense shape between steps.
+      training, bit for bit, and keep nothing of the dense shape between steps, except
+      while they gather gradients for an update to come.
 
     Args:
         cls_or_factory: a method's class, or a function sparsity -> method. A class gets
-            small times for its fields `begin`, `end`, `every`, `at`, `rewind_to` and
-            `rounds`; use a function to set more, such as
+            small times for its fields `begin`, `end`, `every`, `at`, `rewind_to`,
+            `rounds` and `gradient_steps`; use a function to set more, such as
             `lambda sparsity: RigL(sparsity, every=2, end=9, allocation=uniform)`.
         sparsity: at which it is checked, in (0, 1); 0 is checked besides.
         n_steps: length of the trainings.
@@ -63,5 +65,6 @@ def check_method(
         repetition.check_forms(subject)
         repetition.check_dense(subject)
         repetition.check_gradients(subject)
+        gradients.check_sums(subject)
         repetition.check_scaler(subject)
         check_backends(subject)

@@ -12,7 +12,10 @@ from sparsekit.sparsifier import Sparsifier
 from sparsekit.testing.training import Training, require
 
 # For a training of a few steps; a method takes those that it has fields for.
-SMALL = {"begin": 1, "at": 2, "every": 3, "end": 9, "rewind_to": 1, "rounds": 3}
+SMALL = {
+    "begin": 1, "at": 2, "every": 3, "end": 9, "rewind_to": 1, "rounds": 3,
+    "gradient_steps": 2,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Watched(Method):
     def __init__(self, method: Method):
         self.method = method
         self.needs_dense_gradient = method.needs_dense_gradient
+        self.gradient_steps = method.gradient_steps
         self.replaces_step = method.replaces_step
         self.rewind_to = method.rewind_to
         self.updates: list[int] = []

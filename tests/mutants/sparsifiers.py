@@ -156,3 +156,47 @@ class ChoosesByRank(Sparsifier):
         context = super()._context(start)
         context.generator.manual_seed(dist.get_rank() if dist.is_initialized() else 0)
         return context
+
+
+class ShowsLastGradient(Sparsifier):
+    """Growth is decided by the last batch alone."""
+
+    def before_step(self):
+        self._gathering.clear()
+        super().before_step()
+
+
+class KeepsSum(Sparsifier):
+    """Gradients that have decided a move decide the next one too."""
+
+    def _update(self):
+        super()._update()
+        for name, parameter in parameters(self):
+            self._weights[name].summed = parameter.grad.clone()
+
+
+class SumsMaskedGradients(Sparsifier):
+    """The gradient is masked before it is added: absent weights never grow by it."""
+
+    def before_step(self):
+        if not self.method.due(self.step):
+            for name, parameter in parameters(self):
+                parameter.grad.masked_fill_(~self.alive[name], 0)
+        super().before_step()
+
+
+class AliasesGradient(Sparsifier):
+    """The sum is the gradient itself, which is masked right after."""
+
+    def before_step(self):
+        super().before_step()
+        for name, parameter in parameters(self):
+            if self._weights[name].summed is not None:
+                self._weights[name].summed = parameter.grad
+
+
+class ForgetsSum(Sparsifier):
+    """Resumes without the gradients that were gathered."""
+
+    def load_state_dict(self, state):
+        super().load_state_dict({**state, "gradients": {}})

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from sparsekit.methods.dsl import DSL
 from sparsekit.methods.imp import IMP
 from sparsekit.methods.set import SET
 from sparsekit.testing import check_method
@@ -42,6 +43,14 @@ SPARSIFIERS = {
     sparsifiers.StepsWhenScalerSkips: "GradScaler|called twice",
 }
 
+GATHERING = {
+    sparsifiers.ShowsLastGradient: "update sees is not the sum over the last 2 steps",
+    sparsifiers.KeepsSum: "update sees is not the sum over the last",
+    sparsifiers.SumsMaskedGradients: "update sees is not the sum over the last 2",
+    sparsifiers.AliasesGradient: "update sees is not the sum over the last 2 steps",
+    sparsifiers.ForgetsSum: "resumed after .* differ",
+}
+
 VALUES = {
     values.LeavesMoments: "step 3 .* with momentum: .* differ",
     values.LeavesGradient: "step 3 .* with momentum: .* differ",
@@ -56,7 +65,15 @@ VALUES = {
     values.DoublesDenseGradient: "step 3 .* differ",
     values.MovesLate: "gradient of absent weights of .* was not collected",
 }
+GATHERING_VALUES = {
+    values.WatchesTheLastStepOnly: "gradient of absent weights of .* not collected",
+    values.KeepsSum: "step 3 .* keeps a tensor of 90 entries|step 6 .* differ",
+}
 ERRORS = (AssertionError, RuntimeError, ValueError)
+
+
+def gathering(sparsity: float) -> DSL:
+    return DSL(sparsity, every=3, end=9, gradient_steps=2)
 
 
 def name_of(value: object) -> str | None:
@@ -89,6 +106,24 @@ def test_the_sound_one_in_values_mode_passes() -> None:
 @pytest.mark.parametrize(("mutant", "reason"), VALUES.items(), ids=name_of)
 def test_broken_ones_in_values_mode_fail(mutant: type, reason: str) -> None:
     subject = Subject(lambda s: values.Growing(s, 3, 9), 0.7, 13, mutant)
+    with one_thread(), pytest.raises(ERRORS, match=reason):
+        check_backends(subject)
+
+
+def test_the_sound_one_that_gathers_passes() -> None:
+    with one_thread():
+        check_backends(Subject(gathering, 0.7, 13, values.InValuesMode))
+
+
+@pytest.mark.parametrize(("mutant", "reason"), GATHERING.items(), ids=name_of)
+def test_broken_sums_of_gradients_fail(mutant: type, reason: str) -> None:
+    with pytest.raises((AssertionError, RuntimeError), match=reason):
+        check_method(gathering, sparsifier=mutant)
+
+
+@pytest.mark.parametrize(("mutant", "reason"), GATHERING_VALUES.items(), ids=name_of)
+def test_broken_sums_in_values_mode_fail(mutant: type, reason: str) -> None:
+    subject = Subject(gathering, 0.7, 13, mutant)
     with one_thread(), pytest.raises(ERRORS, match=reason):
         check_backends(subject)
 

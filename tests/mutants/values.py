@@ -156,3 +156,21 @@ class MovesLate(InValuesMode):
         self.step -= 1
         super()._watch()
         self.step += 1
+
+
+class WatchesTheLastStepOnly(InValuesMode):
+    """The gradient of absent weights is computed in the step that moves, not before."""
+
+    def _watch(self):
+        for weight in self._weights.values():
+            weight.watch(self.method.due(self.step))
+
+
+class KeepsSum(InValuesMode):
+    """A dense sum stays after the move that it was for."""
+
+    def _update(self):
+        super()._update()
+        for weight in self._weights.values():
+            if isinstance(weight, ValuesWeight):
+                weight.summed = weight.layer.scatter(weight.parameter.grad)

@@ -1,6 +1,6 @@
 """Moves of dynamic sparse training on flat Python lists, as the papers tell them."""
 
-from math import cos, pi
+from math import ceil, cos, pi
 
 from tests.reference.selection import highest, moved
 
@@ -17,6 +17,20 @@ def rigl_move(
     n = round(share * sum(mask))
     drop, grow = [abs(w) for w in weight], [abs(g) for g in grad]
     return moved(mask, drop, grow, n, exclude_dropped=False)
+
+
+def dsl_move(
+    mask: list[bool], weight: list, grad: list, fraction: float, step: int, end: int
+) -> list:
+    """As released, but for the tie: a threshold there drops all that equal it."""
+    rho = 0.005 + 0.5 * (fraction - 0.005) * (1 + cos(pi * step / end))
+    alive = [i for i, exists in enumerate(mask) if exists]
+    n = max(ceil(rho * len(alive)), sum(weight[i] == 0 for i in alive))
+    smallest_first = sorted(alive, key=lambda i: (abs(weight[i]), -i))
+    kept = set(smallest_first[n:])
+    absent = [i for i in range(len(mask)) if i not in kept]
+    grown = sorted(absent, key=lambda i: (-abs(grad[i]), i))[:n]
+    return [i in kept or i in grown for i in range(len(mask))]
 
 
 def mest_move(

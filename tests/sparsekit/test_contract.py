@@ -9,6 +9,7 @@ import pytest
 
 from sparsekit.allocation import er, uniform
 from sparsekit.method import Method, discover
+from sparsekit.methods.dsl import DSL
 from sparsekit.methods.gradual import Gradual
 from sparsekit.methods.imp import IMP
 from sparsekit.methods.mest import MEST
@@ -24,6 +25,8 @@ from sparsekit.testing.subject import factory
 SMALL = {name: factory(cls)(0.7) for name, cls in discover().items()}
 
 VARIANTS: dict[str, Callable[[float], Method]] = {
+    "dsl as released": lambda s: DSL(s, 2, 12, gradient_steps=1),
+    "dsl that sums without a pause": lambda s: DSL(s, 3, 12, gradient_steps=20),
     "gradual across layers": lambda s: Gradual(s, 0, 8, 1, across_layers=True),
     "gradual in one shot": lambda s: Gradual(s, 4, 4),
     "imp from the start": lambda s: IMP(s, 4, 2, across_layers=False),

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from itertools import chain, pairwise
 
 import pytest
@@ -15,6 +16,7 @@ from sparsekit import Sparsifier
 from sparsekit.allocation import uniform
 from sparsekit.masks import count_active
 from sparsekit.method import Context, Masks, Objective, discover, prune, random_masks
+from sparsekit.methods.dsl import DSL
 from sparsekit.methods.gradual import Gradual
 from sparsekit.methods.grasp import GraSP
 from sparsekit.methods.imp import IMP
@@ -80,6 +82,52 @@ def test_set_equals_lists(seed: int, fraction: float) -> None:
         assert found[name] == moves.set_move(
             masks[name], weights[name], noise[name], fraction
         )
+
+
+@given(seeds, st.floats(0.005, 1), steps)
+@settings(max_examples=40, deadline=None)
+def test_dsl_equals_lists(seed: int, fraction: float, step: int) -> None:
+    seen = context(seed, step)
+    found = flat(DSL(0.6, every=1, end=41, fraction=fraction).update(seen))
+    masks, weights, grads = flat(seen.masks), flat(seen.weights), flat(seen.grads)
+    for name in SHAPES:
+        assert found[name] == moves.dsl_move(
+            masks[name], weights[name], grads[name], fraction, step, 41
+        )
+
+
+def test_dsl_drops_all_weights_that_are_zero() -> None:
+    """4 of 8 are alive, 3 of them grown and never touched; 0.5 % would move one."""
+    mask = torch.tensor([[True, True, True, True], [False] * 4])
+    weight = torch.tensor([[0.0, 0.0, 0.0, 9.0], [0.0] * 4])
+    grad = torch.tensor([[5.0, 1.0, 2.0, 0.0], [3.0, 4.0, 0.5, 0.0]])
+    seen = replace(
+        context(0, step=10),
+        masks={"a": mask},
+        weights={"a": weight},
+        grads={"a": grad},
+    )
+    moved = DSL(0.5, every=1, end=10).update(seen)["a"]
+    assert moved.int().tolist() == [[1, 0, 0, 1], [1, 1, 0, 0]]
+
+
+def test_dsl_grows_by_the_sum_of_gradients() -> None:
+    """Two batches cancel in one entry and agree in another."""
+    model = nn.Linear(4, 1, bias=False)
+    nn.init.ones_(model.weight)
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    for n, expected in ((2, 3), (1, 2)):
+        method = DSL(0.75, every=3, end=3, fraction=1.0, gradient_steps=n)
+        sparsifier = Sparsifier(model, optimizer, method)
+        for step in range(4):
+            entry = torch.tensor([[0.0, 0.0, 5.0, 4.0]])
+            if step == 3:
+                entry = torch.tensor([[0.0, 0.0, -4.5, 1.0]])
+            model.weight.grad = entry
+            sparsifier.before_step()
+            optimizer.step()
+            sparsifier.after_step()
+        assert sparsifier.alive["weight"].flatten().nonzero().item() == expected
 
 
 @given(seeds, st.floats(0, 1), steps)
@@ -525,6 +573,7 @@ def test_every_method_refuses_what_is_no_sparsity(name: str, sparsity) -> None:
         (lambda: SNIP(0.5, at=-1), "at .* got -1"),
         (lambda: RigL(0.5, fraction=-0.1), r"fraction .* got -0\.1"),
         (lambda: RigL(0.5, every=2.5), r"every .* got 2\.5"),
+        (lambda: DSL(0.5, gradient_steps=0), r"gradient_steps .* got 0"),
         (lambda: SET(0.5, every=0), "every .* got 0"),
         (lambda: SynFlow(0.5, rounds=0), "rounds .* got 0"),
         (lambda: RandomSearch(0.5, candidates=0), "candidates .* got 0"),

@@ -417,7 +417,24 @@ DAMAGE = {
         lambda s: s["rewind"].update({"0.bias": torch.zeros(5)}),
         r"'0\.bias' differs in shape",
     ),
+    "no gradients": (lambda s: s.update(gradients=1), "'gradients' must be by name"),
+    "gradient of another": (
+        lambda s: s["gradients"].update({"0.weight": torch.zeros(5)}),
+        r"gradient of '0\.weight' must be finite numbers of shape",
+    ),
+    "gradient of none": (
+        lambda s: s["gradients"].update({"9.weight": torch.zeros(5)}),
+        r"gradient of '9\.weight' must be finite numbers of shape None",
+    ),
+    "gradient with NaN": (
+        lambda s: s["gradients"].update({"0.weight": nan_like(s, "0.weight")}),
+        r"gradient of '0\.weight' must be finite",
+    ),
 }
+
+
+def nan_like(state: dict, name: str) -> torch.Tensor:
+    return torch.full(state["shapes"][name], float("nan"))
 
 
 @pytest.mark.parametrize("what", DAMAGE)
