@@ -2,12 +2,14 @@
 
     table = encode(item_vectors, "int4")
     table.rows(np.array([3, 7]))         # [2, d] float32
+    table.scores(user_vectors)           # [B, n] float32, inner products with all rows
     table.nbytes                         # of all that is stored
     same = from_arrays(table.kind, table.shape, table.arrays(), table.settings())
 
     kind                what is stored of an [n, d] table                       file
     float32, float16    every number                                            dense
     int1 ... int8       few bits a number, one scale a row                      integers
+    columns             0 to 8 bits a number by column, a step a column        columns
     sparse              some numbers, and where they stand                      sparse
     low_rank            two tables, [n, r] and [r, d]                           low_rank
     hashed              [m, d], row x mod m                                     hashed
@@ -23,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from apps.recsys.tables import dense, integers
+from apps.recsys.tables.columns import Columns
 from apps.recsys.tables.dense import Dense
 from apps.recsys.tables.dictionary import Dictionary
 from apps.recsys.tables.hashed import Hashed, QuotientRemainder
@@ -33,6 +36,7 @@ from apps.recsys.tables.stored import Shape, Stored, Table, checked_shape
 
 __all__ = [
     "KINDS",
+    "Columns",
     "Dense",
     "Dictionary",
     "Hashed",
@@ -48,6 +52,7 @@ __all__ = [
 _CLASSES: dict[str, Any] = {
     **dict.fromkeys(dense.KINDS, Dense),
     **dict.fromkeys(integers.KINDS, Integers),
+    "columns": Columns,
     "sparse": Sparse,
     "low_rank": LowRank,
     "hashed": Hashed,

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from apps.recsys.tables.stored import (
+    Index,
+    Scored,
     Shape,
     Stored,
     checked_index,
@@ -16,7 +18,7 @@ KINDS = ("float32", "float16")
 
 
 @dataclass(frozen=True)
-class Dense:
+class Dense(Scored):
     """values: [n, d] float32 or float16.
 
     >>> Dense.of(np.ones((3, 2), np.float32), "float16").nbytes
@@ -46,8 +48,9 @@ class Dense:
     def nbytes(self) -> int:
         return stored_bytes(self.arrays())
 
-    def rows(self, index: np.ndarray) -> np.ndarray:
-        return self.values[checked_index(index, len(self.values))].astype(np.float32)
+    def rows(self, index: Index) -> np.ndarray:
+        rows = self.values[checked_index(index, len(self.values))]
+        return rows.astype(np.float32, copy=False)
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {"values": self.values}

@@ -7,9 +7,11 @@ import numpy as np
 from apps.recsys.tables.stored import (
     MOST_COLUMNS,
     Compound,
+    Index,
     Shape,
     Stored,
     Table,
+    blocks,
     checked_index,
 )
 
@@ -68,15 +70,22 @@ class Dictionary(Compound):
     def nbytes(self) -> int:
         return self.chosen.nbytes + super().nbytes
 
-    def rows(self, index: np.ndarray) -> np.ndarray:
-        index = checked_index(index, len(self.chosen))
-        atoms = self.atoms.rows(np.arange(self.atoms.shape[0]))
-        chosen, weights = self.chosen[index], self.weights.rows(index)
-        result = np.zeros((len(index), atoms.shape[1]), np.float32)
-        for j in range(
-            chosen.shape[1]
-        ):  # one atom of every row at a time: no [B, k, d]
+    def rows(self, index: Index) -> np.ndarray:
+        chosen = self.chosen[checked_index(index, len(self.chosen))]
+        atoms, weights = self.atoms.rows(slice(None)), self.weights.rows(index)
+        result = np.zeros((len(chosen), atoms.shape[1]), np.float32)
+        for j in range(chosen.shape[1]):  # one atom of every row: no [B, k, d]
             result += weights[:, j, None] * atoms[chosen[:, j]]
+        return result
+
+    def scores(self, vectors: np.ndarray) -> np.ndarray:
+        """An atom meets each vector once, however many rows have it."""
+        products = self.atoms.scores(vectors)
+        result = np.zeros((len(vectors), len(self.chosen)), np.float32)
+        for part in blocks(self):
+            chosen, weights = self.chosen[part], self.weights.rows(part)
+            for j in range(chosen.shape[1]):
+                result[:, part] += products[:, chosen[:, j]] * weights[:, j]
         return result
 
     def parts(self) -> dict[str, Table]:

@@ -7,10 +7,11 @@ import numpy as np
 from apps.recsys.tables.stored import (
     MOST_ROWS,
     Compound,
+    Index,
     Shape,
     Stored,
     Table,
-    checked_index,
+    numbered,
 )
 
 HOW = ("product", "sum")
@@ -42,8 +43,12 @@ class Hashed(Compound):
     def shape(self) -> Shape:
         return self.n, self.shared.shape[1]
 
-    def rows(self, index: np.ndarray) -> np.ndarray:
-        return self.shared.rows(checked_index(index, self.n) % self.shared.shape[0])
+    def rows(self, index: Index) -> np.ndarray:
+        return self.shared.rows(numbered(index, self.n) % self.shared.shape[0])
+
+    def scores(self, vectors: np.ndarray) -> np.ndarray:
+        shared = self.shared.scores(vectors)
+        return shared[:, np.arange(self.n) % shared.shape[1]]
 
     def parts(self) -> dict[str, Table]:
         return {"shared": self.shared}
@@ -92,8 +97,8 @@ class QuotientRemainder(Compound):
     def shape(self) -> Shape:
         return self.n, self.remainder.shape[1]
 
-    def rows(self, index: np.ndarray) -> np.ndarray:
-        index, m = checked_index(index, self.n), self.remainder.shape[0]
+    def rows(self, index: Index) -> np.ndarray:
+        index, m = numbered(index, self.n), self.remainder.shape[0]
         quotient, remainder = self.quotient.rows(index // m), self.remainder
         if self.how == "product":
             return quotient * remainder.rows(index % m)

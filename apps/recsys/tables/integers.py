@@ -22,6 +22,9 @@ import numpy as np
 from apps.recsys.tables import bits as packed_bits
 from apps.recsys.tables.stored import (
     FLOATS,
+    LARGEST,
+    Index,
+    Scored,
     Shape,
     Stored,
     checked_index,
@@ -32,12 +35,11 @@ from apps.recsys.tables.stored import (
 KINDS = tuple(f"int{bits}" for bits in range(1, 9))
 # Shares of the largest magnitude that the least-squares scale is chosen from.
 SHARES = tuple(step / 20 for step in range(20, 3, -1))
-LARGEST_SCALE = 1e36  # levels stay finite
 Fit = Literal["largest", "squares"]
 
 
 @dataclass(frozen=True)
-class Integers:
+class Integers(Scored):
     """codes: [n, ceil(d bits / 8)] uint8; scales: [n] float32 or float16; d; bits.
 
     >>> table = Integers.of(np.array([[3.0, -1.0, 0.9]]), "int2", "float32")
@@ -96,7 +98,7 @@ class Integers:
     def nbytes(self) -> int:
         return stored_bytes(self.arrays())
 
-    def rows(self, index: np.ndarray) -> np.ndarray:
+    def rows(self, index: Index) -> np.ndarray:
         index = checked_index(index, len(self.codes))
         codes = packed_bits.unpack(self.codes[index], self.d, self.bits)
         return levels(codes, self.bits) * self.scales[index].astype(np.float32)[:, None]
@@ -131,8 +133,8 @@ def quantised(
 
 def read_scales(stored: Stored, n: int) -> np.ndarray:
     scales = stored.array("scales", FLOATS, (n,))
-    if float(scales.min()) < 0 or float(scales.max()) > LARGEST_SCALE:
-        raise ValueError(f"'{stored.prefix}scales' must be in 0 ... {LARGEST_SCALE:g}")
+    if float(scales.min()) < 0 or float(scales.max()) > LARGEST:
+        raise ValueError(f"'{stored.prefix}scales' must be in 0 ... {LARGEST:g}")
     return scales
 
 

@@ -4,7 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from apps.recsys.tables.stored import MOST_COLUMNS, Compound, Shape, Stored, Table
+from apps.recsys.tables.stored import (
+    MOST_COLUMNS,
+    Compound,
+    Index,
+    Shape,
+    Stored,
+    Table,
+)
 
 
 @dataclass(frozen=True)
@@ -38,9 +45,11 @@ class LowRank(Compound):
     def shape(self) -> Shape:
         return self.left.shape[0], self.right.shape[1]
 
-    def rows(self, index: np.ndarray) -> np.ndarray:
-        right = self.right.rows(np.arange(self.right.shape[0]))
-        return self.left.rows(index) @ right
+    def rows(self, index: Index) -> np.ndarray:
+        return self.left.rows(index) @ self.right.rows(slice(None))
+
+    def scores(self, vectors: np.ndarray) -> np.ndarray:
+        return self.left.scores(self.right.scores(vectors))
 
     def parts(self) -> dict[str, Table]:
         return {"left": self.left, "right": self.right}

@@ -22,10 +22,12 @@ from apps.recsys.tables.dense import KINDS as FLOAT_KINDS
 from apps.recsys.tables.dense import to_float
 from apps.recsys.tables.integers import levels, quantised, read_scales
 from apps.recsys.tables.stored import (
+    Index,
+    Scored,
     Shape,
     Stored,
-    checked_index,
     checked_matrix,
+    numbered,
     stored_bytes,
 )
 
@@ -34,7 +36,7 @@ BYTE = (np.dtype(np.uint8),)
 
 
 @dataclass(frozen=True)
-class Sparse:
+class Sparse(Scored):
     """Entries row by row, columns rising within a row. d: numbers of a row.
 
     values: [nnz] float32 or float16; for "int8" [nnz] and "int4" [ceil(nnz / 2)] uint8
@@ -130,8 +132,8 @@ class Sparse:
     def nbytes(self) -> int:
         return stored_bytes(self.arrays())
 
-    def rows(self, index: np.ndarray) -> np.ndarray:
-        index = checked_index(index, self.shape[0])
+    def rows(self, index: Index) -> np.ndarray:
+        index = numbered(index, self.shape[0])
         first, counts = self._starts[index], self._starts[index + 1]
         counts = counts - first
         row = np.repeat(np.arange(len(index)), counts)

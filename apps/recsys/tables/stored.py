@@ -1,6 +1,6 @@
 """What a table is, and how one is read back from arrays that may come from anywhere."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -9,8 +9,11 @@ import numpy as np
 FLOATS = (np.dtype("<f4"), np.dtype("<f2"))
 MOST_ROWS = 2**31 - 1
 MOST_COLUMNS = 2**16
+LARGEST = 1e36  # of a scale, so that decoded numbers stay finite
 DEPTH = 4  # tables within tables
+BLOCK = 4096  # rows that are decoded together: they stay in the cache
 Shape = tuple[int, int]
+Index = np.ndarray | slice
 
 
 class Table(Protocol):
@@ -27,8 +30,14 @@ class Table(Protocol):
     @property
     def nbytes(self) -> int: ...
 
-    def rows(self, index: np.ndarray) -> np.ndarray:
-        """index: [B] integers -> [B, d] float32. ValueError for one out of range."""
+    def rows(self, index: Index) -> np.ndarray:
+        """index: [B] integers, or a slice of consecutive rows -> [B, d] float32.
+
+        Raises ValueError for rows that the table does not have.
+        """
+
+    def scores(self, vectors: np.ndarray) -> np.ndarray:
+        """vectors: [B, d] float32 -> [B, n] float32, inner products with every row."""
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What a file must hold."""
@@ -109,7 +118,69 @@ class Stored:
         return self.settings.pop(self.prefix + name)
 
 
-class Compound:
+def checked_shape(shape: Any) -> Shape:
+    """(n, d) as integers. ValueError for anything that is no size of a table."""
+    try:
+        n, d = shape
+    except (TypeError, ValueError):
+        raise ValueError(f"a table has a shape (n, d), got {shape!r}") from None
+    if (
+        type(n) is not int
+        or type(d) is not int
+        or not 1 <= n <= MOST_ROWS
+        or not 1 <= d <= MOST_COLUMNS
+    ):
+        raise ValueError(
+            f"a table has 1 ... {MOST_ROWS} rows of 1 ... {MOST_COLUMNS} numbers, got "
+            f"{shape!r}"
+        )
+    return n, d
+
+
+def checked_index(index: Index, n: int) -> Index:
+    """Row numbers as int64, or the slice. ValueError for one outside 0 ... n - 1."""
+    if isinstance(index, slice):
+        first, last, step = index.start or 0, index.stop, index.step
+        last = n if last is None else last
+        if step not in (None, 1) or not 0 <= first <= last <= n:
+            raise ValueError(f"consecutive rows of 0 ... {n - 1} are read, not {index}")
+        return slice(first, last)
+    index = np.asarray(index)
+    if index.ndim != 1 or not np.issubdtype(index.dtype, np.integer):
+        raise ValueError(
+            f"rows are asked for by a vector of integers, got {index.dtype} of shape "
+            f"{index.shape}"
+        )
+    for row in (int(index.min()), int(index.max())) if index.size else ():
+        if not 0 <= row < n:
+            raise ValueError(f"row {row} is outside 0 ... {n - 1}")
+    return index.astype(np.int64)
+
+
+def numbered(index: Index, n: int) -> np.ndarray:
+    """`checked_index` with a slice written out."""
+    index = checked_index(index, n)
+    return np.arange(index.start, index.stop) if isinstance(index, slice) else index
+
+
+def blocks(table: Table) -> Iterator[slice]:
+    """All rows, some at a time."""
+    n = table.shape[0]
+    for start in range(0, n, BLOCK):
+        yield slice(start, min(start + BLOCK, n))
+
+
+class Scored:
+    """Scores from rows that are decoded a block at a time."""
+
+    def scores(self: Table, vectors: np.ndarray) -> np.ndarray:
+        result = np.empty((len(vectors), self.shape[0]), np.float32)
+        for part in blocks(self):
+            result[:, part] = vectors @ self.rows(part).T
+        return result
+
+
+class Compound(Scored):
     """A table made of tables: its arrays and settings are theirs, under their names."""
 
     def parts(self) -> dict[str, Table]:
@@ -132,41 +203,6 @@ class Compound:
             found[f"{name}.kind"] = part.kind
             found |= {f"{name}.{key}": value for key, value in part.settings().items()}
         return found
-
-
-def checked_shape(shape: Any) -> Shape:
-    """(n, d) as integers. ValueError for anything that is no size of a table."""
-    try:
-        n, d = shape
-    except (TypeError, ValueError):
-        raise ValueError(f"a table has a shape (n, d), got {shape!r}") from None
-    if (
-        type(n) is not int
-        or type(d) is not int
-        or not 1 <= n <= MOST_ROWS
-        or not 1 <= d <= MOST_COLUMNS
-    ):
-        raise ValueError(
-            f"a table has 1 ... {MOST_ROWS} rows of 1 ... {MOST_COLUMNS} numbers, got "
-            f"{shape!r}"
-        )
-    return n, d
-
-
-def checked_index(index: np.ndarray, n: int) -> np.ndarray:
-    """Row numbers as int64. ValueError for one outside 0 ... n - 1, or no integers."""
-    index = np.asarray(index)
-    if index.ndim != 1 or not np.issubdtype(index.dtype, np.integer):
-        raise ValueError(
-            f"rows are asked for by a vector of integers, got {index.dtype} of shape "
-            f"{index.shape}"
-        )
-    if index.size and (int(index.min()) < 0 or int(index.max()) >= n):
-        raise ValueError(
-            f"row {int(index.min()) if index.min() < 0 else int(index.max())} is "
-            f"outside 0 ... {n - 1}"
-        )
-    return index.astype(np.int64)
 
 
 def checked_matrix(matrix: np.ndarray) -> np.ndarray:

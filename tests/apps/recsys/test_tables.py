@@ -2,6 +2,7 @@ import importlib
 import json
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from apps.recsys.tables import (
     KINDS,
+    Columns,
     Dense,
     Dictionary,
     Hashed,
@@ -36,6 +38,7 @@ def made_up(n, d, seed, zeros=0.0):
     return matrix.astype(np.float32)
 
 
+@lru_cache(maxsize=1)
 def examples(n=7, d=13, seed=0):
     """A table of every kind, and of every kind within another."""
     matrix = made_up(n, d, seed)
@@ -47,6 +50,8 @@ def examples(n=7, d=13, seed=0):
     tables = [encode(matrix, kind) for kind in KINDS[:10]]
     for values in ("float32", "float16", "int8", "int4"):
         tables += [Sparse.of(matrix, m, values) for m in (mask, thin)]
+    for bits in (rng.integers(0, 9, d), np.zeros(d, int), np.full(d, 8)):
+        tables.append(Columns.of(matrix, bits))
     left, right = encode(made_up(n, 2, seed), "int4"), encode(few[:2], "float16")
     tables += [LowRank(left, right), Hashed(n, encode(few, "int8"))]
     for how in ("product", "sum"):
@@ -76,6 +81,8 @@ def slow_rows(table):
         return result
     if isinstance(table, Sparse):
         return slow_sparse(table, result)
+    if isinstance(table, Columns):
+        return slow_columns(arrays, result)
     parts = {name: slow_rows(part) for name, part in table.parts().items()}
     if isinstance(table, LowRank):
         return parts["left"] @ parts["right"]
@@ -91,6 +98,16 @@ def slow_rows(table):
                 parts["weights"][i], arrays["chosen"][i], strict=True
             ):
                 result[i] += weight * parts["atoms"][atom]
+    return result
+
+
+def slow_columns(arrays, result):
+    for i in range(len(result)):
+        row = int.from_bytes(arrays["codes"][i].tobytes(), "little")
+        for j, bits in enumerate(arrays["bits"].tolist()):
+            code, row = row % 2**bits, row >> bits
+            step = float(arrays["steps"][j])
+            result[i, j] = arrays["offsets"][j] + step * (code - (2**bits - 1) / 2)
     return result
 
 
@@ -128,6 +145,12 @@ def test_rows_equal_the_slow_reference_and_survive_a_file(number, tmp_path):
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, expected[index], rtol=1e-5, atol=1e-6)
     assert table.rows(np.array([], np.int32)).shape == (0, d)
+    for part in (slice(2, 5), slice(None), slice(3, 3)):
+        assert np.array_equal(table.rows(part), table.rows(np.arange(n)[part]))
+    vectors = made_up(3, d, 8)
+    np.testing.assert_allclose(
+        table.scores(vectors), vectors @ expected.T, rtol=1e-4, atol=1e-4
+    )
 
     np.savez(tmp_path / "table.npz", **table.arrays())
     stored = json.loads(json.dumps([table.kind, table.shape, table.settings()]))
@@ -218,7 +241,7 @@ def test_bytes_of_the_specification(density, values, megabytes):
     # Its table leaves row offsets out; ours are a byte a row, for columns only.
     assert round((min(by_columns, by_bits) + scales) / 1e6, 2) == megabytes
     mask = np.zeros(n * d, bool)
-    mask[np.random.default_rng(0).permutation(n * d)[:nnz]] = True
+    mask[np.arange(nnz) * n * d // nnz] = True
     table = Sparse.of(
         np.ones((n, d), np.float32), mask.reshape(n, d), values, "float32"
     )
@@ -245,6 +268,22 @@ def test_kinds_that_share_numbers():
     parts = [encode(rng.standard_normal((n, 2)), "float32") for n in (3, 3)]
     both = QuotientRemainder(8, *parts).rows(np.arange(8))
     assert len(np.unique(both, axis=0)) == 8
+
+
+@given(sides, st.integers(1, 20), seeds)
+def test_columns_of_more_bits_are_nearer(n, d, seed):
+    matrix = made_up(n, d, seed)
+    rows = np.arange(n)
+    bits = np.random.default_rng(seed).integers(0, 9, d)
+    table = Columns.of(matrix, bits)
+    assert table.nbytes == n * -(-int(bits.sum()) // 8) + 9 * d
+    spread = np.abs(matrix - matrix.mean(0)).max(0)
+    error = ((table.rows(rows) - matrix) ** 2).sum(0)
+    # The full range is among the tried ones: no column is worse than with it.
+    half_step = spread / np.maximum(2.0**bits - 1, 1)
+    assert (error <= n * half_step**2 * (1 + 1e-4) + 1e-9).all()
+    mean = Columns.of(matrix, np.zeros(d, int)).rows(rows)
+    np.testing.assert_allclose(mean, np.tile(matrix.mean(0), (n, 1)), atol=1e-5)
 
 
 @given(st.integers(1, 8), st.integers(0, 10))
@@ -280,6 +319,9 @@ def test_bad_arguments_are_named():
         (lambda: Dense.of(np.full((1, 1), 7e4), "float16"), "use float32"),
         (lambda: Integers.of(matrix, "int4", "float64"), "scales are"),
         (lambda: Integers.of(matrix, "int4", fit="median"), "largest or squares"),
+        (lambda: Columns.of(matrix, [9, 0]), "bits must be"),
+        (lambda: Columns.of(matrix, [1.0, 0.0]), "bits must be"),
+        (lambda: Columns.of(matrix, [1]), "bits must be"),
         (lambda: Sparse.of(matrix, np.ones((3, 2))), "mask must be bool"),
         (lambda: Sparse.of(matrix, np.ones((2, 2), bool)), "mask must be bool"),
         (lambda: Sparse.of(matrix, matrix > 0, "int2"), "values must be one of"),
@@ -296,7 +338,9 @@ def test_bad_arguments_are_named():
 @pytest.mark.parametrize("number", range(len(examples())))
 def test_rows_out_of_range_are_refused(number):
     table = examples()[number]
-    for index in (np.array([-1]), np.array([7]), np.array([0.0]), np.array([[0]]), 3):
+    bad = [np.array([-1]), np.array([7]), np.array([0.0]), np.array([[0]]), 3]
+    bad += [slice(0, 8), slice(-2, 3), slice(4, 3), slice(0, 6, 2)]
+    for index in bad:
         with pytest.raises(ValueError, match="row"):
             table.rows(index)
 
@@ -326,6 +370,11 @@ def damages(table):
             if array.dtype == np.float32:
                 huge = np.full_like(array, 3e38)
                 yield "huge scale", without | {name: huge}, options, table.shape
+        if name == "bits" and table.kind == "columns":
+            yield "9 bits", without | {name: array + 9}, options, table.shape
+        if name in ("offsets", "steps"):
+            huge = np.full_like(array, 3e38)
+            yield f"huge {name}", without | {name: huge}, options, table.shape
         if name.endswith("chosen"):
             yield "no such atom", without | {name: array + 200}, options, table.shape
         if name == "columns":
@@ -430,7 +479,7 @@ def test_no_torch_scipy_or_numba_is_imported():
     assert done.stdout == "[]\n", done.stderr
 
 
-MODULES = ("__init__", "bits", "dense", "integers", "sparse")
+MODULES = ("__init__", "bits", "columns", "dense", "integers", "sparse")
 
 
 @pytest.mark.parametrize("name", MODULES)
