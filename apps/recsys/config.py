@@ -12,6 +12,7 @@ from apps.recsys.reading import BadRows, Columns
 from apps.recsys.splits import Dataset
 
 PRESETS = Path(__file__).parent / "presets"
+MODELS = ("lightgcn", "mf")
 
 Value = str | int | float | bool
 

@@ -1,0 +1,126 @@
+"""Commands: data, train, evaluate, compare, report.
+
+sparsekit recsys data --dataset clicks.csv --split global_time
+sparsekit recsys train --config lightgcn-ml100k --out runs/lightgcn
+sparsekit recsys compare --config lightgcn-ml100k --models mf --seeds 5 --out runs/c
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from apps.common.config import RunConfig, parse
+from apps.common.tables import aligned, shown
+from apps.common.verbs import listed, presets, required, run
+from apps.recsys import report
+from apps.recsys.config import MODELS, PRESETS, Config, Source
+from apps.recsys.metrics import (
+    by_activity,
+    by_popularity,
+    only_items,
+    ranking_metrics,
+    summary,
+)
+from apps.recsys.result import Result, load_result
+from apps.recsys.train import train
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(RunConfig):
+    """Prints a finished run's metrics, also for slices of users and items.
+
+    Args:
+        run: the run's folder.
+    """
+
+    run: Path | None = None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Trains recommenders, dense or sparse; compares models over seeds.
+
+    Returns 2 for a usage error, with a message that names the fix.
+    """
+    return run(argv, VERBS, usage)
+
+
+def usage() -> str:
+    models = "models: " + ", ".join(MODELS)
+    return "\n".join([*listed("recsys", VERBS), models, presets(PRESETS)])
+
+
+def data_command(argv: list[str]) -> None:
+    """Read a data set, split it, print what it is like and whether it leaks."""
+    config = parse(Source, argv, presets=PRESETS)
+    print(report.as_text(report.report(config.load())))
+
+
+def train_command(argv: list[str]) -> None:
+    """Train one model and test it once."""
+    config = parse(Config, argv, presets=PRESETS)
+    if config.resume and config.out is not None and "--config" not in argv:
+        stored = config.out / "config.toml"
+        if stored.is_file():  # `--resume --out FOLDER` is enough to go on
+            config = parse(Config, ["--config", str(stored), *argv], presets=PRESETS)
+    print_result(train(config))
+
+
+def evaluate_command(argv: list[str]) -> None:
+    """Show a finished run: metrics, by activity of users, by popularity of items."""
+    config = parse(EvaluateConfig, argv, presets=PRESETS)
+    result = load_result(required(config.run, "run"))
+    print_result(result)
+    print()
+    print("\n".join(line.rstrip() for line in aligned(slices(result))))
+
+
+def slices(result: Result, k: int = 20) -> list[dict[str, str]]:
+    """Rows of recall and NDCG for groups of users, and of items."""
+    data, tested = result.data, result.evaluation
+    rows = []
+    for name, chosen in by_activity(data.train).items():
+        values = {key: value[chosen] for key, value in tested.values.items()}
+        rows.append(_slice(f"{name} users", values, k))
+    for name, chosen in by_popularity(data.train).items():
+        part = only_items(data.test, chosen)
+        rows.append(
+            _slice(f"{name} items", ranking_metrics(tested.ranked, part, [k]), k)
+        )
+    return rows
+
+
+def _slice(name: str, values: dict, k: int) -> dict[str, str]:
+    chosen = {m: values[m] for m in (f"recall@{k}", f"ndcg@{k}")}
+    found = summary(chosen)
+    row = {"slice": name, "users": str(found[f"ndcg@{k}"].n)}
+    return row | {m: shown(interval, 4) for m, interval in found.items()}
+
+
+def print_result(result: Result) -> None:
+    """Metrics with intervals over test users, then costs."""
+    print("\n".join(line.rstrip() for line in aligned(metric_rows(result))))
+    n = next(iter(result.metrics.values())).n
+    print(f"means over {n:,} users of the test part, with 95 % intervals\n")
+    print(f"{'epoch':16}{result.epoch} of {len(result.history)} trained")
+    for name, value in result.cost.items():
+        print(f"{name:16}{value:,.2f}" if value < 1000 else f"{name:16}{value:,.0f}")
+
+
+def metric_rows(result: Result) -> list[dict[str, str]]:
+    """A row for each metric, a column for each length of the lists."""
+    columns = list(dict.fromkeys(name.partition("@")[2] for name in result.metrics))
+    rows: dict[str, dict[str, str]] = {}
+    for name, interval in result.metrics.items():
+        metric, _, k = name.partition("@")
+        blank = {"metric": metric} | {f"@{column}": "" for column in columns}
+        row = rows.setdefault(metric, blank)
+        alone = math.isnan(interval.low)
+        row[f"@{k}"] = f"{interval.value:.4f}" if alone else shown(interval, 4)
+    return list(rows.values())
+
+
+VERBS = {
+    "data": data_command,
+    "train": train_command,
+    "evaluate": evaluate_command,
+}
