@@ -1,0 +1,1 @@
+"""Language models and text for recommenders: questions, answers, features."""
