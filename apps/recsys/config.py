@@ -12,7 +12,7 @@ from apps.recsys.reading import BadRows, Columns
 from apps.recsys.splits import Dataset
 
 PRESETS = Path(__file__).parent / "presets"
-MODELS = ("lightgcn", "mf")
+MODELS = ("lightgcn", "mf", "multvae", "neumf")
 
 Value = str | int | float | bool
 
@@ -76,10 +76,14 @@ class Config(Source):
     Args:
         train_on: train: the epoch is chosen on the validation part. all: the validation
             part is trained on too, so nothing is chosen: the last epoch is tested.
-        model: lightgcn or mf.
+        model: lightgcn, mf, multvae or neumf.
         dim: of the vectors.
-        layers: of the graph convolution.
-        l2: weight of the squared vectors of a batch.
+        layers: of lightgcn's graph convolution, of neumf's tower.
+        hidden: units of multvae's two hidden layers.
+        dropout: of the input of multvae (default 0.5) and neumf (default 0).
+        kl: weight of multvae's prior, reached after the share `anneal` of the training.
+        anneal: see kl.
+        l2: weight of the squared vectors of a batch; multvae has none.
         negatives: drawn for each positive.
         negative_power: of an item's number of users in its probability as a negative;
             0 uniform, 1 popularity.
@@ -104,9 +108,13 @@ class Config(Source):
     """
 
     train_on: Literal["train", "all"] = "train"
-    model: Literal["lightgcn", "mf"] = "lightgcn"
+    model: Literal["lightgcn", "mf", "multvae", "neumf"] = "lightgcn"
     dim: int = 64
     layers: int = 3
+    hidden: int = 600
+    dropout: float | None = None
+    kl: float = 0.2
+    anneal: float = 0.5
     l2: float = 1e-4
     negatives: int = 1
     negative_power: float = 0.0
@@ -144,8 +152,11 @@ def preset(name: str, profile: str = "laptop", **changes: Any) -> Config:
 
 def check(config: Config) -> None:
     """ValueError for a setting out of range, before any work."""
-    least = {"dim": 1, "layers": 0, "negatives": 1, "epochs": 1, "every": 1,
-             "patience": 0, "batch": 1, "split_seed": 0}  # fmt: skip
+    if config.model not in MODELS:
+        raise ValueError(f"model must be {', '.join(MODELS)}, got {config.model!r}")
+    least = {"layers": 0, "patience": 0, "split_seed": 0}
+    for name in ("dim", "hidden", "negatives", "epochs", "every", "batch"):
+        least[name] = 1
     for name, low in least.items():
         if getattr(config, name) < low:
             value = getattr(config, name)
@@ -156,7 +167,11 @@ def check(config: Config) -> None:
         raise ValueError(
             f"sparsity is the fraction of zeros, in [0, 1), got {config.sparsity}"
         )
-    for name in ("l2", "negative_power"):
+    for name in ("dropout", "anneal"):
+        value = getattr(config, name)
+        if value is not None and not 0 <= value < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {value}")
+    for name in ("l2", "kl", "negative_power"):
         value = getattr(config, name)
         if not (value >= 0 and math.isfinite(value)):
             raise ValueError(f"{name} must be at least 0, got {value}")

@@ -5,15 +5,21 @@ import scipy.sparse as sp
 from apps.recsys.config import Config
 from apps.recsys.models.lightgcn import LightGCN
 from apps.recsys.models.mf import MF
+from apps.recsys.models.multvae import MultVAE
 from apps.recsys.models.network import Network
+from apps.recsys.models.neumf import NeuMF
 
 
 def build(config: Config, train: sp.csr_array) -> Network:
     """The network of `config`, untrained, on its device. train: CSR [U, I]."""
-    if config.model == "mf":
-        network: Network = MF(train, config.dim, config.l2, config.seed)
-    elif config.model == "lightgcn":
-        network = LightGCN(train, config.dim, config.layers, config.l2, config.seed)
-    else:
-        raise ValueError(f"model must be lightgcn or mf, got {config.model!r}")
-    return network.to(config.device)
+    c = config
+    dropout = {"multvae": 0.5}.get(c.model, 0.0) if c.dropout is None else c.dropout
+    build_one = {
+        "mf": lambda: MF(train, c.dim, c.l2, c.seed),
+        "lightgcn": lambda: LightGCN(train, c.dim, c.layers, c.l2, c.seed),
+        "multvae": lambda: MultVAE(
+            train, c.dim, c.hidden, dropout, c.kl, c.anneal, c.seed
+        ),
+        "neumf": lambda: NeuMF(train, c.dim, c.layers, dropout, c.l2, c.seed),
+    }
+    return build_one[config.model]().to(config.device)

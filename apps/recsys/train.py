@@ -92,6 +92,7 @@ def train(config: Config, watch: Watch | None = None) -> Result:
         with seeded(config, epoch) as generator:
             for batch in sampler.epoch(generator):
                 set_learning_rate(optimizer, config, step % cycle, cycle)
+                network.progress = step / total
                 summed += gradients(batch)
                 if sparsifier is not None:
                     sparsifier.before_step()
