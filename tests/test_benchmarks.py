@@ -145,3 +145,16 @@ def test_inference(tmp_path):
         assert row["error"] < 1e-5
         assert row["megabytes"] < row["dense_megabytes"] / 2
     assert "| 98% |" in (tmp_path / "inference.md").read_text()
+
+
+def test_recsys_service(tmp_path):
+    """A real service answers a real client, without an error."""
+    command = [sys.executable, "-m", "benchmarks.recsys_service", "--quick"]
+    subprocess.run(
+        [*command, "--out", str(tmp_path)], cwd=ROOT, check=True, capture_output=True
+    )
+    rows = json.loads((tmp_path / "recsys_service.json").read_text())["rows"]
+    assert {row["table"] for row in rows} == {"float32", "int8"}
+    assert {row["question"] for row in rows} >= {"known user", "new user"}
+    assert all(row["failed"] == 0 < row["p50"] <= row["p99"] for row in rows)
+    assert "| int8 | known user |" in (tmp_path / "recsys_service.md").read_text()

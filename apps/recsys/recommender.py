@@ -24,7 +24,11 @@ Unknown = Literal["raise", "skip"]
 SHOWN = 5  # ids in an error message
 
 
-class UnknownId(ValueError):
+class BadQuestion(ValueError):
+    """What was asked makes no sense; the message says why."""
+
+
+class UnknownId(BadQuestion):
     """An id that is not in the file."""
 
 
@@ -108,12 +112,12 @@ class Recommender:
         are the exact parts, also where a trained vector made the list. unknown: "skip"
         leaves out ids of items that the file does not have.
 
-        Raises UnknownId (a ValueError) for ids, ValueError for all else.
+        Raises UnknownId for ids, BadQuestion for all else; both are ValueErrors.
         """
         _check_count("k", k, 1)
         _check_count("reasons", reasons, 0)
         if (user is None) == (history is None):
-            raise ValueError("give a user or a history, not both and not neither")
+            raise BadQuestion("give a user or a history, not both and not neither")
         if user is not None:
             row = self._user(user)
             seen = self.artefact.history[row]
@@ -147,7 +151,7 @@ class Recommender:
     ) -> tuple[Recommendation, ...]:
         """The k items most like one: by cosine of their vectors, or by its weights.
 
-        Raises UnknownId and ValueError as `recommend`; unknown is about the filters.
+        Raises as `recommend`. unknown: about ids of the filters.
         """
         _check_count("k", k, 1)
         (index,) = self._items([item], "item", "raise")
@@ -191,13 +195,13 @@ class Recommender:
     def _tagged(self, column: str, value: str) -> np.ndarray:
         tags = self.artefact.tags.get(column)
         if tags is None:
-            raise ValueError(
+            raise BadQuestion(
                 f"no column {column!r} to filter by; there are: "
                 + (", ".join(self.artefact.tags) or "none")
             )
         items = tags.find(value)
         if items is None:
-            raise ValueError(
+            raise BadQuestion(
                 f"no item has {column} {value!r}; values are "
                 + _listed([tags.values[i] for i in range(min(20, len(tags.values)))])
             )
@@ -214,7 +218,7 @@ class Recommender:
     def _items(self, ids: Sequence[str], what: str, unknown: Unknown) -> np.ndarray:
         """Indices without repeats, rising."""
         if isinstance(ids, str):
-            raise ValueError(f"{what} must be a list of ids, not one text")
+            raise BadQuestion(f"{what} must be a list of ids, not one text")
         found = [self.artefact.item_ids.find(item) for item in ids]
         if unknown == "raise" and None in found:
             missing = [i for i, index in zip(ids, found, strict=True) if index is None]
@@ -244,7 +248,7 @@ class Recommender:
 
 def _check_count(name: str, value: int, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer from {least} on, got {value!r}")
+        raise BadQuestion(f"{name} must be an integer from {least} on, got {value!r}")
 
 
 def _listed(names: Sequence[str]) -> str:

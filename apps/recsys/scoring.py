@@ -6,7 +6,6 @@ model.explained(history, items)  # [K, H]: what each item of the history adds
 best(scores, k)                  # the k largest, best first
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -15,8 +14,7 @@ import numpy as np
 
 from apps.recsys.ragged import Ragged
 from apps.recsys.tables import Table
-
-BLOCK = 4096  # rows that are decoded together: they stay in the cache
+from apps.recsys.tables.stored import blocks
 
 
 class Scorer(Protocol):
@@ -109,8 +107,8 @@ class FactorScorer:
         """[d, d] float64: V'V."""
         d = self.items.shape[1]
         total = np.zeros((d, d))
-        for rows in blocks(self.items):
-            rows = rows.astype(np.float64)
+        for part in blocks(self.items):
+            rows = self.items.rows(part).astype(np.float64)
             total += rows.T @ rows
         return total
 
@@ -139,7 +137,7 @@ class FactorScorer:
         return np.divide(scores, both, out=np.zeros_like(scores), where=both > 0)
 
     def _scores(self, vector: np.ndarray) -> np.ndarray:
-        return np.concatenate([rows @ vector for rows in blocks(self.items)])
+        return self.items.scores(vector[None])[0]
 
 
 @dataclass(frozen=True)
@@ -180,19 +178,13 @@ class LinearScorer:
         return self.folded(np.array([item]))
 
 
-def blocks(table: Table) -> Iterator[np.ndarray]:
-    """All rows of a table, some at a time, float32."""
-    n = table.shape[0]
-    for start in range(0, n, BLOCK):
-        yield table.rows(np.arange(start, min(start + BLOCK, n)))
-
-
 def lengths(table: Table) -> np.ndarray:
     """[n] float64, of the rows; not finite where a number is not."""
-    squares = [
-        np.einsum("nd,nd->n", rows, rows, dtype=np.float64) for rows in blocks(table)
-    ]
-    return np.sqrt(np.concatenate(squares))
+    found = np.empty(table.shape[0])
+    for part in blocks(table):
+        rows = table.rows(part)
+        found[part] = np.einsum("nd,nd->n", rows, rows, dtype=np.float64)
+    return np.sqrt(found)
 
 
 def best(scores: np.ndarray, k: int) -> np.ndarray:

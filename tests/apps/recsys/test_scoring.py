@@ -7,11 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
-from apps.recsys import scoring
 from apps.recsys.export import kept_weights, linear_scorer
 from apps.recsys.models import closed_form
 from apps.recsys.scoring import FactorScorer, FoldIn, best
-from apps.recsys.tables import encode
+from apps.recsys.tables import encode, stored
 from tests.apps.recsys.artefacts import binary, dataset, vectors
 
 
@@ -52,7 +51,7 @@ def scorer(factors, kind="float32", fold_in=None):
 
 @pytest.mark.parametrize("kind", ["float32", "float16", "int8", "int4"])
 def test_trained_scores_are_products_of_the_tables(factors, kind, monkeypatch):
-    monkeypatch.setattr(scoring, "BLOCK", 10)  # several, the last one shorter
+    monkeypatch.setattr(stored, "BLOCK", 10)  # several, the last one shorter
     model = scorer(factors, kind)
     users, items = (t.rows(np.arange(t.shape[0])) for t in (model.users, model.items))
     for user in (0, 7, 30):
