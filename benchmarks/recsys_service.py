@@ -48,7 +48,7 @@ class Size:
     seconds: float = 30.0
 
 
-QUICK = Size(users=500, items=1000, dim=16, rate=50.0, seconds=1.0)
+QUICK = Size(users=500, items=1000, dim=16, rate=100.0, seconds=0.3)
 Request = tuple[str, str, dict[str, Any] | None]  # method, path, body
 Ask = Callable[[np.random.Generator, Size], Request]
 
