@@ -192,7 +192,7 @@ def _place(
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise Unusable("no key")
     text = str(value)[: LONGEST_VALUE * 2].strip()
-    if match := re.fullmatch(r"(?:[cC])?\s*\[?(\d{1,9})\]?", text, re.ASCII):
+    if match := re.fullmatch(r"\[?\s*[cC]?(\d{1,9})\s*\]?", text, re.ASCII):
         place = int(match[1]) - 1
         if not 0 <= place < offered:
             raise Unusable("out of range")

@@ -20,7 +20,7 @@ ORDERS = re.compile(
     r"|\b(you are now|system prompt|as an ai|new instructions?)\b"
     r"|\b(answer|respond|reply|output)\b.{0,20}\b(with|only|always|json)\b"
     r"|^\s*(system|assistant|user)\s*:",
-    re.IGNORECASE,
+    re.IGNORECASE | re.MULTILINE,
 )
 ARTICLES = (
     "the", "a", "an", "la", "le", "les", "l'", "il", "el", "los", "las", "das", "der",
