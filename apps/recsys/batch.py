@@ -1,0 +1,180 @@
+"""Lists for many users into a Parquet file, a block of users at a time.
+
+    rows = write("lists.parquet", load("model.safetensors"), k=20)
+
+One row a recommendation: user, rank (from 1), item, score, source (see
+`Recommendations`). Neither users x items nor all lists are ever in memory.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+import scipy.sparse as sp
+
+from apps.recsys.artefact import Artefact
+from apps.recsys.export import matrix_of
+from apps.recsys.fold_in import folded
+from apps.recsys.recommender import UnknownId
+from apps.recsys.scoring import FactorScorer, LinearScorer, best
+from apps.recsys.topk import Ranking, top_k_factors, top_k_scores
+from sparsekit import atomic
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+BLOCK = 2048  # users
+SOURCES = ("trained", "folded", "popularity")
+# Users [B] and their histories -> their lists, and [B] bool: all scores are 0.
+Rank = Callable[[np.ndarray, sp.csr_array], tuple[Ranking, np.ndarray]]
+
+
+def write(
+    path: str | Path,
+    artefact: Artefact,
+    k: int = 10,
+    users: Sequence[str] | None = None,
+    *,
+    exclude_seen: bool = True,
+    block: int = BLOCK,
+) -> int:
+    """Create or replace a file with the k best items of each user; the number of rows.
+
+    users: ids, default all of the file. exclude_seen: whether items of the history are
+    left out. The lists are those of `Recommender.recommend`.
+
+    Raises UnknownId for a user that the file does not have, ValueError for k < 1.
+    """
+    import pyarrow.parquet as pq
+
+    if k < 1 or block < 1:
+        raise ValueError(f"k and block must be at least 1, got {k} and {block}")
+    rows = _rows(artefact, users)
+    history = matrix_of(artefact.history, len(artefact.item_ids))
+    rank = _ranking(artefact, k, exclude_seen)
+    names = _names(artefact)
+    model = artefact.model
+    is_trained = isinstance(model, FactorScorer) and model.users is not None
+    written = 0
+
+    def fill(file: BinaryIO) -> None:
+        nonlocal written
+        with pq.ParquetWriter(file, _schema()) as writer:
+            for start in range(0, len(rows), block):
+                chosen = rows[start : start + block]
+                own = history[chosen]
+                found, silent = rank(chosen, own)
+                sources = np.where(silent, 2, 0 if is_trained else 1)
+                _with_popularity(
+                    artefact, found, np.flatnonzero(silent),
+                    own if exclude_seen else None,
+                )  # fmt: skip
+                table = _table(artefact, names, chosen, found, sources)
+                writer.write_table(table)
+                written += table.num_rows
+
+    atomic.write(Path(path), fill)
+    return written
+
+
+def _rows(artefact: Artefact, users: Sequence[str] | None) -> np.ndarray:
+    if users is None:
+        return np.arange(len(artefact.user_ids))
+    found = [artefact.user_ids.find(user) for user in users]
+    for user, row in zip(users, found, strict=True):
+        if row is None:
+            raise UnknownId(f"no user {user!r} in the file")
+    return np.array(found, np.int64)
+
+
+def _ranking(artefact: Artefact, k: int, exclude_seen: bool) -> Rank:
+    """How users of a block are ranked."""
+    model = artefact.model
+    if isinstance(model, FactorScorer):
+        items = model.items.rows(slice(None))
+
+        def by_factors(
+            users: np.ndarray, own: sp.csr_array
+        ) -> tuple[Ranking, np.ndarray]:
+            known = own if exclude_seen else None
+            if model.users is None:
+                vectors = folded(model.fold_in, own, items)
+                return top_k_factors(vectors, items, k, known), ~vectors.any(1)
+            found = top_k_factors(model.users.rows(users), items, k, known)
+            return found, np.diff(own.indptr) == 0
+
+        return by_factors
+    weights = _weights(model)
+
+    def by_weights(users: np.ndarray, own: sp.csr_array) -> tuple[Ranking, np.ndarray]:
+        silent = np.empty(len(users), bool)
+
+        def scores(rows: np.ndarray) -> np.ndarray:
+            found = (own[rows] @ weights).toarray()
+            silent[rows] = ~found.any(1)
+            return found
+
+        known = own if exclude_seen else None
+        return top_k_scores(scores, k, known, n_users=len(users)), silent
+
+    return by_weights
+
+
+def _weights(model: LinearScorer) -> sp.csr_array:
+    matrix = matrix_of(model.weights, model.n_items)
+    matrix.data = np.array(model.values, np.float32)
+    return matrix
+
+
+def _with_popularity(
+    artefact: Artefact, found: Ranking, rows: np.ndarray, seen: sp.csr_array | None
+) -> None:
+    """Writes lists by popularity into these rows. seen: CSR [B, I], what is masked."""
+    popularity = artefact.popularity.astype(np.float32)
+    for row in rows:
+        scores = popularity.copy()
+        if seen is not None:
+            scores[seen[[row]].indices] = -np.inf
+        chosen = best(scores, found.items.shape[1])
+        found.items[row] = -1
+        found.items[row, : len(chosen)] = chosen
+        found.scores[row, : len(chosen)] = scores[chosen]
+
+
+def _schema() -> "pa.Schema":
+    import pyarrow as pa
+
+    return pa.schema(
+        {
+            "user": pa.string(), "rank": pa.int32(), "item": pa.string(),
+            "score": pa.float32(), "source": pa.string(),
+        }
+    )  # fmt: skip
+
+
+def _names(artefact: Artefact) -> "pa.Array":
+    import pyarrow as pa
+
+    return pa.array(list(artefact.item_ids), pa.string())
+
+
+def _table(
+    artefact: Artefact,
+    names: "pa.Array",
+    users: np.ndarray,
+    found: Ranking,
+    sources: np.ndarray,
+) -> "pa.Table":
+    import pyarrow as pa
+
+    rows, places = np.nonzero(found.items >= 0)
+    user_names = pa.array([artefact.user_ids[row] for row in users], pa.string())
+    columns = {
+        "user": user_names.take(pa.array(rows)),
+        "rank": pa.array(places + 1, pa.int32()),
+        "item": names.take(pa.array(found.items[rows, places])),
+        "score": pa.array(found.scores[rows, places]),
+        "source": pa.array(SOURCES, pa.string()).take(pa.array(sources[rows])),
+    }
+    return pa.table(columns, schema=_schema())
