@@ -125,23 +125,18 @@ def quantised(
     rows: np.ndarray, largest: np.ndarray, bits: int, scales: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Codes [n, d] uint8 and scales [n] whose outermost levels are at +-largest."""
-    steps = _scales(2 * largest.astype(np.float64) / (2**bits - 1), scales)
-    divisors = np.where(steps > 0, steps, 1).astype(np.float64)[:, None]
-    codes = np.rint(rows / divisors + (2**bits - 1) / 2)
-    return codes.clip(0, 2**bits - 1).astype(np.uint8), steps
+    steps = steps_for(largest, bits, scales)
+    return nearest(rows, steps[:, None], bits), steps
 
 
-def read_scales(stored: Stored, n: int) -> np.ndarray:
-    scales = stored.array("scales", FLOATS, (n,))
-    if float(scales.min()) < 0 or float(scales.max()) > LARGEST:
-        raise ValueError(f"'{stored.prefix}scales' must be in 0 ... {LARGEST:g}")
-    return scales
+def steps_for(largest: np.ndarray, bits: int, kind: str) -> np.ndarray:
+    """Scales of that float kind, rounded up: no level is inside the largest number.
 
-
-def _scales(exact: np.ndarray, kind: str) -> np.ndarray:
-    """Rounded up, so that the outermost levels are never inside the largest number."""
+    Raises ValueError if float16 cannot hold them.
+    """
     if np.dtype(kind) not in FLOATS:
         raise ValueError(f"scales are float32 or float16, got {kind!r}")
+    exact = 2 * largest.astype(np.float64) / (2**bits - 1)
     with np.errstate(over="ignore", under="ignore"):
         rounded = exact.astype(kind)
         low = rounded.astype(np.float64) < exact
@@ -152,6 +147,20 @@ def _scales(exact: np.ndarray, kind: str) -> np.ndarray:
             "use float32 scales"
         )
     return rounded
+
+
+def nearest(values: np.ndarray, steps: np.ndarray, bits: int) -> np.ndarray:
+    """Codes, uint8, of the nearest levels. steps: as `values`, or to be broadcast."""
+    divisors = np.where(steps > 0, steps, 1).astype(np.float64)
+    codes = np.rint(values / divisors + (2**bits - 1) / 2)
+    return codes.clip(0, 2**bits - 1).astype(np.uint8)
+
+
+def read_scales(stored: Stored, n: int) -> np.ndarray:
+    scales = stored.array("scales", FLOATS, (n,))
+    if float(scales.min()) < 0 or float(scales.max()) > LARGEST:
+        raise ValueError(f"'{stored.prefix}scales' must be in 0 ... {LARGEST:g}")
+    return scales
 
 
 def _least_squares(

@@ -2,13 +2,14 @@
 
     values     nnz float32 (4 bytes), float16 (2), int8 (1) or int4 (1/2); integers as
                in `integers`, with one scale a row
-    structure  columns: a byte an entry, and the number of entries of each row (a byte,
-               two if d = 256); or bits: one a number of the table, ceil(d / 8) bytes a
-               row. What is smaller is taken: the bits, from about one kept number in 8.
+    structure  columns: a byte an entry (two if d > 256), and the number of entries of
+               each row (a byte, two if d > 255); or bits: one a number of the table,
+               ceil(d / 8) bytes a row. What is smaller is taken: up to d = 256 the bits
+               from about one kept number in 8, beyond from one in 16.
 
 With v bytes a value, density p = nnz / (n d) and s bytes of scale a row (0 for floats):
 
-    columns    n d p (v + 1) + n + s n
+    columns    n d p (v + 1) + n + s n              d < 256
     bits       n d p v + n ceil(d / 8) + s n
 """
 
@@ -20,13 +21,14 @@ import numpy as np
 from apps.recsys.tables import bits as packed_bits
 from apps.recsys.tables.dense import KINDS as FLOAT_KINDS
 from apps.recsys.tables.dense import to_float
-from apps.recsys.tables.integers import levels, quantised, read_scales
+from apps.recsys.tables.integers import levels, nearest, read_scales, steps_for
 from apps.recsys.tables.stored import (
     Index,
     Scored,
     Shape,
     Stored,
     checked_matrix,
+    checked_shape,
     numbered,
     stored_bytes,
 )
@@ -41,7 +43,7 @@ class Sparse(Scored):
 
     values: [nnz] float32 or float16; for "int8" [nnz] and "int4" [ceil(nnz / 2)] uint8
     codes, and scales: [n]. bits: [n, ceil(d / 8)] uint8, or counts: [n] and columns:
-    [nnz] uint8.
+    [nnz], uint8 or uint16.
 
     >>> matrix = np.array([[0.0, 2.0, 0.0], [1.0, 0.0, 0.0]])
     >>> table = Sparse.of(matrix, matrix != 0, "float16")
@@ -77,15 +79,46 @@ class Sparse(Scored):
                 f"mask must be bool of shape {matrix.shape}, got {mask.dtype} of shape "
                 f"{mask.shape}"
             )
+        return cls.of_entries(
+            matrix.shape, mask.sum(1), np.nonzero(mask)[1], matrix[mask], values, scales
+        )
+
+    @classmethod
+    def of_entries(
+        cls,
+        shape: Shape,
+        counts: np.ndarray,
+        columns: np.ndarray,
+        entries: np.ndarray,
+        values: str = "float32",
+        scales: str = "float16",
+    ) -> "Sparse":
+        """`of` for a table that is never dense, such as the weights between all items.
+
+        counts: [n], entries of each row; columns: [nnz] integers, rising within a row;
+        entries: [nnz] float.
+        """
+        (n, d), nnz = checked_shape(shape), len(entries)
         if values not in VALUES:
             raise ValueError(f"values must be one of {VALUES}, got {values!r}")
-        d, structure = matrix.shape[1], _structure(mask)
+        counts, columns = np.asarray(counts, np.int64), np.asarray(columns, np.int64)
+        if counts.shape != (n,) or columns.shape != (nnz,) or counts.sum() != nnz:
+            raise ValueError(
+                f"{n} counts must sum to the number of columns and entries, got "
+                f"{len(counts)} with sum {counts.sum()}, {len(columns)} and {nnz}"
+            )
+        _check_columns(columns, counts, d)
+        entries = checked_matrix(entries[:, None])[:, 0] if nnz else np.zeros(0, "f4")
+        structure = _structure(n, d, counts, columns)
         if values in FLOAT_KINDS:
-            return cls(d, values, to_float(matrix[mask], values), **structure)
-        width = int(values.removeprefix("int"))
-        kept = np.where(mask, matrix, 0)
-        codes, steps = quantised(kept, np.abs(kept).max(1), width, scales)
-        flat = packed_bits.pack(codes[mask][None], width)[0]
+            return cls(d, values, to_float(entries, values), **structure)
+        width, filled = int(values.removeprefix("int")), counts > 0
+        largest = np.zeros(n, np.float32)
+        starts = (np.cumsum(counts) - counts)[filled]
+        largest[filled] = np.maximum.reduceat(np.abs(entries), starts) if nnz else 0
+        steps = steps_for(largest, width, scales)
+        codes = nearest(entries, np.repeat(steps, counts), width)
+        flat = packed_bits.pack(codes[None], width)[0]
         return cls(d, values, flat, steps, **structure)
 
     @classmethod
@@ -100,11 +133,9 @@ class Sparse(Scored):
                 raise ValueError(f"{stored.prefix}bits go on after number {d} of a row")
             nnz = int(np.bitwise_count(bits).sum(dtype=np.int64))
         else:
-            if d > 256:
-                raise ValueError(f"rows of {d} numbers need bits: a column is a byte")
-            counts = stored.array("counts", (_count_type(d),), (n,))
+            counts = stored.array("counts", (_smallest(d),), (n,))
             nnz = int(counts.sum(dtype=np.int64))
-            columns = stored.array("columns", BYTE, (nnz,))
+            columns = stored.array("columns", (_smallest(d - 1),), (nnz,))
             _check_columns(columns, counts, d)
         if values in FLOAT_KINDS:
             flat = stored.array("values", (np.dtype(values),), (nnz,))
@@ -188,31 +219,33 @@ def structure_bytes(n: int, d: int, nnz: int) -> int:
     (7400, 8000)
     """
     by_bits = n * packed_bits.width(d, 1)
-    if d > 256:
-        return by_bits
-    return min(by_bits, nnz + n * _count_type(d).itemsize)
+    return min(by_bits, nnz * _smallest(d - 1).itemsize + n * _smallest(d).itemsize)
 
 
-def _structure(mask: np.ndarray) -> dict[str, np.ndarray]:
-    n, d = mask.shape
-    nnz = int(mask.sum())
-    if structure_bytes(n, d, nnz) == n * packed_bits.width(d, 1):
-        return {"bits": np.packbits(mask, axis=1, bitorder="little")}
-    return {
-        "counts": mask.sum(1).astype(_count_type(d)),
-        "columns": np.nonzero(mask)[1].astype(np.uint8),
-    }
+def _structure(
+    n: int, d: int, counts: np.ndarray, columns: np.ndarray
+) -> dict[str, np.ndarray]:
+    if structure_bytes(n, d, len(columns)) < n * packed_bits.width(d, 1):
+        return {
+            "counts": counts.astype(_smallest(d)),
+            "columns": columns.astype(_smallest(d - 1)),
+        }
+    mask = np.zeros((n, d), bool)
+    mask[np.repeat(np.arange(n), counts), columns] = True
+    return {"bits": np.packbits(mask, axis=1, bitorder="little")}
 
 
-def _count_type(d: int) -> np.dtype:
-    return np.dtype(np.uint8 if d < 256 else "<u2")
+def _smallest(largest: int) -> np.dtype:
+    """The type of one or two bytes that holds 0 ... largest; four for a whole 2^16."""
+    return np.dtype("u1" if largest < 2**8 else "<u2" if largest < 2**16 else "<u4")
 
 
 def _check_columns(columns: np.ndarray, counts: np.ndarray, d: int) -> None:
     if columns.size == 0:
         return
-    if int(columns.max()) >= d:
-        raise ValueError(f"column {int(columns.max())} is outside 0 ... {d - 1}")
+    for column in (int(columns.min()), int(columns.max())):
+        if not 0 <= column < d:
+            raise ValueError(f"column {column} is outside 0 ... {d - 1}")
     rising = columns[1:] > columns[:-1]
     first = np.cumsum(counts, dtype=np.int64)
     first = first[(first > 0) & (first < len(columns))]

@@ -200,7 +200,7 @@ def test_integers_are_off_by_half_a_step_at_most(n, d, bits, scales, magnitude, 
 
 @given(
     sides,
-    st.sampled_from([1, 8, 13, 64, 255, 256, 300]),
+    st.sampled_from([1, 8, 13, 64, 255, 256, 257, 300, 2000]),
     st.sampled_from([0, 0.05, 0.2, 1]),
     st.sampled_from(["float32", "float16", "int8", "int4"]),
     seeds,
@@ -220,6 +220,10 @@ def test_sparse_round_trip(n, d, density, values, seed):
         steps = table.scales.astype(np.float64)[:, None]
         assert (np.abs(got - kept) <= steps / 2 + 1e-6 * np.abs(kept)).all()
     assert table.nbytes == again.nbytes
+    entries = mask.sum(1), np.nonzero(mask)[1], matrix[mask]
+    same = Sparse.of_entries((n, d), *entries, values)
+    assert all(np.array_equal(a, b) for a, b in zip(
+        table.arrays().values(), same.arrays().values(), strict=True))  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -325,6 +329,9 @@ def test_bad_arguments_are_named():
         (lambda: Sparse.of(matrix, np.ones((3, 2))), "mask must be bool"),
         (lambda: Sparse.of(matrix, np.ones((2, 2), bool)), "mask must be bool"),
         (lambda: Sparse.of(matrix, matrix > 0, "int2"), "values must be one of"),
+        (lambda: Sparse.of_entries((2, 2), [1, 1], [0], [1.0]), "counts must sum"),
+        (lambda: Sparse.of_entries((2, 2), [1, 0], [2], np.ones(1)), "column 2"),
+        (lambda: Sparse.of_entries((2, 2), [2, 0], [1, 0], np.ones(2)), "rise"),
         (lambda: LowRank(encode(matrix, "int8"), encode(matrix, "int8")), "multiply"),
         (lambda: QuotientRemainder(9, *two, "max"), "how"),
         (lambda: QuotientRemainder(99, *two), "quotient"),
