@@ -86,6 +86,8 @@ def by_asking(
     for attempt in range(tries):
         batches = _batches(waiting, max(1, batch >> 2 * attempt))
         asked = [prompts.attributes(items, some, fields, noun) for some in batches]
+        if attempt:
+            asked = [prompts.again(prompt, "items were missing") for prompt in asked]
         replies, cost = ask(
             model, asked, settings, store, budget=budget,
             progress=progress if waiting else None,
@@ -189,10 +191,8 @@ def _verdicts(
 
 
 def _about(items: Catalogue, item: int, noun: str) -> str:
-    year = items.years[item]
-    return f"The {noun} '{shown(items.titles[item]).text}'" + (
-        f" ({year})" if year else ""
-    )
+    year = f" ({items.years[item]})" if items.years[item] else ""
+    return f"the {noun} '{shown(items.titles[item]).text}'{year}"
 
 
 def _statement(field: str, what: str) -> str:
