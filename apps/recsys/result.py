@@ -219,7 +219,7 @@ def measured(tested: Evaluation, data: Dataset) -> dict[str, Interval]:
         f"gini@{k}": metrics.gini(ranked, n_items),
     }
     surprise = metrics.summary({f"novelty@{k}": metrics.novelty(ranked, data.train)})
-    alone = {m: Interval(v, math.nan, math.nan, n) for m, v in whole.items()}
+    alone = {m: Interval(float(v), math.nan, math.nan, n) for m, v in whole.items()}
     return tested.intervals | surprise | alone
 
 

@@ -65,7 +65,8 @@ class MultVAE(Network):
         """batch: [B] users."""
         x = self.rows(self.histories, batch)
         mean, log_variance = self.encode(x)
-        noise = torch.randn_like(mean) if self.training else 0.0
+        # Not randn_like: layers in values mode have another order of strides.
+        noise = torch.randn(mean.shape, device=x.device) if self.training else 0.0
         logits = self.decode(mean + noise * (0.5 * log_variance).exp())
         fit = -(F.log_softmax(logits, 1) * x).sum(1).mean()
         gap = log_variance.exp() + mean.square() - 1 - log_variance
