@@ -22,6 +22,7 @@ from apps.recsys.metrics import (
     summary,
 )
 from apps.recsys.result import Result, load_result
+from apps.recsys.serving_cli import SERVING_VERBS
 from apps.recsys.train import train
 
 
@@ -123,4 +124,5 @@ VERBS = {
     "data": data_command,
     "train": train_command,
     "evaluate": evaluate_command,
+    **SERVING_VERBS,
 }

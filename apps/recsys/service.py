@@ -281,8 +281,10 @@ def run(
     import uvicorn
 
     limits = limits or Limits()
+    app = create_app(path, limits)
+    print(f"http://{host}:{port} serves {path}", flush=True)
     uvicorn.run(
-        create_app(path, limits), host=host, port=port, log_level="error",
+        app, host=host, port=port, log_level="error",
         access_log=False, server_header=False, limit_concurrency=limits.connections,
         timeout_graceful_shutdown=10,
     )  # fmt: skip

@@ -1,0 +1,272 @@
+"""Commands after training: export, recommend, update, serve.
+
+sparsekit recsys export --run runs/lightgcn --kind int8 --out model.safetensors
+sparsekit recsys export --model ease --options l2=250 --keep 100 --out e.safetensors
+sparsekit recsys recommend --file model.safetensors --liked "Toy Story" --because 2
+sparsekit recsys recommend --file model.safetensors --k 20 --out lists.parquet
+sparsekit recsys update --file model.safetensors --dataset today.csv
+sparsekit recsys serve --file model.safetensors --port 8000
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from apps.common.config import RunConfig, parse, settings
+from apps.common.verbs import Verbs, required
+from apps.recsys import interactions
+from apps.recsys.artefact import Artefact, load, save
+from apps.recsys.config import Source, Value
+from apps.recsys.export import artefact_of
+from apps.recsys.models.als import ALS
+from apps.recsys.models.closed_form import EASE, ItemKNN
+from apps.recsys.models.closed_form import Recommender as Settings
+from apps.recsys.reader import table
+from apps.recsys.reading import Columns, read
+from apps.recsys.recommender import Filters, Recommender, Unknown
+from apps.recsys.scoring import FoldIn
+from apps.recsys.splits import known_items
+
+FITTED = {"ease": EASE, "itemknn": ItemKNN, "als": ALS}
+
+
+@dataclass(frozen=True)
+class ExportConfig(Source):
+    """Writes a model into one file, to recommend from and to serve.
+
+    Args:
+        run: folder of a finished run of mf or lightgcn; its data set is loaded again.
+        model: without a run: ease, itemknn or als, fitted on all of `dataset`.
+        options: of that model, as l2=250.
+        kind: of the packed tables of factors: float32, float16, int8, int4, ...
+        keep: weights of each item that stay, of ease and itemknn; default: all.
+        out: the file.
+    """
+
+    run: Path | None = None
+    model: Literal["ease", "itemknn", "als"] | None = None
+    options: dict[str, Value] = field(default_factory=dict)
+    kind: str = "float32"
+    keep: int | None = None
+
+
+@dataclass(frozen=True)
+class RecommendConfig(RunConfig):
+    """Prints items for one user, or writes those of all users as Parquet.
+
+    Args:
+        file: from `export`.
+        user: an id of the file.
+        history: ids of items that somebody liked.
+        liked: titles of items that somebody liked, in place of ids.
+        like: an item's id; prints those that are like it.
+        k: items a list.
+        because: items of the history that are named for each item.
+        where: column=value, what items must have, as class=Comedy.
+        without: ids of items that are left out.
+        unknown: raise, or skip ids that the file does not have.
+        out: without a user or a history: a .parquet file for the lists of all users.
+    """
+
+    file: Path | None = None
+    user: str | None = None
+    history: tuple[str, ...] = ()
+    liked: tuple[str, ...] = ()
+    like: str | None = None
+    k: int = 10
+    because: int = 0
+    where: dict[str, str] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
+    unknown: Unknown = "raise"
+
+
+@dataclass(frozen=True)
+class UpdateConfig(Source):
+    """Takes new interactions, users and items into a file, without training.
+
+    Args:
+        file: from `export`.
+        dataset: the new interactions: .csv, .tsv, .parquet, .inter.
+        out: the new file; default: it takes the place of the old one.
+    """
+
+    file: Path | None = None
+
+
+@dataclass(frozen=True)
+class ServeConfig(RunConfig):
+    """Answers over HTTP until it is stopped; kill -HUP makes it read the file again.
+
+    Args:
+        file: from `export`.
+        host: to listen on. There is no authentication: think before you change it.
+        port: likewise.
+        body: most bytes of a request.
+        connections: most at once.
+    """
+
+    file: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    body: int = 500_000
+    connections: int = 200
+
+
+def export_command(argv: list[str]) -> None:
+    """Write a model into one file, to recommend from and to serve."""
+    config = parse(ExportConfig, argv)
+    out = required(config.out, "out")
+    if (config.run is None) == (config.model is None):
+        raise ValueError("give --run, a finished training, or --model to fit one here")
+    artefact = _fitted(config) if config.run is None else _trained(config, config.run)
+    name = save(out, artefact)
+    users, items = len(artefact.user_ids), len(artefact.item_ids)
+    print(f"{out}: {users:,} users, {items:,} items, {out.stat().st_size:,} bytes")
+    print(f"content {name}")
+    if "fold_in" in artefact.about:
+        told = artefact.about["fold_in"]
+        print(
+            f"new users: NDCG@20 {told['valid ndcg@20']:.4f} on validation, folded in "
+            f"({told['users']:,} users)"
+        )
+
+
+def recommend_command(argv: list[str]) -> None:
+    """Print recommendations for a user or a history, or write those of all users."""
+    config = parse(RecommendConfig, argv)
+    artefact = load(required(config.file, "file"))
+    recommender = Recommender(artefact)
+    filters = Filters(without=config.without, where=config.where)
+    history = (*config.history, *(titled(artefact, title) for title in config.liked))
+    if config.like is not None:
+        print(table(recommender.similar(config.like, config.k, filters)))
+    elif config.user is not None or history:
+        found = recommender.recommend(
+            config.user, history=history or None, k=config.k, filters=filters,
+            reasons=config.because, unknown=config.unknown,
+        )  # fmt: skip
+        print(f"source: {found.source}")
+        print(table(found.items))
+    else:
+        from apps.recsys import batch
+
+        if config.without or config.where:
+            raise ValueError("lists of all users know no filters: leave them out")
+        out = required(config.out, "out, or --user, --history, --liked or --like")
+        rows = batch.write(out, artefact, config.k)
+        print(f"{out}: {rows:,} rows for {len(artefact.user_ids):,} users")
+
+
+def update_command(argv: list[str]) -> None:
+    """Take new interactions, users and items into a file, without training."""
+    from apps.recsys.updates import updated
+
+    config = parse(UpdateConfig, argv)
+    path = required(config.file, "file")
+    log = read(
+        config.dataset, Columns(**config.columns), separator=config.separator,
+        bad_rows=config.bad_rows,
+    )  # fmt: skip
+    if config.rating is not None:
+        log = interactions.at_least(log, config.rating)
+    newer = updated(load(path), log)
+    save(config.out or path, newer)
+    news = newer.about["updates"][-1]
+    print(
+        f"{config.out or path}: {news['interactions']:,} new interactions, "
+        f"{news['users']:,} new users, {news['items']:,} new items"
+    )
+
+
+def serve_command(argv: list[str]) -> None:
+    """Answer over HTTP until stopped."""
+    config = parse(ServeConfig, argv)
+    path = required(config.file, "file")
+    try:
+        from apps.recsys.service import Limits, run
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error}: pip install 'sparsekit[serve]'") from error
+    limits = Limits(config.body, config.connections)
+    run(path, host=config.host, port=config.port, limits=limits)
+
+
+def titled(artefact: Artefact, title: str) -> str:
+    """The id of the item with that title, whatever its capitals.
+
+    Raises ValueError if there is none or several; the message names what comes near.
+    """
+    column = artefact.title_column
+    if column is None:
+        raise ValueError("the file has no titles: give ids with --history")
+    wanted = title.casefold()
+    titles = [text.casefold() for text in artefact.texts[column]]
+    found = [row for row, text in enumerate(titles) if text == wanted]
+    if len(found) == 1:
+        return artefact.item_ids[found[0]]
+    if found:
+        ids = ", ".join(artefact.item_ids[row] for row in found[:5])
+        raise ValueError(f"several items are called {title!r}: {ids}; use --history")
+    near = [row for row, text in enumerate(titles) if wanted in text][:5]
+    names = "; ".join(artefact.texts[column][row] for row in near)
+    raise ValueError(f"no title {title!r}" + f"; there are: {names}" * bool(near))
+
+
+def _fitted(config: ExportConfig) -> Artefact:
+    """A model of few settings, fitted on all interactions."""
+    assert config.model is not None
+    model = FITTED[config.model]
+    try:
+        chosen: Settings = model(**config.options)
+    except TypeError as error:
+        names = ", ".join(model.__dataclass_fields__)
+        raise ValueError(f"options of {config.model} are {names}: {error}") from None
+    data = config.load()
+    everything = known_items(data.train, data.valid, data.test)
+    fold_in = None
+    if isinstance(chosen, ALS) and chosen.alpha > 0:  # how it finds a user's vector
+        fold_in = FoldIn(1 / chosen.alpha, max(chosen.l2, 1e-6) / chosen.alpha)
+    try:
+        fitted = chosen.fit(everything)
+    except ModuleNotFoundError as error:
+        raise ValueError(str(error)) from error
+    return artefact_of(
+        fitted, data, kind=config.kind, keep=config.keep, history=everything,
+        fold_in=fold_in, settings=chosen, about={"config": _shown(config)},
+    )  # fmt: skip
+
+
+def _trained(config: ExportConfig, folder: Path) -> Artefact:
+    """The model of a run, with its metrics."""
+    from apps.recsys.result import load_result  # torch
+
+    result = load_result(folder)
+    measured = {name: asdict(value) for name, value in result.metrics.items()}
+    about = {
+        "model": {"name": result.config.model, "method": result.config.method},
+        "config": _shown(result.config),
+        "metrics": {name: _plain(value) for name, value in measured.items()},
+    }
+    return artefact_of(
+        result.model, result.data, kind=config.kind, keep=config.keep, about=about
+    )
+
+
+def _shown(config: Source) -> dict[str, Any]:
+    """Settings without the folders of this machine."""
+    shown = {k: v for k, v in settings(config).items() if k not in ("run", "test")}
+    return shown | {"dataset": Path(config.dataset).name}
+
+
+def _plain(numbers: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN."""
+    return {k: None if math.isnan(v) else v for k, v in numbers.items()}
+
+
+SERVING_VERBS: Verbs = {
+    "export": export_command,
+    "recommend": recommend_command,
+    "update": update_command,
+    "serve": serve_command,
+}

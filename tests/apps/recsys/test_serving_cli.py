@@ -1,0 +1,138 @@
+"""The commands after training, on MovieLens-100k as they are typed."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pyarrow.parquet as pq
+import pytest
+
+from apps.recsys.artefact import load
+from apps.recsys.cli import main
+from apps.recsys.recommender import Recommender
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def ease(tmp_path_factory):
+    path = tmp_path_factory.mktemp("files") / "ease.safetensors"
+    command = ["export", "--model", "ease", "--options", "l2=250", "--keep", "50"]
+    assert main([*command, "--out", str(path)]) == 0
+    return path
+
+
+def test_a_run_becomes_a_file(tmp_path, capsys):
+    """Train, export, recommend: the file's lists are the run's vectors'."""
+    run, path = tmp_path / "run", tmp_path / "model.safetensors"
+    train = ["train", "--config", "lightgcn-ml100k", "--profile", "smoke"]
+    assert main([*train, "--out", str(run)]) == 0
+    export = ["export", "--run", str(run), "--kind", "int8", "--out", str(path)]
+    assert main(export) == 0
+    artefact = load(path)
+    assert artefact.model.items.kind == "int8"
+    assert artefact.about["model"] == {"name": "lightgcn", "method": "dense"}
+    assert 0 < artefact.about["metrics"]["ndcg@20"]["value"] < 1
+    assert artefact.about["metrics"]["coverage@20"]["low"] is None
+    assert str(tmp_path) not in str(artefact.about)
+    assert "new users: NDCG@20 0." in capsys.readouterr().out
+    assert main(["recommend", "--file", str(path), "--user", "42", "--k", "3"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("source: trained\n  1  ")
+    best = Recommender(artefact).recommend("42", k=3).items
+    assert all(item.title in out for item in best)
+
+
+def test_somebody_new(ease, capsys):
+    asked = ["--liked", "star wars", "Toy Story", "--because", "1", "--k", "4"]
+    command = ["recommend", "--file", str(ease), *asked, "--where", "class=Animation"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert out.count("because of") == 4
+    by_id = ["--history", "50", "1", "--because", "1", "--k", "4"]
+    command = ["recommend", "--file", str(ease), *by_id, "--where", "class=Animation"]
+    assert main(command) == 0
+    assert capsys.readouterr().out == out
+    assert main(["recommend", "--file", str(ease), "--like", "50", "--k", "2"]) == 0
+    assert "Return of the Jedi" in capsys.readouterr().out
+
+
+def test_everybody(ease, tmp_path, capsys):
+    path = tmp_path / "lists.parquet"
+    assert main(["recommend", "--file", str(ease), "--k", "5", "--out", str(path)]) == 0
+    assert "4,710 rows for 942 users" in capsys.readouterr().out
+    assert pq.read_table(path).num_rows == 4710
+
+
+def test_an_update(ease, tmp_path, capsys):
+    news, newer = tmp_path / "news.csv", tmp_path / "newer.safetensors"
+    news.write_text("user_id,item_id,rating\nme,50,5\nme,new,5\nyou,new,4\nyou,2,1\n")
+    command = ["update", "--file", str(ease), "--dataset", str(news), "--rating", "4"]
+    assert main([*command, "--out", str(newer)]) == 0
+    assert "3 new interactions, 2 new users, 1 new items" in capsys.readouterr().out
+    found = Recommender.open(newer).recommend("me", k=3, exclude_seen=False)
+    assert len(found.items) == 3
+    assert len(load(newer).history[942]) == 2
+    assert load(ease).user_ids.find("me") is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["export", "--model", "ease"], "--out is required"),
+        (["export", "--out", "x"], "give --run, a finished training, or --model"),
+        (["export", "--run", "nowhere", "--out", "x"], "no finished run in nowhere"),
+        (
+            ["export", "--model", "ease", "--options", "lr=1", "--out", "x"],
+            "options of ease are l2, most_items",
+        ),
+        (["recommend", "--user", "1"], "--file is required"),
+        (["recommend", "--file", "nowhere", "--user", "1"], "No such file"),
+        (["recommend", "--file", "{ease}"], "--out, or --user, --history"),
+        (["recommend", "--file", "{ease}", "--user", "x"], "no user 'x'"),
+        (
+            ["recommend", "--file", "{ease}", "--liked", "wallace"],
+            "no title 'wallace'; there are: Wallace & Gromit",
+        ),
+        (
+            ["recommend", "--file", "{ease}", "--without", "1", "--out", "x"],
+            "lists of all users know no filters",
+        ),
+        (["update", "--file", "{ease}", "--dataset", "nowhere.csv"], "no file nowhere"),
+        (["serve", "--file", "nowhere"], "No such file"),
+    ],
+)
+def test_what_is_refused(ease, arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = [a.replace("{ease}", str(ease)) for a in arguments]
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_service_as_it_is_typed(ease):
+    with socket.socket() as chosen:
+        chosen.bind(("127.0.0.1", 0))
+        port = str(chosen.getsockname()[1])
+    command = [sys.executable, "-m", "apps.recsys", "serve", "--file", str(ease)]
+    process = subprocess.Popen([*command, "--port", port], cwd=ROOT, env=os.environ)
+    body = {"history": ["50"], "k": 2}
+    try:
+        for _ in range(600):
+            try:
+                url = f"http://127.0.0.1:{port}/recommend"
+                got = httpx.post(url, json=body, trust_env=False)
+                break
+            except httpx.TransportError:
+                assert process.poll() is None
+                time.sleep(0.1)
+        expected = Recommender.open(ease).recommend(history=["50"], k=2)
+        items = [item["item"] for item in got.json()["items"]]
+        assert items == [item.item for item in expected.items]
+    finally:
+        process.terminate()
+        process.wait()
