@@ -1,6 +1,8 @@
 """Writes a sparse network into one file, for `sparsekit.execution.reader` or ONNX."""
 
 import json
+import logging
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,10 +114,14 @@ def save_onnx(model: nn.Module, example: Tensor, path: str | Path) -> Path:
 
     path = Path(path)
     model.eval()
-    program = torch.onnx.export(
-        model, (example,), dynamo=True, verbose=False,
-        dynamic_shapes=({0: torch.export.Dim.DYNAMIC},) if len(example) > 1 else None,
-    )  # fmt: skip
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # torchvision is no need
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # about the exporter's own code
+        program = torch.onnx.export(
+            model, (example,), dynamo=True, verbose=False,
+            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
+            if len(example) > 1 else None,
+        )  # fmt: skip
     assert program is not None  # it is without a file
     content = program.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(content)
