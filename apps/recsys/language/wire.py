@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 
+from apps.recsys.language.answers import LONGEST
 from apps.recsys.language.interface import Prompt, Reply, Settings
 
 LIMIT = 1_000_000  # bytes of a reply, beside those that its tokens may take
@@ -155,11 +156,11 @@ def _first_choice(answer: dict[str, Any]) -> dict[str, Any]:
 
 def _reply(text: str, finish: Any, usage: Any) -> Reply:
     usage = usage if isinstance(usage, dict) else {}
-    # A lone surrogate is legal JSON, but no text that can be kept.
-    text = text.encode("utf-8", "replace").decode()
+    long = len(text) > LONGEST
     return Reply(
-        text=text,
-        finish="length" if finish == "length" else "stop",
+        # A lone surrogate is legal JSON, but no text that can be kept.
+        text="" if long else text.encode("utf-8", "replace").decode(),
+        finish="too long" if long else "length" if finish == "length" else "stop",
         prompt_tokens=_count(usage.get("prompt_tokens")),
         reply_tokens=_count(usage.get("completion_tokens")),
     )

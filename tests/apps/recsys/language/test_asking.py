@@ -23,6 +23,7 @@ from apps.recsys.language.asking import (
     unanswered,
 )
 from apps.recsys.language.cost import Bill, Prices, estimate
+from apps.recsys.language.dry_run import as_text, rehearse
 from apps.recsys.language.endpoint import Endpoint, EndpointError
 from apps.recsys.language.interface import Prompt, Reply, Settings, digest, key
 from apps.recsys.language.store import Store
@@ -138,7 +139,7 @@ def test_what_came_before_an_error_is_kept(store):
 
 def test_long_and_uncounted_replies_are_kept_and_guessed(store):
     def behave(handler: Handler) -> None:
-        handler.send(reply("y" * (3_000_000 if handler.number else 8), usage=None))
+        handler.send(reply("y" * (200_000 if handler.number else 8), usage=None))
 
     with chat(behave) as server:
         model = endpoint(server, concurrency=1)
@@ -157,6 +158,22 @@ def test_estimates_bound_what_is_spent():
     assert expected.cost == pytest.approx((2 * expected.prompt_tokens + 8 * 240) / 1e6)
     with pytest.raises(ValueError, match="price"):
         Prices(prompt=-1)
+
+
+def test_a_dry_run_sends_nothing_and_says_what_it_would(store):
+    with chat(echo) as server:
+        model = endpoint(server)
+        ask(model, PROMPTS[:4], SHORT, store)
+        remote = replace(model, local=False)  # needs no permission: nothing leaves
+        facts = rehearse(remote, PROMPTS * 2, SHORT, store, Prices(2.0, 8.0))
+        assert len(server.seen) == 4
+    assert facts.stored == 4
+    assert facts.expected == estimate(PROMPTS[4:], SHORT, Prices(2.0, 8.0), tries=2)
+    assert facts.disclosure["prompts"] == 8
+    text = as_text(facts)
+    for part in ("to 127.0.0.1: 8 prompts", "titles (8)", "at most 160 of replies",
+                 "4 prompts are answered already", "question 11"):  # fmt: skip
+        assert part in text
 
 
 def test_budgets(store):
@@ -250,6 +267,7 @@ def test_two_processes_may_write(tmp_path):
 ASKING = """
 import sys
 from apps.recsys.language.asking import ask
+from apps.recsys.language.dry_run import as_text, rehearse
 from apps.recsys.language.endpoint import Endpoint
 from apps.recsys.language.interface import Prompt, Settings
 from apps.recsys.language.store import Store
