@@ -6,13 +6,16 @@ sparsekit recsys compare --config lightgcn-ml100k --models mf --seeds 5 --out ru
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from apps.common import options
 from apps.common.config import RunConfig, parse
 from apps.common.tables import aligned, shown
 from apps.common.verbs import listed, presets, required, run
-from apps.recsys import report
+from apps.recsys import figure, report
+from apps.recsys.compare import compare
+from apps.recsys.comparison import load_comparison
 from apps.recsys.config import MODELS, PRESETS, Config, Source
 from apps.recsys.metrics import (
     by_activity,
@@ -24,6 +27,7 @@ from apps.recsys.metrics import (
 from apps.recsys.result import Result, load_result
 from apps.recsys.serving_cli import SERVING_VERBS
 from apps.recsys.train import train
+from apps.recsys.tuning import BASELINES, STARTS
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,45 @@ class EvaluateConfig(RunConfig):
     """
 
     run: Path | None = None
+
+
+@dataclass(frozen=True)
+class CompareConfig(Config):
+    """Tunes several models alike and tests them with several seeds.
+
+    Popularity, ItemKNN and EASE are always included. `model`, with the settings of this
+    command, is compared with `models` and with itself under `methods`. Options go to
+    every method that has a field of that name.
+
+    Args:
+        models: others of lightgcn, mf, multvae, neumf, als, co-occurrence.
+        methods: names or files of sparsity methods.
+        trials: settings that are tried on validation for each; 1 for none.
+        seeds: how many seeds, from `seed` on.
+        baseline: label that differences refer to.
+    """
+
+    models: tuple[str, ...] = ("mf",)
+    methods: tuple[str, ...] = ()
+    trials: int = 5
+    seeds: int = 5
+    baseline: str = "ease"
+
+    def __post_init__(self) -> None:
+        """Options belong to other methods than `method`: checked for each run."""
+
+
+@dataclass(frozen=True)
+class ReportConfig(RunConfig):
+    """Writes a comparison's table and figure.
+
+    Args:
+        run: folder that `compare` wrote.
+        formats: of the figure.
+    """
+
+    run: Path | None = None
+    formats: tuple[str, ...] = ("png", "svg")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -97,6 +140,59 @@ def _slice(name: str, values: dict, k: int) -> dict[str, str]:
     return row | {m: shown(interval, 4) for m, interval in found.items()}
 
 
+def compare_command(argv: list[str]) -> None:
+    """Tune models alike, test them with several seeds; print a table."""
+    config = parse(CompareConfig, argv, presets=PRESETS)
+    baselines = [name for name in config.models if name in BASELINES]
+    seeds = range(config.seed, config.seed + config.seeds)
+    comparison = compare(
+        compared(config), seeds, trials=config.trials, out=config.out,
+        baselines=baselines, baseline=config.baseline,
+    )  # fmt: skip
+    print(comparison.table(), end="")
+
+
+def compared(config: CompareConfig) -> dict[str, Config]:
+    """{label: config}: the model itself, the others, and itself under each method."""
+    settings = {f.name: getattr(config, f.name) for f in fields(Config)}
+    given = dict(config.options)
+    plain = Config(**(settings | {"out": None, "options": {}, "method": "dense"}))
+    wanted = [(config.model, config.method)]
+    wanted += [(m, config.method) for m in config.models if m not in BASELINES]
+    wanted += [(config.model, method) for method in config.methods]
+    configs, used = {}, set()
+    for model, method in dict.fromkeys(wanted):
+        if model not in MODELS:
+            known = ", ".join((*MODELS, *BASELINES))
+            raise ValueError(f"no model {model!r}; there are {known}")
+        cls = options.method_class(method)
+        names = set() if cls is None else {f.name for f in fields(cls)}
+        chosen = {key: value for key, value in given.items() if key in names}
+        used |= set(chosen)
+        start = {} if model == config.model else STARTS[model]
+        label = model if method == "dense" else f"{model} {Path(method).name}"
+        changes = {"model": model, "method": method, "options": chosen}
+        configs[label] = replace(plain, **(changes | start))
+    if set(given) - used:
+        raise ValueError(
+            f"none of the methods has an option {sorted(set(given) - used)[0]!r}"
+        )
+    return configs
+
+
+def report_command(argv: list[str]) -> None:
+    """Write the table and the figure of a comparison."""
+    config = parse(ReportConfig, argv, presets=PRESETS)
+    folder = Path(required(config.run, "run"))
+    comparison = load_comparison(folder)
+    print(comparison.table())
+    for form in config.formats:
+        path = (config.out or folder) / f"compare.{form}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.draw(comparison, path)
+        print(path)
+
+
 def print_result(result: Result) -> None:
     """Metrics with intervals over test users, then costs."""
     print("\n".join(line.rstrip() for line in aligned(metric_rows(result))))
@@ -124,5 +220,7 @@ VERBS = {
     "data": data_command,
     "train": train_command,
     "evaluate": evaluate_command,
+    "compare": compare_command,
+    "report": report_command,
     **SERVING_VERBS,
 }

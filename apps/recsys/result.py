@@ -29,9 +29,10 @@ class Result:
     """What one training gave.
 
     metrics: {"recall@20", "ndcg@20", ...} on the test part, each an Interval over its
-    users; "coverage@20" and "gini@20" have none. cost: DESIGN's keys. history: one row
-    an epoch. evaluation: the test part's lists and values per user. epoch: whose
-    weights these are. masks: {parameter: bool}.
+    users; "coverage@20" and "gini@20" have none. cost: train_seconds and the other
+    names of `apps.common.runs.COSTS`. history: one row an epoch. evaluation: the test
+    part's lists and values per user. epoch: whose weights these are. masks:
+    {parameter: bool}.
     """
 
     config: Config
@@ -111,8 +112,8 @@ class Run:
             return False
         return len(values) - 1 - int(np.argmax(values)) >= self.config.patience
 
-    def finish(self, plain: Network | None = None) -> Result:
-        """Tests the kept weights, once, and writes the result.
+    def finish(self, part: str, plain: Network | None = None) -> Result:
+        """Ranks a part with the kept weights, once, and writes the result.
 
         plain: takes the weights of a network in values mode, and is tested and
         returned.
@@ -126,7 +127,7 @@ class Run:
 
             plain.load_state_dict(dense_state_dict(self.network))
             self.network = plain
-        tested = evaluate_network(self.network, self.data, "test", metrics.KS)
+        tested = evaluate_network(self.network, self.data, part, metrics.KS)
         params_total, params_active = cost.count_parameters(self.network, masks)
         costs = {
             "train_seconds": self.seconds,

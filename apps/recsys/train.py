@@ -30,7 +30,7 @@ from sparsekit import Sparsifier
 Watch = Callable[[int, Network, Sparsifier | None], None]
 
 
-def train(config: Config, watch: Watch | None = None) -> Result:
+def train(config: Config, watch: Watch | None = None, *, part: str = "test") -> Result:
     """Trains as `config` says and tests once, at the end.
 
     Every `config.every` epochs the validation part is ranked; the weights of the epoch
@@ -42,10 +42,14 @@ def train(config: Config, watch: Watch | None = None) -> Result:
         config: what to train.
         watch: called as watch(epoch, network, sparsifier) before training (epoch 0)
             and after every epoch; the sparsifier is None for "dense".
+        part: "valid" to try settings: the result's metrics are those of the validation
+            part, and the test part is not looked at.
 
     Raises:
         ValueError: for unusable data or settings, and if the loss is not finite.
     """
+    if part == "valid" and (config.out is not None or config.train_on == "all"):
+        raise ValueError("part valid writes no run and needs train_on train")
     if config.resume and is_finished(config.out):
         return load_result(config.out, config)
     data = config.load()
@@ -105,8 +109,8 @@ def train(config: Config, watch: Watch | None = None) -> Result:
             watch(epoch + 1, network, sparsifier)
 
     if config.backend == "values":
-        return run.finish(plain=networks.build(config, fit_on.train))
-    return run.finish()
+        return run.finish(part, plain=networks.build(config, fit_on.train))
+    return run.finish(part)
 
 
 @contextmanager
