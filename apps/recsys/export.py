@@ -91,21 +91,32 @@ def kept_weights(
 
     Equal magnitudes: the lower row stays.
     """
-    if keep is not None and keep < 1:
+    if keep is None:
+        rows = sp.csr_array(weights, dtype=np.float32)
+        rows.eliminate_zeros()
+        rows.sort_indices()
+        return rows
+    if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}")
-    columns = sp.csc_array(weights, dtype=np.float32)
-    columns.eliminate_zeros()
-    columns.sort_indices()
-    if keep is not None:
-        column = np.repeat(np.arange(columns.shape[1]), np.diff(columns.indptr))
-        order = np.lexsort((columns.indices, -np.abs(columns.data), column))
-        place = np.arange(len(order)) - columns.indptr[column]
-        gone = order[place >= keep]
-        columns.data[gone] = 0
-        columns.eliminate_zeros()
-    rows = sp.csr_array(columns)
+    columns = sp.csc_array(weights) if sp.issparse(weights) else weights
+    n, parts = weights.shape[1], []
+    for start in range(0, n, 256):  # a few columns at a time in full
+        part = columns[:, start : start + 256]
+        dense = np.asarray(part.toarray() if sp.issparse(part) else part, np.float32)
+        parts.append(sp.csc_array(np.where(_largest(np.abs(dense), keep), dense, 0)))
+    rows = sp.csr_array(sp.hstack(parts))
     rows.sort_indices()
     return rows
+
+
+def _largest(magnitudes: np.ndarray, keep: int) -> np.ndarray:
+    """Which are among the `keep` largest of their column; the first of equal ones."""
+    if keep >= len(magnitudes):
+        return magnitudes > 0
+    place = len(magnitudes) - keep
+    least = np.partition(magnitudes, place, axis=0)[place]
+    above, equal = magnitudes > least, magnitudes == least
+    return above | (equal & (equal.cumsum(0) <= keep - above.sum(0)))
 
 
 def linear_scorer(weights: sp.csr_array) -> LinearScorer:

@@ -29,13 +29,13 @@ def ease(tmp_path_factory):
 def test_a_run_becomes_a_file(tmp_path, capsys):
     """Train, export, recommend: the file's lists are the run's vectors'."""
     run, path = tmp_path / "run", tmp_path / "model.safetensors"
-    train = ["train", "--config", "lightgcn-ml100k", "--profile", "smoke"]
+    train = ["train", "--model", "mf", "--dim", "8", "--epochs", "2", "--lr", "0.01"]
     assert main([*train, "--out", str(run)]) == 0
     export = ["export", "--run", str(run), "--kind", "int8", "--out", str(path)]
     assert main(export) == 0
     artefact = load(path)
     assert artefact.model.items.kind == "int8"
-    assert artefact.about["model"] == {"name": "lightgcn", "method": "dense"}
+    assert artefact.about["model"] == {"name": "mf", "method": "dense"}
     assert 0 < artefact.about["metrics"]["ndcg@20"]["value"] < 1
     assert artefact.about["metrics"]["coverage@20"]["low"] is None
     assert str(tmp_path) not in str(artefact.about)
