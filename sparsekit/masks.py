@@ -100,6 +100,46 @@ def _highest(flat: Tensor, n_active: int) -> Tensor:
 
 
 @torch.no_grad()
+def topk_rows(scores: Tensor, counts: Tensor, among: Tensor | None = None) -> Tensor:
+    """Mask of the `counts[r]` highest entries of each row r.
+
+    Of equal scores in a row the lower index wins.
+
+    Args:
+        scores: (rows, ...) without NaN, larger = stays; a row is all that follows.
+        counts: (rows,) integers, 0 ... number of candidates of the row.
+        among: bool, shape of `scores`; only entries that are True are candidates.
+
+    Raises:
+        ValueError: for a count out of range, NaN, or shapes that differ.
+
+    >>> scores = torch.tensor([[1.0, 3.0, 3.0], [2.0, 0.0, 1.0]])
+    >>> topk_rows(scores, torch.tensor([1, 2]))
+    tensor([[False,  True, False],
+            [ True, False,  True]])
+    """
+    rows = scores.detach().flatten(1)
+    if rows.isnan().any():
+        raise ValueError("scores hold NaN: their order is undefined")
+    if counts.shape != (len(rows),):
+        raise ValueError(
+            f"counts has shape {tuple(counts.shape)}, there are {len(rows)} rows"
+        )
+    candidates = torch.ones_like(rows, dtype=torch.bool)
+    if among is not None:
+        _require_mask("among", among, scores.shape)
+        candidates = among.flatten(1)
+    if (counts < 0).any() or (counts > candidates.sum(1)).any():
+        raise ValueError("a count is in 0 ... the number of candidates of its row")
+    order = rows.argsort(dim=1, descending=True, stable=True)
+    # Candidates first, whatever their score; both sorts keep the order of equals.
+    absent = (~candidates).gather(1, order).to(torch.uint8)
+    order = order.gather(1, absent.argsort(dim=1, stable=True))
+    first = torch.arange(rows.shape[1], device=rows.device) < counts[:, None]
+    return torch.zeros_like(candidates).scatter_(1, order, first).view(scores.shape)
+
+
+@torch.no_grad()
 def drop_and_grow(
     mask: Tensor,
     drop: Tensor,

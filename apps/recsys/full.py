@@ -1,0 +1,209 @@
+"""The GPU run: LightGCN on Gowalla, dense and sparse, and what the book keeps of it.
+
+    python -m apps.recsys.full run --minutes 9 --out runs/a
+    python -m apps.recsys.full run --minutes 9 --out runs/b --recipes dense dsl-0.1
+    python -m apps.recsys.full merge runs/a runs/b --results book/results
+
+`run` trains recipe by recipe, seed by seed, and begins no training that would end after
+`--minutes`, by the pace of the slowest so far. After each it writes runs.json, and for
+the first seed the table and the metrics of every user to RECIPE.npz (values as float16,
+the mask as bits). Called again it goes on. Several GPUs take different recipes.
+`merge` writes the table of all runs for the chapter.
+
+All recipes but "published" share one setting, which was chosen on the validation part
+(learning rate, penalty, for dense and sparse recipes apart); here they are trained on
+the training and the validation part, for a fixed number of epochs, and tested once.
+"""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from apps.common.config import settings
+from apps.common.provenance import provenance
+from apps.recsys.config import Config
+from apps.recsys.result import Result
+from apps.recsys.train import train
+from sparsekit import atomic
+from sparsekit.masks import pack
+
+NAME = "dynamic-sparse-learning-runs"
+TABLE = "embedding.weight"
+
+PUBLISHED = Config(
+    dataset="gowalla", train_on="all", layers=3, dim=64, l2=1e-4, lr=1e-3, batch=2048,
+    epochs=1000, every=1000,
+)  # fmt: skip
+DENSE = replace(
+    PUBLISHED, lr=0.01, schedule="cosine", batch=8192, epochs=300, every=300
+)
+SPARSE = replace(DENSE, lr=0.02, l2=3e-4)
+RELEASED = {"every": "4 epochs", "end": "100%"}  # 3000 steps of 1024 pairs, all along
+REPAIRED = {
+    "every": "1 epoch", "end": "75%", "gradient_steps": "0.5 epochs", "by_row": True,
+}  # fmt: skip
+GRADUAL = {"every": "1 epoch", "end": "50%"}
+
+
+def recipes() -> dict[str, Config]:
+    """Settings by name; what comes first is measured first."""
+    found = {"published": PUBLISHED, "dense": DENSE}
+    for method, name, options, densities in (
+        ("gradual", "gradual", GRADUAL, (0.2, 0.1)),
+        ("dsl", "dsl", REPAIRED, (0.2, 0.1)),
+        ("dsl", "dsl-released", RELEASED, (0.5, 0.2, 0.1)),
+        ("static", "static", {}, (0.2,)),
+    ):
+        for density in densities:
+            found[f"{name}-{density:g}"] = replace(
+                SPARSE, method=method, sparsity=1 - density, options=options
+            )
+    small = {f"dim-{dim}": replace(DENSE, dim=dim) for dim in (32, 16, 8)}
+    return found | small
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Trains as much as the time allows."""
+    began, pace = time.perf_counter(), 0.0  # seconds for each of `steps`
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    rows = read_rows(out) if (out / "runs.json").exists() else []
+    done = {(row["recipe"], row["seed"]) for row in rows}
+    changes: dict[str, Any] = {"device": arguments.device}
+    if arguments.epochs is not None:
+        changes |= {"epochs": arguments.epochs, "every": arguments.epochs}
+    if arguments.dataset is not None:
+        changes["dataset"] = arguments.dataset
+    for seed in arguments.seeds:
+        for name in arguments.recipes:
+            config = replace(recipes()[name], seed=seed, **changes)
+            steps = config.epochs / config.batch  # of equal data, up to a factor
+            left = 60 * arguments.minutes - (time.perf_counter() - began)
+            if (name, seed) in done or left < pace * steps:
+                continue
+            started = time.perf_counter()
+            result = train(config)
+            pace = max(pace, (time.perf_counter() - started) / steps)
+            rows.append(as_row(name, result))
+            write(out, rows, arguments.commit)
+            if seed == arguments.seeds[0]:
+                write_table(out / f"{name}.npz", result)
+            values = {k: result.metrics[k].value for k in ("recall@20", "ndcg@20")}
+            shown = " ".join(f"{k} {v:.4f}" for k, v in values.items())
+            now = time.perf_counter()
+            times = f"{now - began:6.0f} s, {now - started:.0f} s"
+            print(f"{times}  {name} {seed}  {shown}", flush=True)
+
+
+def as_row(name: str, result: Result) -> dict[str, Any]:
+    """What is kept of a training: settings, metrics with intervals over users, cost."""
+    row = {
+        "recipe": name,
+        "seed": result.config.seed,
+        "settings": settings(result.config),
+        "metrics": {k: asdict(v) for k, v in result.metrics.items()},
+        "cost": dict(result.cost),
+        "density": result.history[-1].get("density", 1.0),
+        "exploration": result.history[-1].get("exploration", 1.0),
+    }
+    mask = result.masks.get(TABLE)
+    if mask is not None:
+        sizes = mask.sum(1).float().cpu()
+        users, items = sizes.split(list(result.data.shape))
+        marks = torch.tensor([0, 0.1, 0.5, 0.9, 1])
+        row["row_sizes"] = {
+            "quantiles": sizes.quantile(marks).tolist(),
+            "users": float(users.mean()),
+            "items": float(items.mean()),
+            "rank_correlation_items": rank_correlation(
+                items.numpy(), np.asarray(result.data.known("test").sum(0)).ravel()
+            ),
+        }
+    return row
+
+
+def rank_correlation(sizes: np.ndarray, counts: np.ndarray) -> float | None:
+    """Spearman's; None where all sizes are equal."""
+    from scipy.stats import spearmanr
+
+    return None if np.ptp(sizes) == 0 else float(spearmanr(sizes, counts).statistic)
+
+
+def write_table(path: Path, result: Result) -> None:
+    """The table, float16 where alive, and NDCG and recall of every user."""
+    weight = dict(result.network.named_parameters())[TABLE].detach().cpu()
+    mask = result.masks.get(TABLE, torch.ones_like(weight, dtype=torch.bool)).cpu()
+    values = {k: result.evaluation.values[k] for k in ("ndcg@20", "recall@20")}
+    arrays = {
+        "shape": np.array(weight.shape),
+        "mask": pack(mask).numpy(),
+        "values": weight[mask].half().numpy(),
+        **{key: value.astype(np.float32) for key, value in values.items()},
+    }
+    atomic.write(path, lambda file: np.savez_compressed(file, **arrays))
+
+
+def write(out: Path, rows: list[dict[str, Any]], commit: str | None) -> None:
+    origin = provenance("full")
+    origin.pop("command")  # its paths have no place in stored results
+    if commit is not None:
+        origin |= {"commit": commit, "dirty": False}
+    text = json.dumps({"provenance": origin, "rows": rows}, indent=1)
+    atomic.write_text(out / "runs.json", text + "\n")
+
+
+def read_rows(out: Path) -> list[dict[str, Any]]:
+    return json.loads((out / "runs.json").read_text())["rows"]
+
+
+def merge(parts: list[Path], results: Path) -> Path:
+    """One table of the runs of all parts, in the order of `recipes`."""
+    order = list(recipes())
+    rows = [row for part in parts for row in read_rows(part)]
+    rows.sort(key=lambda row: (order.index(row["recipe"]), row["seed"]))
+    origin = json.loads((parts[0] / "runs.json").read_text())["provenance"]
+    path = results / "full" / f"{NAME}.json"
+    text = json.dumps({"provenance": origin, "rows": rows}, indent=1)
+    atomic.write_text(path, text + "\n")
+    return path
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns 2 for a usage error."""
+    parser = argparse.ArgumentParser(prog="python -m apps.recsys.full")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    running = verbs.add_parser("run", help="train, within the time")
+    running.add_argument("--out", type=Path, required=True)
+    running.add_argument("--minutes", type=float, default=9.0)
+    running.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    running.add_argument(
+        "--recipes", nargs="+", choices=list(recipes()), default=list(recipes())
+    )
+    running.add_argument("--device", default="cuda")
+    running.add_argument("--epochs", type=int, help="fewer, for a trial")
+    running.add_argument("--dataset", help="another one, for a trial")
+    running.add_argument("--commit", help="of the code, where there is no checkout")
+    merging = verbs.add_parser("merge", help="parts into the book's results")
+    merging.add_argument("parts", type=Path, nargs="+")
+    merging.add_argument("--results", type=Path, required=True)
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.verb == "run":
+            run(arguments)
+        else:
+            print(merge(arguments.parts, arguments.results))
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""The GPU run's script, on a small data set and a CPU."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from apps.recsys import full
+from sparsekit.masks import unpack
+
+COMMON = ["--dataset", "ml100k", "--epochs", "1", "--device", "cpu"]
+
+
+def test_run_goes_on_and_merge_sorts(tmp_path, capsys):
+    parts = [tmp_path / "a", tmp_path / "b"]
+    first = ["run", "--out", str(parts[0]), "--seeds", "0", "1", *COMMON]
+    assert full.main([*first, "--recipes", "dim-8"]) == 0
+    second = ["run", "--out", str(parts[1]), "--seeds", "0", *COMMON]
+    assert full.main([*second, "--recipes", "dsl-0.1"]) == 0
+    capsys.readouterr()
+    assert full.main([*first, "--recipes", "dim-8"]) == 0
+    assert capsys.readouterr().out == ""  # nothing is trained twice
+
+    assert full.main(["merge", *map(str, parts), "--results", str(tmp_path)]) == 0
+    stored = json.loads((tmp_path / "full" / f"{full.NAME}.json").read_text())
+    rows = [(row["recipe"], row["seed"]) for row in stored["rows"]]
+    assert rows == [("dsl-0.1", 0), ("dim-8", 0), ("dim-8", 1)]
+    assert "command" not in stored["provenance"]
+    sizes = stored["rows"][0]["row_sizes"]
+    assert sizes["quantiles"] == [6, 6, 6, 7, 7]
+    assert stored["rows"][1]["density"] == 1
+
+    table = np.load(parts[1] / "dsl-0.1.npz")
+    mask = unpack(torch.from_numpy(table["mask"]), table["shape"].tolist())
+    assert int(mask.sum()) == len(table["values"]) == round(0.1 * mask.numel())
+    ndcg = stored["rows"][0]["metrics"]["ndcg@20"]["value"]
+    assert np.nanmean(table["ndcg@20"]) == pytest.approx(ndcg, rel=1e-5)
+
+
+def test_no_training_begins_that_would_end_too_late(tmp_path, capsys):
+    run = ["run", "--out", str(tmp_path), "--minutes", "0.005", "--seeds", "0"]
+    assert full.main([*run, *COMMON, "--recipes", "dim-8", "dim-16"]) == 0
+    assert len(full.read_rows(tmp_path)) == 1  # the first has no estimate yet
+
+
+def test_usage_errors(tmp_path, capsys):
+    run = ["run", "--out", str(tmp_path), "--dataset", "nowhere.csv"]
+    assert full.main([*run, "--device", "cpu"]) == 2
+    assert "nowhere.csv" in capsys.readouterr().err
