@@ -96,7 +96,7 @@ def normalised_factors(train: sp.csr_array, dim: int) -> tuple[np.ndarray, np.nd
     normal = sp.diags_array(by_user) @ train @ sp.diags_array(by_item)
     left, values, right = svds(normal.astype(np.float32), dim, rng=0)
     users, items = left * values / by_user[:, None], right.T / by_item[:, None]
-    return users.astype(np.float32), items.astype(np.float32)
+    return tuple(np.ascontiguousarray(a, dtype=np.float32) for a in (users, items))
 
 
 def gowalla() -> Case | None:

@@ -6,7 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from apps.recsys.evaluation import evaluate
+from apps.recsys.interactions import Interactions
+from apps.recsys.splits import random_ratio
 
 ROOT = Path(__file__).parents[1]
 
@@ -130,6 +135,29 @@ def test_recsys_ranking(tmp_path):
     rows = json.loads((tmp_path / "recsys_ranking.json").read_text())["sizes"]["small"]
     assert {"ours", "argpartition", "torch.topk"} <= {row["method"] for row in rows}
     assert min(row["same lists"] for row in rows) > 0.95
+
+
+def test_a_peer_finds_the_same_metrics(tmp_path):
+    """implicit's own evaluation of the same vectors, in a process of its own."""
+    pytest.importorskip("implicit")
+    from benchmarks.recsys_peers import K, equalities, write
+
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(97), 30).astype(np.int32)
+    items = np.concatenate([rng.permutation(211)[:30] for _ in range(97)])
+    ids = [np.arange(n).astype(str).astype(object) for n in (97, 211)]
+    log = Interactions("made up", users, items.astype(np.int32), *ids)
+    case = write(random_ratio(log, seed=0), 8, tmp_path)
+    command = [sys.executable, "-m", "benchmarks.peers.implicit", str(tmp_path)]
+    env = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    answer = subprocess.run(
+        command, cwd=ROOT, check=True, capture_output=True, text=True, env=env,
+        input=json.dumps(["evaluate", K]) + "\n",
+    )  # fmt: skip
+    theirs = json.loads(answer.stdout)["result"]
+    ours = evaluate(case.model, case.data, "test", [K])
+    for row in equalities(case, {"ours": ours, "implicit": theirs}):
+        assert row["theirs"] == pytest.approx(row["ours"], abs=1e-6), row["metric"]
 
 
 def test_inference(tmp_path):

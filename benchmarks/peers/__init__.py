@@ -1,0 +1,1 @@
+"""Workers that run other libraries, each in an environment of its own."""
