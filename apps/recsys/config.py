@@ -8,11 +8,12 @@ from typing import Any, Literal
 from apps.common import options
 from apps.common.config import RunConfig, parse
 from apps.recsys import data
+from apps.recsys.augmentation import LLMRecSettings
 from apps.recsys.reading import BadRows, Columns
 from apps.recsys.splits import Dataset
 
 PRESETS = Path(__file__).parent / "presets"
-MODELS = ("lightgcn", "mf", "multvae", "neumf")
+MODELS = ("lightgcn", "llmrec", "mf", "multvae", "neumf")
 
 Value = str | int | float | bool
 
@@ -76,9 +77,11 @@ class Config(Source):
     Args:
         train_on: train: the epoch is chosen on the validation part. all: the validation
             part is trained on too, so nothing is chosen: the last epoch is tested.
-        model: lightgcn, mf, multvae or neumf.
+        model: lightgcn, llmrec, mf, multvae or neumf.
+        augmentation: of llmrec: a file with triplets and features, made by `augment`.
+        llmrec: how the augmentation is used.
         dim: of the vectors.
-        layers: of lightgcn's graph convolution, of neumf's tower.
+        layers: of lightgcn's and llmrec's graph convolution, of neumf's tower.
         hidden: units of multvae's two hidden layers.
         dropout: of the input of multvae (default 0.5) and neumf (default 0).
         kl: weight of multvae's prior, reached after the share `anneal` of the training.
@@ -108,7 +111,9 @@ class Config(Source):
     """
 
     train_on: Literal["train", "all"] = "train"
-    model: Literal["lightgcn", "mf", "multvae", "neumf"] = "lightgcn"
+    model: Literal["lightgcn", "llmrec", "mf", "multvae", "neumf"] = "lightgcn"
+    augmentation: Path | None = None
+    llmrec: LLMRecSettings = field(default_factory=LLMRecSettings)
     dim: int = 64
     layers: int = 3
     hidden: int = 600
@@ -154,6 +159,11 @@ def check(config: Config) -> None:
     """ValueError for a setting out of range, before any work."""
     if config.model not in MODELS:
         raise ValueError(f"model must be {', '.join(MODELS)}, got {config.model!r}")
+    if (config.model == "llmrec") != (config.augmentation is not None):
+        raise ValueError(
+            "model llmrec needs the file that `augment` made (augmentation), and no "
+            "other model takes one"
+        )
     least = {"layers": 0, "patience": 0, "split_seed": 0}
     for name in ("dim", "hidden", "negatives", "epochs", "every", "batch"):
         least[name] = 1

@@ -2,8 +2,10 @@
 
 import scipy.sparse as sp
 
+from apps.recsys import augmentation
 from apps.recsys.config import Config
 from apps.recsys.models.lightgcn import LightGCN
+from apps.recsys.models.llmrec import LLMRec
 from apps.recsys.models.mf import MF
 from apps.recsys.models.multvae import MultVAE
 from apps.recsys.models.network import Network
@@ -17,6 +19,15 @@ def build(config: Config, train: sp.csr_array) -> Network:
     build_one = {
         "mf": lambda: MF(train, c.dim, c.l2, c.seed),
         "lightgcn": lambda: LightGCN(train, c.dim, c.layers, c.l2, c.seed),
+        "llmrec": lambda: LLMRec(
+            train,
+            c.dim,
+            c.layers,
+            c.l2,
+            c.seed,
+            augmentation.load(c.augmentation),
+            c.llmrec,
+        ),
         "multvae": lambda: MultVAE(
             train, c.dim, c.hidden, dropout, c.kl, c.anneal, c.seed
         ),
