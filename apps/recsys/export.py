@@ -7,8 +7,8 @@ save("model.safetensors", artefact)
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
-from typing import Any
+from dataclasses import asdict, is_dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
@@ -23,6 +23,7 @@ from apps.recsys.scoring import FactorScorer, FoldIn, LinearScorer
 from apps.recsys.splits import Dataset, known_items
 from apps.recsys.tables import Table, encode
 
+Users = Literal["vectors", "histories", "nothing"]
 MOST_VALUES = 1000  # of a column to filter by
 LIST_COLUMNS = ("class", "genre", "genres", "category", "categories", "tags")
 SEPARATORS = ("|", ";", ",")
@@ -34,6 +35,7 @@ def artefact_of(
     *,
     kind: str = "float32",
     keep: int | None = None,
+    users: Users = "vectors",
     history: sp.csr_array | None = None,
     fold_in: FoldIn | None = None,
     settings: Any = None,
@@ -41,23 +43,27 @@ def artefact_of(
 ) -> Artefact:
     """A fitted model with what it takes to serve it.
 
-    kind: of both packed tables. keep: weights of each item that stay, the largest by
-    magnitude; None keeps all. history: CSR [U, I], what is masked and gives reasons;
-    default all three parts of the data. fold_in: chosen on the validation part if not
-    given. settings: the dataclass that fitted the model, for updates that fit it again.
-    about: more to tell, as "metrics" or "config".
+    kind: of both packed tables. users: what is stored of them: vectors and histories,
+    histories alone (everybody is folded in), or nothing. keep: weights of each item
+    that stay, the largest by magnitude; None keeps all. history: CSR [U, I], what is
+    masked and gives reasons; default all three parts of the data. fold_in: chosen on
+    the validation part if not given. settings: the dataclass that fitted the model, for
+    updates that fit it again. about: more to tell, as "metrics" or "config".
 
     Raises ValueError for a model that is neither factors nor item weights.
     """
     about = {"model": _described(model, settings, keep), **(about or {})}
     if isinstance(model, Factors):
-        users, items = encode(model.users, kind), encode(model.items, kind)
-        return factors_of(
-            users, items, data, history=history, fold_in=fold_in, about=about
+        own = encode(model.users, kind) if users == "vectors" else None
+        items = encode(model.items, kind)
+        artefact = factors_of(
+            own, items, data, history=history, fold_in=fold_in, about=about
         )
+        return nobody(artefact) if users == "nothing" else artefact
     if isinstance(model, closed_form.Linear):
         weights = kept_weights(model.weights, keep)
-        return _artefact(linear_scorer(weights), data, history, about)
+        artefact = _artefact(linear_scorer(weights), data, history, about)
+        return nobody(artefact) if users == "nothing" else artefact
     raise ValueError(
         f"{type(model).__name__} cannot be exported: a file holds factors (MF, "
         "LightGCN, iALS, SVD) or item weights (EASE, ItemKNN)"
@@ -82,6 +88,14 @@ def factors_of(
         fold_in = choice.best
         told["fold_in"] = {"valid ndcg@20": choice.value, "users": choice.users}
     return _artefact(FactorScorer(users, items, fold_in), data, history, told)
+
+
+def nobody(artefact: Artefact) -> Artefact:
+    """The artefact without a trace of its users but the popularity of the items."""
+    model = artefact.model
+    if isinstance(model, FactorScorer):
+        model = replace(model, users=None)
+    return replace(artefact, user_ids=Ids.of([]), history=ragged([]), model=model)
 
 
 def kept_weights(

@@ -106,23 +106,27 @@ class Recommender:
     ) -> Recommendations:
         """The k best items for a user of the file, or for whoever has that history.
 
-        history: ids of items, in any order. exclude_seen: whether what is in the
-        history is left out. reasons: most items of the history that are named for each
-        item, those that add most first; they explain the folded score, of which they
-        are the exact parts, also where a trained vector made the list. unknown: "skip"
-        leaves out ids of items that the file does not have.
+        history: ids of items, in any order; with a user: what came since the file was
+        made, and the score is folded from all of it. exclude_seen: whether what is in
+        the history is left out. reasons: most items of the history that are named for
+        each item, those that add most first; they explain the folded score, of which
+        they are the exact parts, also where a trained vector made the list. unknown:
+        "skip" leaves out ids of items that the file does not have.
 
         Raises UnknownId for ids, BadQuestion for all else; both are ValueErrors.
         """
         _check_count("k", k, 1)
         _check_count("reasons", reasons, 0)
-        if (user is None) == (history is None):
-            raise BadQuestion("give a user or a history, not both and not neither")
-        if user is not None:
-            row = self._user(user)
-            seen = self.artefact.history[row]
-        else:
-            row, seen = None, self._items(history or (), "history", unknown)
+        if user is None and history is None:
+            raise BadQuestion("give a user, a history, or both")
+        row = None if user is None else self._user(user)
+        seen = self._items(history or (), "history", unknown)
+        if row is not None:
+            own = self.artefact.history[row]
+            since = np.setdiff1d(seen, own)
+            seen = np.union1d(own, since)
+            if len(since):
+                row = None  # the trained vector does not know of it
         scores, source = self._scores(row, seen)
         self._mask(scores, filters, unknown)
         if exclude_seen:

@@ -66,7 +66,7 @@ class Question(BaseModel):
 
 
 class Recommend(Question):
-    """For whom: a user of the file, or whoever has that history."""
+    """For whom: a user of the file, whoever has that history, or both together."""
 
     user: Id | None = None
     history: Annotated[list[Id], Field(max_length=MOST_HISTORY)] | None = None

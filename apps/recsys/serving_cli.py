@@ -19,7 +19,7 @@ from apps.common.verbs import Verbs, required
 from apps.recsys import interactions
 from apps.recsys.artefact import Artefact, load, save
 from apps.recsys.config import Source, Value
-from apps.recsys.export import artefact_of
+from apps.recsys.export import Users, artefact_of
 from apps.recsys.models.als import ALS
 from apps.recsys.models.closed_form import EASE, ItemKNN
 from apps.recsys.models.closed_form import Recommender as Settings
@@ -41,6 +41,8 @@ class ExportConfig(Source):
         model: without a run: ease, itemknn or als, fitted on all of `dataset`.
         options: of that model, as l2=250.
         kind: of the packed tables of factors: float32, float16, int8, int4, ...
+        users: what the file holds of them: vectors (and histories), histories (every
+            user is folded in: half the bytes), or nothing (nobody's data).
         keep: weights of each item that stay, of ease and itemknn; default: all.
         out: the file.
     """
@@ -49,6 +51,7 @@ class ExportConfig(Source):
     model: Literal["ease", "itemknn", "als"] | None = None
     options: dict[str, Value] = field(default_factory=dict)
     kind: str = "float32"
+    users: Users = "vectors"
     keep: int | None = None
 
 
@@ -232,7 +235,8 @@ def _fitted(config: ExportConfig) -> Artefact:
     except ModuleNotFoundError as error:
         raise ValueError(str(error)) from error
     return artefact_of(
-        fitted, data, kind=config.kind, keep=config.keep, history=everything,
+        fitted, data, kind=config.kind, users=config.users, keep=config.keep,
+        history=everything,
         fold_in=fold_in, settings=chosen, about={"config": _shown(config)},
     )  # fmt: skip
 
@@ -249,8 +253,9 @@ def _trained(config: ExportConfig, folder: Path) -> Artefact:
         "metrics": {name: _plain(value) for name, value in measured.items()},
     }
     return artefact_of(
-        result.model, result.data, kind=config.kind, keep=config.keep, about=about
-    )
+        result.model, result.data, kind=config.kind, users=config.users,
+        keep=config.keep, about=about,
+    )  # fmt: skip
 
 
 def _shown(config: Source) -> dict[str, Any]:

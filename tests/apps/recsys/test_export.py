@@ -114,6 +114,29 @@ def test_tables_of_ones_own(data, tmp_path):
     assert 0 < chosen.about["fold_in"]["valid ndcg@20"] <= 1
 
 
+@pytest.mark.parametrize("which", ["factors", "linear"])
+def test_what_is_stored_of_users(which, data, tmp_path):
+    """The same answer for a history, whatever the file holds of users."""
+    model = Factors(*vectors(data)) if which == "factors" else EASE(20).fit(data.train)
+    answers, sizes = [], {}
+    for users in ("vectors", "histories", "nothing"):
+        artefact = artefact_of(model, data, users=users, fold_in=FoldIn(0.1, 1))
+        save(tmp_path / users, artefact)
+        recommender = Recommender.open(tmp_path / users)
+        answers.append(recommender.recommend(history=["i1", "i9"], reasons=1))
+        answers[-1:] += [recommender.recommend(history=[])]
+        sizes[users] = (tmp_path / users).stat().st_size
+        if users != "nothing":
+            found = recommender.recommend("u/3")
+            stored = users == "vectors" and which == "factors"
+            assert found.source == ("trained" if stored else "folded")
+    assert answers[:2] == answers[2:4] == answers[4:]
+    assert sizes["nothing"] < sizes["histories"] <= sizes["vectors"]
+    content = (tmp_path / "nothing").read_bytes()
+    assert b"u/" not in content
+    assert b"user.ids.bytes" in content
+
+
 @pytest.mark.parametrize("settings", [Popularity(), Cooccurrence()])
 def test_models_that_no_file_holds(settings, data):
     with pytest.raises(ValueError, match="cannot be exported: a file holds factors"):

@@ -98,6 +98,19 @@ def test_a_known_user_is_one_with_that_history(which, request, data):
 
 
 @pytest.mark.parametrize("which", ["factors", "linear"])
+def test_a_known_user_who_went_on(which, request, data):
+    """What came since counts as if it had been shown with all the rest."""
+    recommender = request.getfixturevalue(which)
+    own = [f"i{i}" for i in seen(data, 4)]
+    since = [f"i{i}" for i in range(47) if f"i{i}" not in own][:3]
+    found = recommender.recommend("u/4", history=[*since, own[0]], reasons=2)
+    assert found == recommender.recommend(history=[*own, *since], reasons=2)
+    assert found.source == "folded"
+    nothing_new = recommender.recommend("u/4", history=own[:2])
+    assert nothing_new == recommender.recommend("u/4")
+
+
+@pytest.mark.parametrize("which", ["factors", "linear"])
 def test_reasons_add_up(which, request):
     recommender = request.getfixturevalue(which)
     history = ["i1", "i8", "i20", "i33"]
@@ -212,8 +225,7 @@ def test_unknown_ids(factors, match):
 @pytest.mark.parametrize(
     ("match", "call"),
     [
-        ("a user or a history", lambda r: r.recommend()),
-        ("a user or a history", lambda r: r.recommend("u/1", history=[])),
+        ("a user, a history, or both", lambda r: r.recommend()),
         ("list of ids", lambda r: r.recommend(history="i1")),
         ("k must be an integer", lambda r: r.recommend("u/1", k=0)),
         ("k must be an integer", lambda r: r.recommend("u/1", k=2.0)),
