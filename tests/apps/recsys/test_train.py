@@ -10,7 +10,7 @@ import scipy.sparse as sp
 import torch
 
 from apps.recsys import splits
-from apps.recsys.config import MODELS, Config
+from apps.recsys.config import Config
 from apps.recsys.evaluation import evaluate
 from apps.recsys.interactions import Interactions
 from apps.recsys.metrics import ranking_metrics
@@ -18,6 +18,8 @@ from apps.recsys.models.closed_form import Popularity
 from apps.recsys.result import Result, load_result
 from apps.recsys.train import learning_rate_factor, seeded, train
 from sparsekit.masks import count_active
+
+MODELS = ("lightgcn", "mf", "multvae", "neumf")
 
 
 @pytest.fixture(scope="module")
