@@ -41,9 +41,12 @@ def unpack(packed: np.ndarray, d: int, bits: int) -> np.ndarray:
         codes[:, ::2] = packed & 15
         codes[:, 1::2] = packed >> 4
         return codes[:, :d]
-    expanded = np.unpackbits(packed, axis=1, count=d * bits, bitorder="little")
-    codes = np.packbits(expanded.reshape(n, d, bits), axis=2, bitorder="little")
-    return codes[:, :, 0]
+    spread = np.unpackbits(packed, axis=1, count=d * bits, bitorder="little")
+    spread = spread.reshape(n, d, bits)
+    codes = spread[:, :, 0].copy()
+    for place in range(1, bits):
+        codes |= spread[:, :, place] << place
+    return codes
 
 
 def padding_is_zero(packed: np.ndarray, d: int, bits: int) -> bool:

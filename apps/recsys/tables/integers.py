@@ -27,6 +27,7 @@ from apps.recsys.tables.stored import (
     Scored,
     Shape,
     Stored,
+    blocks,
     checked_index,
     checked_matrix,
     stored_bytes,
@@ -102,6 +103,16 @@ class Integers(Scored):
         index = checked_index(index, len(self.codes))
         codes = packed_bits.unpack(self.codes[index], self.d, self.bits)
         return levels(codes, self.bits) * self.scales[index].astype(np.float32)[:, None]
+
+    def scores(self, vectors: np.ndarray) -> np.ndarray:
+        """Products with the codes as they are; middle and scale follow once a row."""
+        result = np.empty((len(vectors), len(self.codes)), np.float32)
+        middle = np.float32((2**self.bits - 1) / 2) * vectors.sum(1, keepdims=True)
+        for part in blocks(self):
+            codes = packed_bits.unpack(self.codes[part], self.d, self.bits)
+            products = vectors @ codes.astype(np.float32).T - middle
+            result[:, part] = products * self.scales[part].astype(np.float32)
+        return result
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {"codes": self.codes, "scales": self.scales}

@@ -20,7 +20,7 @@ import numpy as np
 
 from apps.recsys.tables import bits as packed_bits
 from apps.recsys.tables.dense import KINDS as FLOAT_KINDS
-from apps.recsys.tables.dense import to_float
+from apps.recsys.tables.dense import as_float32, to_float
 from apps.recsys.tables.integers import levels, nearest, read_scales, steps_for
 from apps.recsys.tables.stored import (
     Index,
@@ -202,7 +202,7 @@ class Sparse(Scored):
     def _values(self, place: np.ndarray, row: np.ndarray) -> np.ndarray:
         """Entries as float32. place: where they are stored; row: of the table."""
         if self.scales is None:
-            return self.values[place].astype(np.float32)
+            return as_float32(self.values[place])
         if self.value_kind == "int8":
             codes = self.values[place]
             width = 8

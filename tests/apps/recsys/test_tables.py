@@ -24,6 +24,7 @@ from apps.recsys.tables import (
     from_arrays,
 )
 from apps.recsys.tables import bits as packed_bits
+from apps.recsys.tables.dense import as_float32
 from apps.recsys.tables.sparse import structure_bytes
 
 seeds = st.integers(0, 10_000)
@@ -260,6 +261,14 @@ def test_bytes_of_dense_tables():
     assert encode(matrix, "float16").nbytes == 2 * n * d
     assert Integers.of(matrix, "int8", "float32").nbytes == n * d + 4 * n  # 4.82 MB
     assert Integers.of(matrix, "int4", "float16").nbytes == n * d // 2 + 2 * n
+
+
+def test_every_float16_becomes_the_same_float32():
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    halves = halves[np.isfinite(halves)].reshape(-1, 2)
+    got = as_float32(halves)
+    assert np.array_equal(got.view(np.uint32), halves.astype("f4").view(np.uint32))
+    assert np.array_equal(as_float32(halves[::3]), got[::3])  # not contiguous
 
 
 def test_kinds_that_share_numbers():
