@@ -149,7 +149,7 @@ def preset(name: str, profile: str = "laptop", **changes: Any) -> Config:
 
     >>> config = preset("lightgcn-ml100k", "smoke", seed=3)
     >>> config.model, config.epochs, config.seed
-    ('lightgcn', 4, 3)
+    ('lightgcn', 6, 3)
     """
     argv = ["--config", name, "--profile", profile]
     return replace(parse(Config, argv, presets=PRESETS), **changes)

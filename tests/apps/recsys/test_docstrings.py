@@ -7,8 +7,13 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "name", ["interactions", "metrics", "ragged", "scoring", "splits", "topk"]
-)
+    "name",
+    [
+        "config", "interactions", "metrics", "models.factors", "models.lightgcn",
+        "models.network", "ragged", "sampling", "scoring", "splits", "topk",
+        "topk_torch", "train",
+    ],
+)  # fmt: skip
 def test_examples(name: str) -> None:
     module = importlib.import_module(f"apps.recsys.{name}")
     failed, attempted = doctest.testmod(module)
