@@ -127,9 +127,9 @@ def test_errors_name_the_fix(arguments, message, capsys):
 
 
 def test_presets_are_valid_in_every_profile():
-    for path in PRESETS.glob("*.toml"):
+    for name in ("lightgcn-ml100k", "dsl-ml100k", "lightgcn-gowalla", "dsl-gowalla"):
         for profile in ("smoke", "laptop", "full"):
-            assert preset(path.stem, profile).profile == profile
+            assert preset(name, profile).profile == profile
 
 
 def test_every_flag_is_explained():
