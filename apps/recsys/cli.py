@@ -14,6 +14,7 @@ from apps.common.config import RunConfig, parse
 from apps.common.tables import aligned, shown
 from apps.common.verbs import listed, presets, required, run
 from apps.recsys import figure, report
+from apps.recsys.augment_cli import AUGMENT_VERBS
 from apps.recsys.compare import compare
 from apps.recsys.comparison import load_comparison
 from apps.recsys.config import MODELS, PRESETS, Config, Source
@@ -222,5 +223,6 @@ VERBS = {
     "evaluate": evaluate_command,
     "compare": compare_command,
     "report": report_command,
+    **AUGMENT_VERBS,
     **SERVING_VERBS,
 }

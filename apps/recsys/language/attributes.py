@@ -25,12 +25,14 @@ from apps.recsys.language.interface import (
     Failure,
     LanguageModel,
     LikelihoodModel,
+    Prompt,
     Reply,
     Settings,
 )
 from apps.recsys.language.store import Store
 from apps.recsys.language.titles import shown
 
+BATCH = 10  # items a prompt
 FIELDS = ("director", "country", "language")
 VOCABULARY = {
     "country": (
@@ -66,7 +68,7 @@ def by_asking(
     fields: Sequence[str] = FIELDS,
     *,
     allowed: Mapping[str, Sequence[str]] | None = None,
-    batch: int = 10,
+    batch: int = BATCH,
     settings: Settings | None = None,
     tries: int = 2,
     noun: str = "film",
@@ -78,7 +80,7 @@ def by_asking(
     allowed: {field: the only values}. settings: default 40 tokens an item and field.
     What was not answered is asked for again, in smaller batches, `tries` times in all.
     """
-    settings = settings or Settings(max_tokens=40 * batch * len(fields))
+    settings = settings or _settings(batch, fields)
     showable = items.showable()
     waiting = [int(i) for i in which if showable[i]]
     tally, bill = Tally(withheld=len(which) - len(waiting)), Bill()
@@ -108,6 +110,16 @@ def by_asking(
         for name in fields
     }
     return Attributes(columns, tally, bill)
+
+
+def questions(
+    items: Catalogue, which: Sequence[int], noun: str = "film"
+) -> tuple[list[Prompt], Settings]:
+    """The first prompts of `by_asking` with its defaults, and their settings."""
+    showable = items.showable()
+    batches = _batches([int(i) for i in which if showable[i]], BATCH)
+    asked = [prompts.attributes(items, some, FIELDS, noun) for some in batches]
+    return asked, _settings(BATCH, FIELDS)
 
 
 def by_choice(
@@ -161,6 +173,10 @@ def agreement(guesses: Sequence[str], truths: Sequence[str]) -> np.ndarray:
             known = {name.strip().casefold() for name in truth.split(",")}
             right[i] = guess.strip().casefold() in known
     return right
+
+
+def _settings(batch: int, fields: Sequence[str]) -> Settings:
+    return Settings(max_tokens=40 * batch * len(fields))
 
 
 def _batches(items: list[int], size: int) -> list[list[int]]:

@@ -11,6 +11,7 @@ keep the facts. MovieLens-100k has the facts, so guesses can be scored with `agr
 Wei et al.: LLMRec, 2024, section 3.2.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -46,6 +47,9 @@ STATEMENTS = {
 }
 
 
+SHORT = Settings(max_tokens=200)
+
+
 @dataclass(frozen=True)
 class Profiles:
     """profiles: {user: {field: texts}} of those that were accepted."""
@@ -72,7 +76,7 @@ def by_asking(
     fields: Mapping[str, int] = FIELDS,
     *,
     users: Sequence[int] | None = None,
-    settings: Settings | None = None,
+    settings: Settings = SHORT,
     tries: int = 2,
     noun: str = "film",
     budget: Budget | None = None,
@@ -81,7 +85,7 @@ def by_asking(
     """Profiles of users from the titles they liked.
 
     fields: {name: most values}; leave out what you need not guess. users: default all
-    with a history. settings: default 200 tokens.
+    with a history.
     """
     allowed = {k: v for k, v in vocabulary(items).items() if k in fields}
     asked, withheld = questions(items, read, fields, users=users, noun=noun)
@@ -90,8 +94,8 @@ def by_asking(
         return judge_profile(text, fields, allowed)
 
     found, tally, bill = ask_until_accepted(
-        model, asked, judge, settings or Settings(max_tokens=200), store, tries=tries,
-        budget=budget, progress=progress,
+        model, asked, judge, settings, store, tries=tries, budget=budget,
+        progress=progress,
     )  # fmt: skip
     tally.withheld = withheld
     return Profiles(found, tally, bill)
@@ -158,6 +162,27 @@ def by_choice(
         for user, likely in zip(chosen, each, strict=True):
             best = int(informed(likely, before).argmax())
             found[user][name] = [values[name][best]]
+    return found
+
+
+def by_counting(
+    items: Catalogue,
+    read: Histories,
+    most: int = 3,
+    *,
+    users: Sequence[int] | None = None,
+) -> dict[int, Profile]:
+    """{user: {"liked genres": the most frequent ones}}: the control without a model.
+
+    Of equally frequent genres the rarer in the catalogue counts first.
+    """
+    rarity = {genre: -k for k, genre in enumerate(items.all_genres)}
+    found = {}
+    for user in range(len(read)) if users is None else users:
+        counts = Counter(genre for i in read[user] for genre in items.genres[i])
+        ranked = sorted(counts, key=lambda g: (-counts[g], rarity[g]))
+        if ranked:
+            found[user] = {"liked genres": ranked[:most]}
     return found
 
 
