@@ -48,6 +48,12 @@ LINES: dict[str, dict[str, Any]] = {
     "aum": {"color": SKY, "linestyle": "-", "marker": "^"},
     "grand": {"color": PURPLE, "linestyle": "-", "marker": "s"},
     "forgetting": {"color": GREEN, "linestyle": "-", "marker": "o"},
+    "popularity": {"color": ORANGE, "linestyle": ":", "marker": "P"},
+    "itemknn": {"color": SKY, "linestyle": "-", "marker": "^"},
+    "ease": {"color": BLUE, "linestyle": "-", "marker": "o"},
+    "ials": {"color": PURPLE, "linestyle": "-", "marker": "D"},
+    "mf": {"color": GREEN, "linestyle": "-", "marker": "v"},
+    "lightgcn": {"color": VERMILION, "linestyle": "-", "marker": "s"},
 }
 
 
