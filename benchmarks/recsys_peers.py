@@ -66,12 +66,12 @@ class Peer:
 
     def __init__(self, name: str, case: Path):
         python = environment(name)
-        env = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+        env = os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         self.log = open(case / f"{name}.log", "w")  # noqa: SIM115 (closed in stop)
         self.process = subprocess.Popen(
             [python, "-m", f"benchmarks.peers.{name}", str(case)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log,
-            text=True, env=env, cwd=ROOT,
+            text=True, env=env, cwd=case,
         )  # fmt: skip
 
     def ask(self, *call: Any) -> dict[str, Any]:
