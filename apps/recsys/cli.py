@@ -15,6 +15,7 @@ from apps.common.tables import aligned, shown
 from apps.common.verbs import listed, presets, required, run
 from apps.recsys import figure, report
 from apps.recsys.augment_cli import AUGMENT_VERBS
+from apps.recsys.budget_cli import BUDGET_VERBS
 from apps.recsys.compare import compare
 from apps.recsys.comparison import load_comparison
 from apps.recsys.config import MODELS, PRESETS, Config, Source
@@ -223,6 +224,7 @@ VERBS = {
     "evaluate": evaluate_command,
     "compare": compare_command,
     "report": report_command,
+    **BUDGET_VERBS,
     **AUGMENT_VERBS,
     **SERVING_VERBS,
 }

@@ -27,6 +27,7 @@ from apps.recsys.tables.stored import (
     Scored,
     Shape,
     Stored,
+    blocks,
     checked_matrix,
     checked_shape,
     numbered,
@@ -165,20 +166,36 @@ class Sparse(Scored):
 
     def rows(self, index: Index) -> np.ndarray:
         index = numbered(index, self.shape[0])
-        first, counts = self._starts[index], self._starts[index + 1]
-        counts = counts - first
+        row, columns, values = self.entries(index)
+        result = np.zeros((len(index), self.d), np.float32)
+        result[row, columns] = values
+        return result
+
+    def total(self, index: Index) -> np.ndarray:
+        """[d] float32: the sum of the rows, which are never dense."""
+        _, columns, values = self.entries(numbered(index, self.shape[0]))
+        return np.bincount(columns, values, self.d).astype(np.float32)
+
+    def scores(self, vectors: np.ndarray) -> np.ndarray:
+        result = np.empty((len(vectors), self.shape[0]), np.float32)
+        for part in blocks(self):
+            row, columns, values = self.entries(numbered(part, self.shape[0]))
+            for i, vector in enumerate(vectors):
+                products = values * vector[columns]
+                result[i, part] = np.bincount(row, products, part.stop - part.start)
+        return result
+
+    def entries(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Place in `index`, column and value (float32) of every entry of those rows."""
+        first = self._starts[index]
+        counts = self._starts[index + 1] - first
         row = np.repeat(np.arange(len(index)), counts)
         place = np.arange(len(row)) + (first - np.cumsum(counts) + counts)[row]
         values = self._values(place, index[row])
-        result = np.zeros((len(index), self.d), np.float32)
-        if self.bits is not None:
-            mask = np.unpackbits(
-                self.bits[index], axis=1, count=self.d, bitorder="little"
-            )
-            result[mask.view(bool)] = values
-        else:
-            result[row, self.columns[place]] = values
-        return result
+        if self.bits is None:
+            return row, self.columns[place], values
+        mask = np.unpackbits(self.bits[index], axis=1, count=self.d, bitorder="little")
+        return row, np.nonzero(mask)[1], values
 
     def arrays(self) -> dict[str, np.ndarray]:
         names = ("values", "scales", "bits", "counts", "columns")

@@ -221,6 +221,8 @@ def test_sparse_round_trip(n, d, density, values, seed):
         steps = table.scales.astype(np.float64)[:, None]
         assert (np.abs(got - kept) <= steps / 2 + 1e-6 * np.abs(kept)).all()
     assert table.nbytes == again.nbytes
+    index = np.arange(n)[::2]
+    np.testing.assert_allclose(table.total(index), got[index].sum(0), atol=1e-4)
     entries = mask.sum(1), np.nonzero(mask)[1], matrix[mask]
     same = Sparse.of_entries((n, d), *entries, values)
     assert all(np.array_equal(a, b) for a, b in zip(

@@ -1,0 +1,79 @@
+"""The verb budget.
+
+sparsekit recsys budget --config lightgcn-ml100k --mb 0.02 0.08 --out runs/budget
+"""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from apps.common.config import parse
+from apps.recsys.budget import budget
+from apps.recsys.config import PRESETS, Config
+from apps.recsys.models.factors import Factors
+
+MEGABYTE = 1_000_000
+
+
+@dataclass(frozen=True)
+class BudgetConfig(Config):
+    """Which recipe is best for a number of megabytes.
+
+    Trains the dense model with several seeds, packs it by every recipe at every
+    budget, chooses settings on validation, tests once. Prints a table; with `out`
+    writes budget.json, budget.txt and budget.png.
+
+    Args:
+        mb: budgets in MB of 10^6 bytes; default: a quarter of the dense tables, an
+            eighth, and so on to 1/64.
+        seeds: how many seeds, from `seed` on.
+        recipes: names; default: all that need no training beside the dense model's.
+        factors: files .npz with `users` [U, d] and `items` [I, d], one a seed, trained
+            elsewhere on the training part; then nothing is trained.
+        measure: memory and time of a query, too.
+    """
+
+    mb: tuple[float, ...] = ()
+    seeds: int = 5
+    recipes: tuple[str, ...] = ()
+    factors: tuple[Path, ...] = ()
+    measure: bool = True
+
+
+def budget_command(argv: list[str]) -> None:
+    """Find the best recommender for a number of megabytes."""
+    config = parse(BudgetConfig, argv, presets=PRESETS)
+    settings = {f.name: getattr(config, f.name) for f in fields(Config)}
+    given = [load_factors(path) for path in config.factors]
+    n_seeds = len(given) or config.seeds
+    curve = budget(
+        Config(**(settings | {"out": None})),
+        [round(mb * MEGABYTE) for mb in config.mb],
+        range(config.seed, config.seed + n_seeds),
+        recipes=config.recipes,
+        factors=given,
+        measure=config.measure,
+        out=config.out,
+    )
+    print(curve.table(), end="")
+    if config.out is not None:
+        curve.save(config.out)
+        curve.draw(config.out / "budget.png")
+
+
+def load_factors(path: Path) -> Factors:
+    """users and items of an .npz file. ValueError for any other file."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            users, items = (
+                np.asarray(arrays[name], np.float32) for name in ("users", "items")
+            )
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a damaged zip file raises nearly anything
+        raise ValueError(f"{path} holds no factors: {error}") from error
+    return Factors(users, items)
+
+
+BUDGET_VERBS = {"budget": budget_command}

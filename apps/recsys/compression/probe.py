@@ -1,0 +1,123 @@
+"""What a packed recommender costs: its file, its memory, the time of a query.
+
+    size = write(path, packed)
+    cost = measure(path, history_path)      # {"mb": ..., "ms": ...}, in a new process
+
+The process reads the file with numpy alone and recommends 20 items to one user after
+another, known items left out.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from apps.recsys import container
+from apps.recsys.ragged import Ragged
+from apps.recsys.scoring import FactorScorer, FoldIn, best
+from apps.recsys.tables import Table, from_arrays
+
+if TYPE_CHECKING:
+    from apps.recsys.compression.packed import Packed
+
+ROOT = Path(__file__).resolve().parents[3]
+QUERIES, K = 200, 20
+
+
+def write(path: Path, packed: "Packed") -> int:
+    """Bytes of the file, on disk, that holds the tables and what they are."""
+    arrays, about = {}, {}
+    for name, table in packed.tables.items():
+        arrays |= {f"{name}.{key}": array for key, array in table.arrays().items()}
+        about[name] = {
+            "kind": table.kind, "shape": list(table.shape),
+            "settings": table.settings(),
+        }  # fmt: skip
+    fold = getattr(packed, "fold_in", None)
+    told = {"tables": about}
+    if fold is not None:
+        told["fold_in"] = {"unseen": fold.unseen, "l2": fold.l2}
+    container.write(path, arrays, told)
+    return path.stat().st_size
+
+
+def measure(path: Path, history: Path) -> dict[str, float]:
+    """MB (10^6 bytes) of memory beyond that of numpy, and the median ms of a query.
+
+    history: a file of `container` with "offsets" and "items": the users' known items.
+    """
+    command = [sys.executable, "-m", "apps.recsys.compression.probe"]
+    done = subprocess.run(
+        [*command, str(path), str(history)], capture_output=True, text=True, cwd=ROOT
+    )
+    if done.returncode:
+        raise RuntimeError(f"measuring {path.name} failed: {done.stderr[-500:]}")
+    return json.loads(done.stdout)
+
+
+def main(arguments: list[str]) -> None:
+    """Opens a file and a history, answers queries, prints what that took."""
+    before = _restart_peak()
+    history_arrays, _, _ = container.read(arguments[1])
+    history = Ragged(history_arrays["offsets"], history_arrays["items"])
+    arrays, about, _ = container.read(arguments[0])
+    tables = {}
+    for name, entry in about["tables"].items():
+        prefix = f"{name}."
+        own = {
+            key.removeprefix(prefix): array
+            for key, array in arrays.items()
+            if key.startswith(prefix)
+        }
+        shape = tuple(entry["shape"])
+        tables[name] = from_arrays(entry["kind"], shape, own, entry["settings"])
+    fold = FoldIn(**about["fold_in"]) if "fold_in" in about else None
+    seconds = []
+    for user in np.linspace(0, len(history) - 1, QUERIES).astype(int).tolist():
+        began = time.perf_counter()
+        seen = history[user]
+        scores = _scores(tables, fold, user, seen)
+        scores[seen] = -np.inf
+        best(scores, K)
+        seconds.append(time.perf_counter() - began)
+    peak = _status("VmHWM")
+    print(json.dumps({"mb": (peak - before) / 1e6, "ms": 1e3 * median(seconds)}))
+
+
+def _scores(
+    tables: dict[str, Table], fold: FoldIn | None, user: int, seen: np.ndarray
+) -> np.ndarray:
+    if "weights" in tables:
+        return tables["weights"].total(seen)
+    if fold is None:
+        vector = tables["users"].rows(np.array([user]))
+        return tables["items"].scores(vector)[0]
+    return FactorScorer(None, tables["items"], fold).folded(seen)
+
+
+def _restart_peak() -> int:
+    """Bytes that are resident now; the peak is counted from here on."""
+    with suppress(OSError):  # not Linux, or not allowed: the peak of the start counts
+        Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def _status(name: str) -> int:
+    """Bytes, by Linux's own count."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return 1024 * int(line.split()[1])
+    import resource
+
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
