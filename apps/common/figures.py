@@ -49,11 +49,11 @@ LINES: dict[str, dict[str, Any]] = {
     "grand": {"color": PURPLE, "linestyle": "-", "marker": "s"},
     "forgetting": {"color": GREEN, "linestyle": "-", "marker": "o"},
     "popularity": {"color": ORANGE, "linestyle": ":", "marker": "P"},
-    "itemknn": {"color": SKY, "linestyle": "-", "marker": "^"},
-    "ease": {"color": BLUE, "linestyle": "-", "marker": "o"},
-    "ials": {"color": PURPLE, "linestyle": "-", "marker": "D"},
-    "mf": {"color": GREEN, "linestyle": "-", "marker": "v"},
-    "lightgcn": {"color": VERMILION, "linestyle": "-", "marker": "s"},
+    "itemknn": {"color": SKY, "linestyle": "-", "marker": "s"},
+    "ease": {"color": BLUE, "linestyle": "-", "marker": "^"},
+    "ials": {"color": PURPLE, "linestyle": "-", "marker": "v"},
+    "mf": {"color": GREEN, "linestyle": "-", "marker": "X"},
+    "lightgcn": {"color": VERMILION, "linestyle": "-", "marker": "D"},
 }
 
 
