@@ -37,8 +37,8 @@ from torch import Tensor, nn
 
 from benchmarks.networks import resnet18
 from benchmarks.per_sample_norms import forget_peak, peak_rss
-from sparsekit.execution import conv, norm
 from sparsekit.execution.conv import SparseConv2d
+from sparsekit.execution.kernels import conv, norm
 from sparsekit.execution.layer import SparseLayer
 from sparsekit.execution.network import blocked_network
 
@@ -46,11 +46,11 @@ ROOT = Path(__file__).parents[1]
 DENSITIES = (0.25, 0.1, 0.05, 0.02)
 DENSE = ("nchw", "channels last", "compiled nchw", "compiled channels last")
 PARTS = {  # what runs the kernels, by part; the remaining time is the rest
-    "convolution": (conv, "conv"),
+    "convolution": (conv, "forward"),
     "input gradient": (conv, "input_gradient"),
     "weight gradient": (conv, "weight_gradient"),
-    "norm": (norm, "norm"),
-    "norm gradient": (norm, "norm_backward"),
+    "norm": (norm, "forward"),
+    "norm gradient": (norm, "backward"),
 }
 
 

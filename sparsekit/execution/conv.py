@@ -1,5 +1,6 @@
 """Convolutions in values mode: 3x3 and 1x1, on images or on the blocked layout."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from sparsekit.execution import blocked
 from sparsekit.execution.blocked import LANES, from_blocked, to_blocked
 from sparsekit.execution.kernels import conv as kernels
 from sparsekit.execution.kernels.conv import Images, Rows
-from sparsekit.execution.layer import SparseLayer, unwatched
+from sparsekit.execution.layer import SparseLayer, direct, unwatched
 
 
 class SparseConv2d(SparseLayer):
@@ -110,7 +111,7 @@ class SparseConv2d(SparseLayer):
         self._require(x)
         self.build()
         inside = x.contiguous() if x.dim() == 5 else to_blocked(x)
-        run = _Conv.apply if unwatched(inside) else _conv
+        run = _direct if unwatched(inside) else _conv
         y = run(
             inside, self.values, self.bias, self.probe, self.col, self.starts,
             self.transposed_col, self.transposed_starts, self.permutation,
@@ -237,11 +238,14 @@ def input_gradient(
     width: int,
     taps: int,
     stride: int,
+    base: Tensor | None = None,
 ) -> Tensor:
+    """Blocked gradient of y -> that of x, plus `base`."""
     out = blocked.new(grad.shape[0], starts.shape[2], height, width)
     kernels.input_gradient(
         _images(grad), values.data_ptr(), _rows(columns, starts),
         permutation.data_ptr(), _images(out), taps, stride,
+        0 if base is None else base.data_ptr(),
     )  # fmt: skip
     return out
 
@@ -295,7 +299,7 @@ def _rows(columns: Tensor, starts: Tensor) -> Rows:
     return Rows(columns.data_ptr(), starts.data_ptr(), len(columns), starts.shape)
 
 
-def _dense_gradient(x: Tensor, grad: Tensor, probe: Tensor, stride: int) -> Tensor:
+def _dense_gradient(x: Tensor, grad: Tensor, probe: Any, stride: int) -> Tensor:
     """Of the whole weight, by one dense call; spare lanes have gradient 0."""
     images = x.shape[0] * LANES
     side = probe.shape[2]
@@ -306,41 +310,49 @@ def _dense_gradient(x: Tensor, grad: Tensor, probe: Tensor, stride: int) -> Tens
     return gradient
 
 
+def gradients(
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    probe: Tensor | None,
+    structure: Sequence[Tensor],
+    taps: int,
+    stride: int,
+    need: Sequence[bool],
+    base: Tensor | None = None,
+) -> tuple[Tensor | None, ...]:
+    """Of x, values, bias and probe, where they are needed.
+
+    Args:
+        base: gradient of x from elsewhere, which is added.
+    """
+    col, starts, *transposed = structure
+    need_x, need_values, need_bias, need_probe = need
+    plain = unwatched(grad) and not torch.is_grad_enabled()  # no second derivative
+    towards_x: Any = input_gradient if plain else _input_gradient
+    towards_values: Any = weight_gradient if plain else _weight_gradient
+    size = x.shape[2] - 2, x.shape[3] - 2, taps, stride
+    return (
+        towards_x(grad, values, *transposed, *size, base) if need_x else None,
+        towards_values(x, grad, col, starts, taps, stride) if need_values else None,
+        grad.sum((0, 2, 3, 4)) if need_bias else None,
+        None if not need_probe else _dense_gradient(x, grad, probe, stride),
+    )
+
+
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, values, _, probe, col, starts, *transposed, ctx.taps, ctx.stride = inputs
-    ctx.save_for_backward(x, values, probe, col, starts, *transposed)
+    x, values, _, probe, *structure, ctx.taps, ctx.stride = inputs
+    ctx.save_for_backward(x, values, probe, *structure)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, values, probe, col, starts, *transposed = ctx.saved_tensors
-    need_x, need_values, need_bias, need_probe = ctx.needs_input_grad[:4]
-    grad = grad.contiguous()
-    plain = unwatched(grad) and not torch.is_grad_enabled()  # no second derivative
-    grads: list[Tensor | None] = [None] * 11
-    if need_x:
-        size = x.shape[2] - 2, x.shape[3] - 2, ctx.taps, ctx.stride
-        towards_x: Any = input_gradient if plain else _input_gradient
-        grads[0] = towards_x(grad, values, *transposed, *size)
-    if need_values:
-        towards_values: Any = weight_gradient if plain else _weight_gradient
-        grads[1] = towards_values(x, grad, col, starts, ctx.taps, ctx.stride)
-    if need_bias:
-        grads[2] = grad.sum((0, 2, 3, 4))
-    if need_probe:
-        grads[3] = _dense_gradient(x, grad, probe, ctx.stride)
-    return tuple(grads)
+    x, values, probe, *structure = ctx.saved_tensors
+    grads = gradients(
+        grad.contiguous(), x, values, probe, structure, ctx.taps, ctx.stride,
+        ctx.needs_input_grad[:4],
+    )  # fmt: skip
+    return *grads, *[None] * 7
 
 
 _conv.register_autograd(_backward, setup_context=_keep)
-
-
-class _Conv(torch.autograd.Function):
-    """The same operation, past the dispatcher."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        y = conv(*inputs)
-        _keep(ctx, inputs, y)
-        return y
-
-    backward = staticmethod(_backward)
+_direct = direct(conv, _keep, _backward)

@@ -1,7 +1,7 @@
 """What every layer in values mode has: the weights that exist, and where they are."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -221,6 +221,28 @@ def unwatched(x: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and not is_in_torch_dispatch_mode()
     )
+
+
+def direct(
+    function: Callable[..., Any],
+    keep: Callable[..., None],
+    backward: Callable[..., Any],
+) -> Callable[..., Any]:
+    """An operation with its gradient, past torch's dispatcher; for `unwatched` calls.
+
+    Args:
+        keep, backward: as for `torch.library.register_autograd`.
+    """
+
+    class Direct(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            output = function(*inputs)
+            keep(ctx, inputs, output)
+            return output
+
+    Direct.backward = staticmethod(backward)  # type: ignore[method-assign]
+    return Direct.apply
 
 
 def require_structure(

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsekit.execution.kernels import linear as kernels
-from sparsekit.execution.layer import SparseLayer, unwatched
+from sparsekit.execution.layer import SparseLayer, direct, unwatched
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -120,7 +120,7 @@ def product(layer: SparseLayer, x: Tensor, bias: Tensor | None = None) -> Tensor
         return F.linear(x, weight, bias).to(kind)
     layer.build()
     flat = x.reshape(-1, inputs)
-    run = _Linear.apply if unwatched(flat) else _linear
+    run = _direct if unwatched(flat) else _linear
     y = run(
         flat, values, bias, layer.probe, layer.col, layer.starts,
         layer.transposed_starts, layer.transposed_col, layer.permutation,
@@ -306,15 +306,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _linear.register_autograd(_backward, setup_context=_keep)
-
-
-class _Linear(torch.autograd.Function):
-    """The same operation, past the dispatcher."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        y = linear(*inputs)
-        _keep(ctx, inputs, y)
-        return y
-
-    backward = staticmethod(_backward)
+_direct = direct(linear, _keep, _backward)

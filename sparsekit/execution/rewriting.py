@@ -1,8 +1,9 @@
 """A traced network is rewritten, so that activations stay blocked where they can.
 
 A value of the new graph is an ordinary tensor, a blocked one, or both; who reads it
-gets the form he knows. Batch norm waits for the addition and the ReLU that follow it,
-and takes them over. What is not known here reads ordinary tensors.
+gets the form he knows. A convolution waits for the batch norm that follows it, and that
+for the addition and the ReLU behind it, and takes them over. What is not known here
+reads ordinary tensors.
 
 Blocked tensors are never changed in place. After a call that changed its first
 argument, all names of that argument mean the call's result.
@@ -27,6 +28,7 @@ from sparsekit.execution.calls import (
     window,
 )
 from sparsekit.execution.conv import SparseConv2d
+from sparsekit.execution.conv_norm import conv_norm
 from sparsekit.execution.pool import global_mean
 
 _RELU = (F.relu, F.relu_, torch.relu, torch.relu_)
@@ -43,11 +45,20 @@ KEEP_ZERO_MODULES = (
 
 
 @dataclass
+class _Conv:
+    """A convolution that was not written yet: a batch norm may join it."""
+
+    target: str
+    x: fx.Node
+    source: "_Value"  # whose blocked form x is
+
+
+@dataclass
 class _Norm:
     """A batch norm that was not written yet: an addition or ReLU may join it."""
 
     target: str
-    x: fx.Node
+    x: "fx.Node | _Conv"
     residual: fx.Node | None = None
 
 
@@ -58,8 +69,9 @@ class _Value:
     dense: Any = None
     blocked: fx.Node | None = None
     batch: fx.Node | None = None  # number of images, of a blocked one
+    conv: _Conv | None = None
     norm: _Norm | None = None
-    readers: int = 0  # calls that read it
+    readers: int = 0  # calls that read it, but for those that `fork` has served
 
 
 class Rewriting:
@@ -113,7 +125,10 @@ class Rewriting:
         return value.dense
 
     def _written(self, value: _Value) -> fx.Node:
-        """The blocked form; a batch norm that waited is written now."""
+        """The blocked form; what waited is written now."""
+        if value.conv is not None:
+            conv, value.conv = value.conv, None
+            value.blocked = self.new.call_module(conv.target, (conv.x,))
         if value.norm is not None:
             norm, value.norm = value.norm, None
             value.blocked = self._write(norm, value, relu=False)
@@ -123,12 +138,22 @@ class Rewriting:
         return value.blocked
 
     def _write(self, norm: _Norm, value: _Value, relu: bool) -> fx.Node:
-        args = (norm.x, value.batch, norm.residual, relu)
-        return self.new.call_module(norm.target, args)
+        rest = value.batch, norm.residual, relu
+        if isinstance(norm.x, fx.Node):
+            return self.new.call_module(norm.target, (norm.x, *rest))
+        x, source = norm.x.x, norm.x.source
+        modules = (self.new.get_attr(name) for name in (norm.x.target, norm.target))
+        fork = source.readers > 1 and source.blocked is x
+        source.readers -= 1
+        both = self.new.call_function(conv_norm, (*modules, x, *rest, fork))
+        y, again = (self.new.call_function(operator.getitem, (both, k)) for k in (0, 1))
+        if fork:  # from here on, others read the second
+            source.blocked = again
+        return y
 
     def _is_blocked(self, node: Any) -> bool:
         value = self.values.get(node) if isinstance(node, fx.Node) else None
-        return value is not None and bool(value.blocked or value.norm)
+        return value is not None and bool(value.blocked or value.conv or value.norm)
 
     # ---- one call ----------------------------------------------------------------
 
@@ -157,14 +182,17 @@ class Rewriting:
     def _conv(self, node: fx.Node) -> _Value:
         value = self._first(node)
         x = self._written(value)
-        y = self.new.call_module(str(node.target), (x,))
-        return _Value(blocked=y, batch=value.batch)
+        return _Value(batch=value.batch, conv=_Conv(str(node.target), x, value))
 
     def _batch_norm(self, node: fx.Node) -> _Value | None:
         if type(self._module(node)) is not nn.BatchNorm2d or not plain(node, 1):
             return None
         value = self._first(node)
-        norm = _Norm(str(node.target), self._written(value))
+        if value.conv is not None and value.readers == 1:
+            conv, value.conv = value.conv, None
+            norm = _Norm(str(node.target), conv)
+        else:
+            norm = _Norm(str(node.target), self._written(value))
         return _Value(batch=value.batch, norm=norm)
 
     def _relu(self, node: fx.Node) -> _Value | None:

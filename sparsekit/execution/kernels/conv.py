@@ -241,13 +241,15 @@ def input_gradient(
     out: Images,
     taps: int,
     stride: int,
+    base: int = 0,
 ) -> None:
-    """out = gradient of the input of `forward`, its inside.
+    """out = base + gradient of the input of `forward`, its inside.
 
     Args:
         grad: of y; zero in the border.
         rows, permutation: of `column_order`.
         out: like x. Its border is not written.
+        base: of an array like x, or 0.
     """
     transposed = _scratch("values", rows.nnz)
     _gather(values, permutation, transposed, rows.nnz)
@@ -256,12 +258,13 @@ def input_gradient(
     if stride == 2 and out.height % 2 == out.width % 2 == 0:
         parities = [(0, 4)]  # all of them while the tile is near
     elif stride == 2 and taps == 1:
-        _clear(out.address, _length(out))  # three of four pixels were not read
+        _fill(out.address, base, _length(out))  # three of four pixels were not read
     elif stride == 2:
         parities = [(parity, 1) for parity in range(4)]
     for which in parities:
-        how = 1, stride, False
-        _spread(grad, out, how, which, offsets, transposed, rows, 0, 0, 0.0, 0.0)
+        how = 1, stride, bool(base)
+        clip = -math.inf, math.inf
+        _spread(grad, out, how, which, offsets, transposed, rows, 0, base, *clip)
 
 
 def weight_gradient(
@@ -269,7 +272,7 @@ def weight_gradient(
 ) -> None:
     """out = gradient of the values of `forward`; grad is zero in spare lanes."""
     offsets = _offsets(rows, x, taps, INSIDE)
-    _clear(out, rows.nnz)
+    _fill(out, 0, rows.nnz)
     blocks, outputs = rows.shape[1] - 1, rows.shape[2]
     for piece in _pieces(x[1:], grad[1:], stride, 1, 0):
         threads.run(
@@ -362,7 +365,7 @@ def _forward(rows: int, columns: int, x_step: int, y_step: int, finish: bool) ->
                                     16, rows, columns, x_step, y_step,
                                     source, x_row, offsets, 64, values, t0, t1,
                                     y + target, y_row, block,
-                                    block == blocks - 1,
+                                    block == blocks - 1 or not exists,
                                     residual + target if residual else 0,
                                     begins, low, high,
                                 )  # fmt: skip
@@ -558,8 +561,12 @@ def _gather(values: int, permutation: int, out: int, n: int) -> None:
 
 
 @njit(nogil=True, cache=True)
-def _clear(out: int, n: int) -> None:
-    floats(out, n)[:] = 0
+def _fill(out: int, source: int, n: int) -> None:
+    """n floats of `source`, or zeros if it is 0."""
+    if source:
+        floats(out, n)[:] = floats(source, n)
+    else:
+        floats(out, n)[:] = 0
 
 
 _memory = local()

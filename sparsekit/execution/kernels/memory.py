@@ -43,3 +43,9 @@ def doubles(address: int, n: int) -> Any:
 def small_integers(address: int, n: int) -> Any:
     """(n,) int8 at an address; nothing is checked."""
     return carray(_pointer(address), (n,), np.int8)
+
+
+@njit(inline="always")
+def long_integers(address: int, n: int) -> Any:
+    """(n,) int64 at an address; nothing is checked."""
+    return carray(_pointer(address), (n,), np.int64)

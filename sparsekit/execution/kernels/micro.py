@@ -278,8 +278,6 @@ def _finish(
 ) -> list[Any]:
     """Adds the residual and clips, if this is the last part of the sum."""
     rows, columns, row, step = grid
-    smaller = _binary(b, "llvm.minnum", vector)
-    larger = _binary(b, "llvm.maxnum", vector)
     unfinished, before = sums, b.block
     with b.if_then(b.icmp_signed("!=", last, I64(0))):
         plain = b.block
@@ -294,9 +292,13 @@ def _finish(
             _phi(b, vector, (total, plain), (with_residual, branch))
             for total, with_residual in zip(sums, added, strict=True)
         ]
-        bounds = _splat(b, low, vector), _splat(b, high, vector)
-        sums = [b.call(larger, [total, bounds[0]]) for total in sums]
-        sums = [b.call(smaller, [total, bounds[1]]) for total in sums]
+        for sign, bound in (("<", low), (">", high)):  # which lets NaN pass
+            limit = _splat(b, bound, vector)
+            beyond = [b.fcmp_ordered(sign, total, limit) for total in sums]
+            sums = [
+                b.select(beyond, limit, total)
+                for beyond, total in zip(beyond, sums, strict=True)
+            ]
         after = b.block
     return [
         _phi(b, vector, (total, before), (clipped, after))

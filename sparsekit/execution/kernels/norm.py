@@ -7,7 +7,7 @@ import numpy as np
 from numba import njit
 
 from sparsekit.execution.kernels.layout import LANES
-from sparsekit.execution.kernels.memory import doubles, floats
+from sparsekit.execution.kernels.memory import doubles, floats, long_integers
 
 FAST = {"reassoc", "nsz", "contract"}  # sums in vectors; NaN and inf stay what they are
 
@@ -128,10 +128,14 @@ def forward(
 
 @njit(nogil=True, cache=True)
 def follow(
-    stats: int, running_mean: int, running_variance: int, channels: int, rate: float,
-    bessel: float,
+    stats: int, running_mean: int, running_variance: int, calls: int, channels: int,
+    rate: float, bessel: float,
 ) -> None:  # fmt: skip
-    """Moves float32 running statistics towards the mean and `bessel` * variance."""
+    """Moves float32 running statistics towards the mean and `bessel` * variance.
+
+    calls: address of how often that happened, int64.
+    """
+    long_integers(calls, 1)[0] += 1
     moments = doubles(stats, 2 * channels)
     means, variances = (
         floats(running_mean, channels),

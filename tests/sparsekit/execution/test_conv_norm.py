@@ -1,0 +1,221 @@
+"""A convolution and what follows it in one operation, against torch in float64."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sparsekit.execution.blocked import from_blocked, to_blocked
+from sparsekit.execution.conv import SparseConv2d
+from sparsekit.execution.conv_norm import conv_norm
+from sparsekit.execution.norm import BlockedBatchNorm2d
+
+INPUTS, OUTPUTS = 5, 11
+KINDS = list(itertools.product((3, 1), (1, 2)))
+
+
+def subject(side=3, stride=1, bias=False, density=0.3, **options):
+    """A dense pair, its absent weights at zero, and the sparse one."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(INPUTS, OUTPUTS, side, stride, side // 2, bias=bias)
+    conv.weight.data *= torch.rand(conv.weight.shape) < density
+    norm = nn.BatchNorm2d(OUTPUTS, **options)
+    if norm.affine:
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    sparse = SparseConv2d.from_dense(conv)
+    return conv, norm, sparse, BlockedBatchNorm2d.from_dense(copy.deepcopy(norm))
+
+
+def assert_near(got, answer, what):
+    got, answer = got.double(), answer.double()
+    error = (got - answer).norm()
+    assert error <= 3e-6 * answer.norm() + 2e-5, (what, error, answer.norm())
+
+
+def assert_like_torch(pair, batch=17, size=(7, 5), with_residual=True, relu=True):
+    """Outputs, all gradients and running statistics; x is read a second time."""
+    conv, norm, sparse, blocked_norm = pair
+    x = torch.randn(batch, INPUTS, *size)
+    residual = torch.randn_like(conv(x)) if with_residual else None
+    grad, again = torch.randn_like(conv(x)), torch.randn_like(x)
+    wide_conv, wide_norm = conv.double(), norm.double()
+    wide = [None if t is None else t.double() for t in (x, residual)]
+    ours = [None if t is None else to_blocked(t) for t in (x, residual)]
+    for leaf in [*wide, *ours]:
+        if leaf is not None:
+            leaf.requires_grad_()
+    y = wide_norm(wide_conv(wide[0]))
+    y = y if residual is None else y + wide[1]
+    y = F.relu(y) if relu else y
+    torch.autograd.backward([y, wide[0] * 1], [grad.double(), again.double()])
+
+    z, other = conv_norm(sparse, blocked_norm, ours[0], batch, ours[1], relu, fork=True)
+    torch.autograd.backward([z, other], [to_blocked(grad), to_blocked(again)])
+    assert_near(from_blocked(z, batch), y, "output")
+    for name, a, b in zip(("x", "residual"), wide, ours, strict=True):
+        if a is not None:
+            assert_near(from_blocked(b.grad, batch), a.grad, name)
+            outside = b.grad - to_blocked(from_blocked(b.grad, batch))
+            assert outside.count_nonzero() == 0  # border and spare lanes
+    kept = wide_conv.weight.grad[sparse.mask()]
+    assert_near(sparse.values.grad, kept, "values")
+    if sparse.bias is not None:
+        assert sparse.bias.grad.abs().max() < 1e-2  # the norm takes it out: 0
+    for a, b in zip(wide_norm.parameters(), blocked_norm.parameters(), strict=True):
+        assert_near(b.grad, a.grad, "affine")
+    for a, b in zip(wide_norm.buffers(), blocked_norm.buffers(), strict=True):
+        assert_near(b, a, "statistics")
+
+
+@pytest.mark.parametrize(("side", "stride"), KINDS)
+@pytest.mark.parametrize(
+    ("with_residual", "relu"), list(itertools.product([0, 1], [0, 1]))
+)
+def test_like_torch(side, stride, with_residual, relu):
+    pair = subject(side, stride, bias=True)
+    assert_like_torch(pair, with_residual=bool(with_residual), relu=bool(relu))
+
+
+@pytest.mark.parametrize(("side", "stride"), KINDS)
+@pytest.mark.parametrize("batch", [1, 16, 33])
+@pytest.mark.parametrize("size", [(6, 8), (2, 1)])
+def test_sizes(side, stride, batch, size):
+    if batch > 1 or size != (2, 1):  # else one value a channel
+        assert_like_torch(subject(side, stride), batch, size)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"affine": False}, {"momentum": None}, {"momentum": 0.0},
+        {"track_running_stats": False}, {"eps": 0.1},
+    ],
+)  # fmt: skip
+def test_options_of_the_norm(options):
+    assert_like_torch(subject(**options))
+
+
+def test_no_weights_and_all_of_them():
+    for density in (0, 1):
+        assert_like_torch(subject(density=density), relu=False)
+
+
+def test_without_the_second_reader():
+    """Its gradient is absent, or the output's; what needs no gradient has none."""
+    *_, conv, norm = subject()
+    x = to_blocked(torch.randn(3, INPUTS, 7, 5)).requires_grad_()
+    y, other = conv_norm(conv, norm, x, 3, fork=True)
+    grad = torch.autograd.grad(y.square().sum(), x, retain_graph=True)[0]
+    plain, same = conv_norm(conv, norm, x, 3)
+    assert same is x
+    assert torch.equal(torch.autograd.grad(plain.square().sum(), x)[0], grad)
+    (ones,) = torch.autograd.grad(other.sum(), x)
+    assert torch.equal(ones, torch.ones_like(x))
+    inside = x.detach()
+    y, other = conv_norm(conv, norm, inside, 3, fork=True)
+    assert other is inside
+    y.sum().backward()
+    assert conv.values.grad is not None
+    with torch.no_grad():
+        assert not conv_norm(conv, norm, x, 3, fork=True)[0].requires_grad
+
+
+def test_the_dense_gradient():
+    conv, norm, sparse, blocked_norm = subject()
+    sparse.watch_dense_gradient()
+    x = torch.randn(3, INPUTS, 7, 5)
+    y, _ = conv_norm(sparse, blocked_norm, to_blocked(x), 3)
+    grad = torch.randn_like(conv(x))
+    y.backward(to_blocked(grad))
+    norm.double()(conv.double()(x.double())).backward(grad.double())
+    assert_near(sparse.take_dense_gradient(), conv.weight.grad, "probe")
+
+
+def results(pair, x, batch):
+    """Output and all gradients."""
+    _, _, conv, norm = pair
+    leaf = x.detach().requires_grad_()
+    y, other = conv_norm(conv, norm, leaf, batch, relu=True, fork=True)
+    wanted = leaf, conv.values, norm.weight, norm.bias
+    loss = sum(from_blocked(t, batch).square().sum() for t in (y, other))
+    return [from_blocked(y, batch), *torch.autograd.grad(loss, wanted)]
+
+
+class Names(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen.append(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_layers_one_by_one_give_the_same():
+    """Whoever watches operations, or hooks a layer, sees both layers."""
+    pair, x = subject(), to_blocked(torch.randn(17, INPUTS, 7, 5))
+    together = results(pair, x, 17)
+    with Names() as names:
+        watched = results(pair, x, 17)
+    assert {"sparsekit::conv", "sparsekit::norm"} <= set(names.seen)
+    seen = []
+    handle = pair[3].register_forward_hook(lambda *_: seen.append("hook"))
+    hooked = results(pair, x, 17)
+    handle.remove()
+    assert seen == ["hook"]
+    for one, two, three in zip(together, watched, hooked, strict=True):
+        torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(three, one, rtol=1e-5, atol=1e-5)
+
+
+def test_runs_and_threads_give_the_same_bits():
+    pair, x = subject(), to_blocked(torch.randn(33, INPUTS, 32, 32))
+    before = torch.get_num_threads()
+    runs = []
+    try:
+        for threads in (1, 1, 2):
+            torch.set_num_threads(threads)
+            runs.append(results(pair, x, 33))
+    finally:
+        torch.set_num_threads(before)
+    for run in runs[1:]:
+        for one, other in zip(runs[0], run, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_evaluation_and_wrong_inputs():
+    conv, norm, sparse, blocked_norm = subject()
+    x = torch.randn(3, INPUTS, 7, 5)
+    norm.eval()
+    blocked_norm.eval()
+    y, _ = conv_norm(sparse, blocked_norm, to_blocked(x), 3, relu=True)
+    torch.testing.assert_close(from_blocked(y, 3), F.relu(norm(conv(x))))
+    blocked_norm.train()
+    with pytest.raises(ValueError, match="takes 5 channels"):
+        conv_norm(sparse, blocked_norm, to_blocked(torch.randn(3, 6, 7, 5)), 3)
+    with pytest.raises(ValueError, match="does not hold batch=17"):
+        conv_norm(sparse, blocked_norm, to_blocked(x), 17)
+
+
+def test_second_derivatives_are_refused():
+    *_, conv, norm = subject()
+    x = to_blocked(torch.randn(3, INPUTS, 7, 5)).requires_grad_()
+    y, _ = conv_norm(conv, norm, x, 3)
+    (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula was registered"):
+        grad.sum().backward()
+
+
+def test_not_a_number_stays_one():
+    *_, conv, norm = subject(density=1)
+    x = torch.randn(3, INPUTS, 7, 5).requires_grad_()
+    y, other = conv_norm(conv, norm, to_blocked(x), 3, fork=True)
+    grad = torch.zeros_like(y)
+    grad[0, 2, 1, 1, 0] = torch.nan
+    torch.autograd.backward([y, other], [grad, torch.ones_like(other)])
+    assert x.grad[0, :, 0, 0].isnan().all()
