@@ -80,7 +80,9 @@ class ValuesWeight(Weight):
             return self.layer.scatter(grad.detach())
         if self.watcher is None or self.watcher.probe.grad is None:
             raise not_collected(self.name)
-        full = self.watcher.probe.grad / self.watcher.scale
+        full, scale = self.watcher.probe.grad, self.watcher.scale
+        if scale != 1:  # else without a copy: what it holds of the values is the same
+            full = full / scale
         full.view(-1)[self.layer.positions()] = grad.detach()
         return full
 
