@@ -159,11 +159,8 @@ def check(config: Config) -> None:
     """ValueError for a setting out of range, before any work."""
     if config.model not in MODELS:
         raise ValueError(f"model must be {', '.join(MODELS)}, got {config.model!r}")
-    if (config.model == "llmrec") != (config.augmentation is not None):
-        raise ValueError(
-            "model llmrec needs the file that `augment` made (augmentation), and no "
-            "other model takes one"
-        )
+    if config.model == "llmrec" and config.augmentation is None:
+        raise ValueError("model llmrec needs augmentation, the file `augment` made")
     least = {"layers": 0, "patience": 0, "split_seed": 0}
     for name in ("dim", "hidden", "negatives", "epochs", "every", "batch"):
         least[name] = 1

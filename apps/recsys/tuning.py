@@ -50,11 +50,13 @@ class OneOf:
 
 Space = Mapping[str, Between | OneOf]
 
+GRAPH: Space = {
+    "lr": Between(1e-3, 3e-2), "l2": Between(1e-4, 1e-2), "layers": OneOf((2, 3)),
+}  # fmt: skip
 NETWORKS: dict[str, Space] = {
     "mf": {"lr": Between(1e-3, 2e-2), "l2": Between(1e-4, 3e-2)},
-    "lightgcn": {
-        "lr": Between(1e-3, 3e-2), "l2": Between(1e-4, 1e-2), "layers": OneOf((2, 3)),
-    },
+    "lightgcn": GRAPH,
+    "llmrec": GRAPH,
     "multvae": {
         "lr": Between(3e-4, 5e-3), "dropout": OneOf((0.3, 0.5, 0.7)),
         "kl": Between(0.05, 1.0),
@@ -69,6 +71,7 @@ NETWORKS: dict[str, Space] = {
 STARTS: dict[str, dict[str, Any]] = {
     "mf": {"lr": 0.005, "l2": 0.01},
     "lightgcn": {"lr": 0.01, "l2": 0.003, "layers": 2},
+    "llmrec": {"lr": 0.01, "l2": 0.003, "layers": 2},
     "multvae": {"lr": 0.001, "batch": 100, "dropout": 0.5, "kl": 0.2},
     "neumf": {"lr": 0.002, "l2": 1e-4, "negatives": 4, "dim": 16, "layers": 3},
 }
