@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from apps.recsys.models.mf import MF
-from apps.recsys.models.network import bpr, lookup, pair_rows
+from apps.recsys.models.network import pair_rows, table
 
 
 class LightGCN(MF):
@@ -53,14 +53,18 @@ class LightGCN(MF):
         )
 
     def vectors(self) -> Tensor:
-        return propagate(super().vectors(), self.adjacency, self.layers)
+        return propagate(table(self.embedding), self.adjacency, self.layers)
 
     def loss(self, batch: Tensor) -> Tensor:
         """batch: [2 + n, B], of `Pairs`."""
-        rows = pair_rows(batch, self.n_users)
-        vectors = self.vectors().index_select(0, rows).view(*batch.shape, -1)
-        loss = bpr(vectors[0], vectors[1], vectors[2:])
-        return loss + self.penalty(lookup(self.embedding, rows), batch.shape[1])
+        rows, own = pair_rows(batch, self.n_users), table(self.embedding)
+        final = propagate(own, self.adjacency, self.layers)
+        # The squares of all vectors, each as often as it is in the batch: there are
+        # fewer than in the batch, or the products above cost far more.
+        ones = torch.ones_like(rows, dtype=own.dtype)
+        times = torch.zeros_like(own[:, 0]).index_add_(0, rows, ones)
+        penalty = self.l2 / (2 * batch.shape[1]) * (times @ own.square().sum(1))
+        return self.ranking(final.index_select(0, rows), batch) + penalty
 
     def step_flops(self, batch: int, negatives: int, density: float) -> float:
         """Of the products with A, only the first and the last meet the sparse table."""
@@ -87,10 +91,12 @@ class _Propagate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, adjacency: Tensor, layers: int) -> Tensor:
         ctx.adjacency, ctx.layers = adjacency, layers
-        total = x
-        for _ in range(layers):
+        total, share = x, 1 / (layers + 1)
+        for _ in range(layers - 1):
             total = torch.addmm(x, adjacency, total)
-        return total / (layers + 1)
+        if layers:
+            total = torch.addmm(x, adjacency, total, beta=share, alpha=share)
+        return total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:

@@ -46,12 +46,19 @@ class MF(Network):
     def loss(self, batch: Tensor) -> Tensor:
         """batch: [2 + n, B], of `Pairs`."""
         own = lookup(self.embedding, pair_rows(batch, self.n_users))
-        vectors = own.view(*batch.shape, -1)
-        loss = bpr(vectors[0], vectors[1], vectors[2:])
-        return loss + self.penalty(own, batch.shape[1])
+        return self.ranking(own, batch) + self.penalty(own, batch.shape[1])
 
     def penalty(self, own: Tensor, batch: int) -> Tensor:
+        """own: learned vectors, each as often as it occurs in the batch of B."""
         return self.l2 / (2 * batch) * own.square().sum()
+
+    def ranking(self, vectors: Tensor, batch: Tensor) -> Tensor:
+        """The loss without the penalty, for the vectors of the batch's rows.
+
+        `split` and not indices: its gradient is put together in one pass.
+        """
+        parts = vectors.view(*batch.shape, -1).split([1, 1, len(batch) - 2])
+        return bpr(*parts)
 
     def step_flops(self, batch: int, negatives: int, density: float) -> float:
         """Inner products: one forward, one for each side's gradient."""

@@ -108,9 +108,9 @@ def table(embedding: nn.Module) -> Tensor:
 def bpr(users: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
     """`mean(softplus(<u, j> - <u, i>))`, i preferred to j: Bayesian pairwise ranking.
 
-    users, positives: [B, d]; negatives: [n, B, d].
+    users, positives: [1, B, d]; negatives: [n, B, d].
 
-    >>> u, i, j = torch.tensor([[2.0]]), torch.tensor([[3.0]]), torch.tensor([[[3.0]]])
+    >>> u, i, j = torch.full((3, 1, 1, 1), 2.0)  # of equal items
     >>> round(bpr(u, i, j).item(), 4)  # undecided: log 2
     0.6931
 
