@@ -1,6 +1,7 @@
 """The settings of a data set and of one training."""
 
 import math
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -187,8 +188,10 @@ def check(config: Config) -> None:
     if config.backend == "values":
         if config.method == "dense":
             raise ValueError("backend values needs a sparse method, not dense")
-        if not config.device.startswith("cpu"):
+        if config.device != "cpu":
             raise ValueError(f"backend values works on the cpu, not {config.device}")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", config.device):
+        raise ValueError(f"device must be cpu, cuda or cuda:0, got {config.device!r}")
     if config.method == "dense" and config.sparse:
         raise ValueError("sparse names masked parameters; method dense masks none")
     options.build(config.method, config.sparsity, config.options, 100, 1000)

@@ -52,6 +52,8 @@ def train(config: Config, watch: Watch | None = None, *, part: str = "test") -> 
         raise ValueError("part valid writes no run and needs train_on train")
     if config.resume and is_finished(config.out):
         return load_result(config.out, config)
+    if config.device != "cpu" and not torch.cuda.is_available():
+        raise ValueError(f"device {config.device}: torch finds no GPU here; use cpu")
     data = config.load()
     fit_on = data.final() if config.train_on == "all" else data
     network = networks.build(config, fit_on.train)

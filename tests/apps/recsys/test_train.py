@@ -296,11 +296,15 @@ def test_refusals(tiny):
         ({"backend": "values", "method": "set", "device": "cuda"}, "on the cpu"),
         ({"sparse": ("embedding.weight",)}, "masks none"),
         ({"mask_seed": -1}, "mask_seed"),
+        ({"device": "tpu"}, "device must be cpu"),
     ):
         with pytest.raises(ValueError, match=message):
             replace(tiny, **wrong)
     with pytest.raises(ValueError, match="no parameter of lightgcn; it has embedding"):
         train(replace(tiny, method="static", sparse=("vectors",)))
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="finds no GPU"):
+            train(replace(tiny, device="cuda"))
     with pytest.raises(ValueError, match="exceeds the"):
         train(replace(tiny, batch=10_000))
     with pytest.raises(ValueError, match="layers of neumf"):
