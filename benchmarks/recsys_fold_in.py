@@ -17,7 +17,7 @@ Beside them two hops, EASE, popularity and random lists, none of which had these
 
 New items: a tenth of the items that have 10 users or more is left out of training and
 then added by `updated` from the training part; users who have them are folded in again.
-NDCG counts these items alone among all, "old items" all others.
+NDCG counts these items alone among all ("new items"), the others, or all of them.
 
 ALS and EASE have settings chosen on validation for each training, MF and LightGCN fixed
 ones and an epoch chosen on validation.
@@ -182,8 +182,11 @@ def new_items(
     is_late = np.isin(np.arange(data.shape[1]), late)
     others = without(data, np.empty(0, int), late)
     known = data.known("test")
-    wanted = {"new items": only_items(data.test, is_late),
-              "old items": only_items(data.test, ~is_late)}  # fmt: skip
+    wanted = {
+        "all items": data.test,
+        "new items": only_items(data.test, is_late),
+        "old items": only_items(data.test, ~is_late),
+    }
 
     def measured(way: str, lists: np.ndarray) -> dict[str, float]:
         return {f"{way}, {kind}": ndcg(lists, part) for kind, part in wanted.items()}

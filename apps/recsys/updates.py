@@ -3,21 +3,22 @@
     newer = updated(load("model.safetensors"), read("today.csv"))
     save("model.safetensors", newer)
 
-Factors, with the item vectors v that are there:
+Factors, with the vectors that are there:
 
 1. Users with new interactions get the vector of their whole history (`FoldIn`).
-2. New items get vectors by the same closed form with the sides exchanged.
+2. New items get vectors from those of their users, as the trained items would
+   (`ItemFold`).
 3. Users of new items are folded in again, now with those.
 
 Vectors of other users and items do not move. Folding in depends on the whole history
-alone, so interactions may come in one file or in many, and a user who was added equals
-one who shows that history. Items that come later do depend on what was known before:
-train again from time to time.
+alone, so interactions may come in one file or in many, and a user who was added gets
+the list of one who shows that history. Items that come later do depend on what was
+known before: train again from time to time.
 
 Item weights are fitted again from all interactions: as if they had been there at once.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from apps.recsys.export import (
     lists_of,
     matrix_of,
 )
-from apps.recsys.fold_in import folded
+from apps.recsys.fold_in import L2, UNSEEN, folded
 from apps.recsys.interactions import Interactions
 from apps.recsys.models.closed_form import EASE, ItemKNN
 from apps.recsys.ragged import Ids, Texts, ragged
@@ -39,6 +40,7 @@ from apps.recsys.scoring import FactorScorer, FoldIn, LinearScorer
 from apps.recsys.tables import Table, dense, encode, from_arrays, integers
 
 REFITTED = {"EASE": EASE, "ItemKNN": ItemKNN}
+MOST_USERS = 2000  # whose scores tell how long vectors have to be
 BY_ROW = (*dense.KINDS, *integers.KINDS)
 
 
@@ -88,30 +90,69 @@ def updated(artefact: Artefact, log: Interactions) -> Artefact:
     )  # fmt: skip
 
 
-def new_items(
-    users: np.ndarray, buyers: sp.csr_array, fold_in: FoldIn, target: float
-) -> np.ndarray:
-    """[M, d] float32: vectors of items that were not trained.
+@dataclass(frozen=True)
+class ItemFold:
+    """How an item's vector follows from its users: `scale` times a `FoldIn`.
 
     `FoldIn` with the sides exchanged: v minimises
-        `sum_{u in B} (t - u.v)^2 + unseen sum_u (u.v)^2 + l2 |v|^2`
+        `sum_{u in B} (1 - u.v)^2 + unseen sum_u (u.v)^2 + l2 |v|^2`
     over the users B who have the item.
-
-    users: [U, d]. buyers: CSR [M, U]. target: t, at which old items score with those
-    who have them, so that new ones compete with them.
     """
-    return folded(fold_in, buyers, users) * np.float32(target)
+
+    fold_in: FoldIn
+    scale: float
+
+    def vectors(self, users: np.ndarray, buyers: sp.csr_array) -> np.ndarray:
+        """[M, d] float32. users: [U, d]. buyers: CSR [M, U]."""
+        return folded(self.fold_in, buyers, users) * np.float32(self.scale)
 
 
-def level(users: np.ndarray, items: np.ndarray, histories: sp.csr_array) -> float:
-    """Mean of u.v over the pairs of the histories, CSR [U, I]; 1 if there are none."""
-    if histories.nnz == 0:
-        return 1.0
+def item_fold(
+    users: np.ndarray, items: np.ndarray, buyers: sp.csr_array, most: int = 1000
+) -> ItemFold:
+    """The `ItemFold` that gives the items that are there their own vectors, nearly.
+
+    unseen and l2 are those whose vectors have the largest cosine to the trained ones,
+    over `most` items at random. The scale then gives them the mean score of the trained
+    ones over all known pairs: new items are to be recommended as often as old ones,
+    whatever the lengths of the model's vectors.
+
+    users: [U, d]; items: [I, d]; buyers: CSR [I, U].
+
+    Raises ValueError if that mean is not positive: there is nothing to match.
+    """
+    chosen = np.flatnonzero(np.diff(buyers.indptr))
+    if len(chosen) > most:
+        rng = np.random.default_rng(0)
+        chosen = np.sort(rng.choice(chosen, most, replace=False))
+    trained, buyers = items[chosen], buyers[chosen]
+    unit = float((users.astype(np.float64) ** 2).sum(1).mean())
+    wanted = level(trained, users, buyers)
+    if not (wanted > 0 and unit > 0):
+        raise ValueError(
+            "known pairs have no positive score on the average: new items find no "
+            "place among the old ones; train again"
+        )
+    best, cosine = ItemFold(FoldIn(0, unit), 1.0), -np.inf
+    for unseen in UNSEEN:
+        for factor in L2:
+            fold = FoldIn(unseen, factor * unit)
+            found = folded(fold, buyers, users)
+            both = float(np.sqrt((found**2).sum() * (trained**2).sum()))
+            value = float((found * trained).sum()) / both
+            if value > cosine:
+                scale = wanted / level(found, users, buyers)
+                best, cosine = ItemFold(fold, scale), value
+    return best
+
+
+def level(rows: np.ndarray, columns: np.ndarray, pairs: sp.csr_array) -> float:
+    """Mean inner product over the stored pairs. rows: [R, d], columns: [C, d]."""
     total = 0.0
-    for row in np.flatnonzero(np.diff(histories.indptr)):
-        own = histories.indices[histories.indptr[row] : histories.indptr[row + 1]]
-        total += float((items[own] @ users[row]).sum())
-    return total / histories.nnz
+    for row in np.flatnonzero(np.diff(pairs.indptr)):
+        own = pairs.indices[pairs.indptr[row] : pairs.indptr[row + 1]]
+        total += float(rows[row] @ columns[own].sum(0))
+    return total / max(1, pairs.nnz)
 
 
 def _factors(
@@ -121,34 +162,40 @@ def _factors(
 
     touched: the users who have something new.
     """
-    items = _all_rows(model.items)
-    n_items, fold = len(items), model.fold_in
-    known = sp.csr_array(history[:, :n_items])
-    if model.users is None:
-        target, rows = 1.0, np.arange(len(known.indptr) - 1)
-        users = folded(fold, known, items)
-    else:
-        rows = touched
-        users = np.zeros((history.shape[0], items.shape[1]), np.float32)
-        users[: model.users.shape[0]] = _all_rows(model.users)
-        target = level(users, items, sp.csr_array(old[:, :n_items]))
-        users[rows] = folded(fold, known[rows], items) * np.float32(target)
-    if history.shape[1] > n_items:
-        # The penalty is to the users' mean squared length what it is to the items'.
-        l2 = fold.l2 * _mean_square(users) / _mean_square(items)
-        buyers = sp.csr_array(history[:, n_items:].T)
-        late = new_items(users, buyers, FoldIn(fold.unseen, l2), target)
-        places = np.arange(n_items, history.shape[1])
-        model = replace(model, items=_with_rows(model.items, places, late))
-        items = _all_rows(model.items)
-        users[rows] = folded(fold, history[rows], items) * np.float32(target)
+    items, fold = _all_rows(model.items), model.fold_in
+    n_items, n_users = len(items), history.shape[0]
+    old, known = (sp.csr_array(part[:, :n_items]) for part in (old, history))
+    users = np.zeros((n_users, items.shape[1]), np.float32)
+    n_trained, scale = 0, 1.0
     if model.users is not None:
-        model = replace(model, users=_with_rows(model.users, rows, users[rows]))
-    return model
+        n_trained = model.users.shape[0]
+        users[:n_trained] = _all_rows(model.users)
+        scale = _scale(users, items, old, fold)
+    if history.shape[1] > n_items:
+        # Users who were trained stay what they are for this.
+        users[n_trained:] = folded(fold, known[n_trained:], items) * np.float32(scale)
+        solve = item_fold(users, items, sp.csr_array(old.T))
+        vectors = solve.vectors(users, sp.csr_array(history[:, n_items:].T))
+        places = np.arange(n_items, history.shape[1])
+        model = replace(model, items=_with_rows(model.items, places, vectors))
+        items = _all_rows(model.items)
+    if model.users is None:
+        return model
+    vectors = folded(fold, history[touched], items) * np.float32(scale)
+    return replace(model, users=_with_rows(model.users, touched, vectors))
 
 
-def _mean_square(vectors: np.ndarray) -> float:
-    return float((vectors.astype(np.float64) ** 2).sum(1).mean())
+def _scale(
+    users: np.ndarray, items: np.ndarray, old: sp.csr_array, fold: FoldIn
+) -> float:
+    """What gives folded users the mean score of trained ones over their own items."""
+    rows = np.flatnonzero(np.diff(old.indptr))
+    if len(rows) > MOST_USERS:
+        rng = np.random.default_rng(0)
+        rows = np.sort(rng.choice(rows, MOST_USERS, replace=False))
+    before = level(folded(fold, old[rows], items), items, old[rows])
+    trained = level(users[rows], items, old[rows])
+    return trained / before if trained > 0 and before > 0 else 1.0
 
 
 def _refitted(artefact: Artefact, history: sp.csr_array) -> LinearScorer:

@@ -13,8 +13,8 @@ from apps.recsys.models.factors import Factors
 from apps.recsys.recommender import Recommender
 from apps.recsys.scoring import FoldIn
 from apps.recsys.tables import LowRank, encode
-from apps.recsys.updates import level, new_items, updated
-from tests.apps.recsys.artefacts import dataset, vectors
+from apps.recsys.updates import ItemFold, item_fold, level, updated
+from tests.apps.recsys.artefacts import binary, dataset, vectors
 
 FOLD = FoldIn(0.1, 0.5)
 
@@ -112,29 +112,44 @@ def test_what_is_known_is_no_news(factors, data):
 def test_new_items_get_the_least_squares_solution(data):
     users, _ = vectors(data)
     buyers = [2, 8, 9, 22]
-    matrix = np.zeros((1, 31), np.float32)
-    matrix[0, buyers] = 1
-    (found,) = new_items(users, sp.csr_array(matrix), FoldIn(0.2, 0.7), 3.0)
+    matrix = binary([buyers], 31)
+    (found,) = ItemFold(FoldIn(0.2, 0.7), 3.0).vectors(users, matrix)
     stacked = np.concatenate(
         [users[buyers], np.sqrt(0.2) * users, np.sqrt(0.7) * np.eye(5)]
     )
-    wanted = np.concatenate([np.full(4, 3.0), np.zeros(31 + 5)])
-    expected = np.linalg.lstsq(stacked, wanted)[0]
+    wanted = np.concatenate([np.ones(4), np.zeros(31 + 5)])
+    expected = 3 * np.linalg.lstsq(stacked, wanted)[0]
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
 
 
 def test_new_items_are_implicits():
-    """Its partial fit of items, at a target of 1."""
+    """Its partial fit of items."""
     als = pytest.importorskip("implicit.cpu.als")
     rng = np.random.default_rng(0)
     users = rng.standard_normal((40, 8)).astype(np.float32)
-    buyers = np.zeros((1, 40), np.float32)
-    buyers[0, [2, 3, 5, 17, 31]] = 1
+    buyers = binary([[2, 3, 5, 17, 31]], 40)
     model = als.AlternatingLeastSquares(factors=8, regularization=0.3)
     model.user_factors = users
     theirs = model.recalculate_item(0, sp.csr_matrix(buyers * np.float32(7)))
-    ours = new_items(users, sp.csr_array(buyers), FoldIn(1 / 6, 0.3 / 6), 7 / 6)
+    ours = ItemFold(FoldIn(1 / 6, 0.3 / 6), 7 / 6).vectors(users, buyers)
     np.testing.assert_allclose(ours[0], theirs, rtol=1e-3)
+
+
+def test_trained_items_are_found_again():
+    """Vectors that are a fold-in of their users: its settings and scale come back."""
+    rng = np.random.default_rng(0)
+    users = rng.standard_normal((60, 4)).astype(np.float32)
+    buyers = sp.csr_array(rng.random((25, 60)) < 0.3, dtype=np.float32)
+    unit = float((users.astype(np.float64) ** 2).sum(1).mean())
+    true = ItemFold(FoldIn(0.1, 10.0 * unit), 7.0)
+    items = true.vectors(users, buyers)
+    found = item_fold(users, items, buyers)
+    assert found.fold_in == true.fold_in
+    assert found.scale == pytest.approx(7.0, rel=1e-5)
+    few = item_fold(users, items, buyers, most=10)
+    assert few.scale == pytest.approx(7.0, rel=1e-5)
+    with pytest.raises(ValueError, match="no positive score on the average"):
+        item_fold(users, -items, buyers)
 
 
 def test_the_level_is_the_mean_of_known_scores(data):
@@ -142,7 +157,19 @@ def test_the_level_is_the_mean_of_known_scores(data):
     scores = users @ items.T
     expected = scores[data.train.toarray() > 0].mean()
     assert level(users, items, data.train) == pytest.approx(expected, rel=1e-5)
-    assert level(users, items, data.train[:0]) == 1.0
+
+
+def test_added_vectors_are_as_long_as_trained_ones(data):
+    """Folded users score their own items as trained users do theirs."""
+    users, items = vectors(data)
+    model = Factors(7 * users, items)
+    artefact = artefact_of(model, data, fold_in=FoldIn(0.1, 50.0))
+    every = [(f"u/{u}", "fresh") for u in range(0, 31, 2)]
+    newer = updated(artefact, log([*NEW, *every]))
+    history = matrix_of(newer.history, 48)
+    both = rows(newer.model.users), rows(newer.model.items)
+    before = level(7 * users, items, matrix_of(artefact.history, 47))
+    assert level(*both, history) == pytest.approx(before, rel=0.3)
 
 
 @pytest.mark.parametrize("which", ["factors", EASE(20.0), ItemKNN(5)])
