@@ -88,6 +88,8 @@ class Config(Source):
         kl: weight of multvae's prior, reached after the share `anneal` of the training.
         anneal: see kl.
         l2: weight of the squared vectors of a batch; multvae has none.
+        draw: interactions: each once an epoch. users: as many draws of a user and of
+            one of the user's items, so that users who have few count more.
         negatives: drawn for each positive.
         negative_power: of an item's number of users in its probability as a negative;
             0 uniform, 1 popularity.
@@ -122,6 +124,7 @@ class Config(Source):
     kl: float = 0.2
     anneal: float = 0.5
     l2: float = 1e-4
+    draw: Literal["interactions", "users"] = "interactions"
     negatives: int = 1
     negative_power: float = 0.0
     method: str = "dense"

@@ -21,9 +21,10 @@ from torch import Tensor
 class Pairs:
     """Epochs over all training interactions, each with `negatives` drawn items.
 
-    An epoch is a permutation of the interactions; each comes with items j of
-    probability proportional to `users(j)^power` among those that its user does not
-    have: power 0 is uniform, 1 is popularity. All draws of an epoch happen at once; the
+    An epoch is a permutation of the interactions, or as many draws of a user and of one
+    of the user's items (`by_user`); each comes with items j of probability proportional
+    to `users(j)^power` among those that its user does not have: power 0 is uniform, 1
+    is popularity. All draws of an epoch happen at once; the
     few that hit a known item are found by binary search in the sorted keys
     `user * items + item` and drawn again until none is left.
 
@@ -36,6 +37,8 @@ class Pairs:
         negatives: a positive.
         power: of the items' numbers of users; 0 or more.
         device: of the batches.
+        by_user: draws users with equal probability, with replacement, so that the
+            interactions of users who have few count more.
 
     Raises:
         ValueError: for settings out of range, more batch than interactions, and a user
@@ -49,7 +52,7 @@ class Pairs:
 
     def __init__(
         self, train: sp.csr_array, batch: int, negatives: int = 1, power: float = 0.0,
-        device: str | torch.device = "cpu",
+        device: str | torch.device = "cpu", by_user: bool = False,
     ):  # fmt: skip
         if batch < 1 or negatives < 1 or not power >= 0:
             raise ValueError(
@@ -60,6 +63,7 @@ class Pairs:
         if not train.has_sorted_indices:
             train = train.sorted_indices()
         self.batch, self.negatives, self.device = batch, negatives, device
+        self.by_user = by_user
         n_users, self.n_items = train.shape
         counts = np.bincount(train.indices, minlength=self.n_items)
         weights = counts.astype(np.float64) ** power  # 0^0 = 1: uniform over all
@@ -71,6 +75,10 @@ class Pairs:
         self._users = torch.from_numpy(users).to(device)
         self._items = torch.from_numpy(train.indices.astype(np.int64)).to(device)
         self._keys = self._users * self.n_items + self._items
+        degrees = np.diff(train.indptr)
+        self._active = torch.from_numpy(np.flatnonzero(degrees))
+        self._degrees = torch.from_numpy(degrees.astype(np.int64))
+        self._starts = torch.from_numpy(train.indptr[:-1].astype(np.int64))
 
     @property
     def steps(self) -> int:
@@ -84,16 +92,28 @@ class Pairs:
 
     def epoch(self, generator: torch.Generator) -> Iterator[Tensor]:
         """Batches [2 + negatives, batch] int64: users, positives, negatives in rows."""
-        n = len(self._users)
-        rows = [self._users, self._items, *self._negatives(generator)]
-        order = torch.randperm(n, generator=generator)[: self.steps * self.batch]
-        taken = torch.stack(rows)[:, order.to(self.device)]
+        users, items = self._users, self._items
+        if self.by_user:
+            drawn = self._interactions(generator)
+            users, items = users[drawn], items[drawn]
+        rows = [users, items, *self._negatives(users, generator)]
+        order = torch.randperm(len(users), generator=generator)
+        order = order[: self.steps * self.batch].to(self.device)
         shape = (len(rows), self.steps, self.batch)
-        yield from taken.view(shape).transpose(0, 1).contiguous()
+        yield from torch.stack(rows)[:, order].view(shape).transpose(0, 1).contiguous()
 
-    def _negatives(self, generator: torch.Generator) -> Tensor:
-        """[negatives, nnz] items, for the interactions in the order of their keys."""
-        offsets = self._users * self.n_items
+    def _interactions(self, generator: torch.Generator) -> Tensor:
+        """[nnz] numbers of interactions, drawn by user; sorted, as the keys are."""
+        n = len(self._users)
+        drawn = torch.randint(len(self._active), (n,), generator=generator)
+        users = self._active[drawn]
+        share = torch.rand(n, generator=generator, dtype=torch.float64)
+        places = self._starts[users] + (share * self._degrees[users]).long()
+        return places.sort().values.to(self.device)
+
+    def _negatives(self, users: Tensor, generator: torch.Generator) -> Tensor:
+        """[negatives, n] items for users [n], which are in order."""
+        offsets = users * self.n_items
         drawn = self._draw(self.negatives * len(offsets), generator)
         drawn = drawn.view(self.negatives, len(offsets))
         for row in drawn:

@@ -59,7 +59,7 @@ def train(config: Config, watch: Watch | None = None, *, part: str = "test") -> 
     network = networks.build(config, fit_on.train)
     sampler = network.sampler(
         fit_on.train, config.batch, config.negatives, config.negative_power,
-        config.device,
+        config.device, config.draw == "users",
     )  # fmt: skip
     total = sampler.steps * config.epochs
     method = options.build(

@@ -56,9 +56,9 @@ class MultVAE(Network):
 
     def sampler(
         self, train: sp.csr_array, batch: int, negatives: int, power: float,
-        device: str | torch.device,
+        device: str | torch.device, by_user: bool = False,
     ) -> Users:  # fmt: skip
-        """Batches of users: there are no negatives."""
+        """Batches of users, each once: there are no negatives."""
         return Users(train, batch, device)
 
     def loss(self, batch: Tensor) -> Tensor:

@@ -43,10 +43,10 @@ class Network(nn.Module):
 
     def sampler(
         self, train: sp.csr_array, batch: int, negatives: int, power: float,
-        device: str | torch.device,
+        device: str | torch.device, by_user: bool = False,
     ) -> Pairs | Users:  # fmt: skip
         """What gives the batches of an epoch."""
-        return Pairs(train, batch, negatives, power, device)
+        return Pairs(train, batch, negatives, power, device, by_user)
 
     def step_flops(self, batch: int, negatives: int, density: float) -> float:
         """Of the forward and backward pass of a batch, a multiply-add counted as two.

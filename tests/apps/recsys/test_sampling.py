@@ -65,6 +65,22 @@ def test_negatives_have_the_stated_probabilities(power):
         assert stats.chisquare(counts[free], expected).pvalue > 1e-3
 
 
+def test_users_are_drawn_with_equal_probability():
+    """Whatever they have: each user's interactions share 1 / active users."""
+    known = np.zeros((4, 30), np.float32)
+    known[0, :2] = known[1, 5:25] = known[3, 9] = 1  # user 2 has nothing
+    sampler = Pairs(sp.csr_array(known), 23, by_user=True)
+    epochs = [b for s in range(200) for b in sampler.epoch(generator(s))]
+    users, positives, negatives = torch.cat(epochs, 1).numpy()
+    assert known[users, positives].all()
+    assert not known[users, negatives].any()
+    counts = np.zeros((4, 30))
+    np.add.at(counts, (users, positives), 1)
+    expected = 23 * 200 / 3 * known / np.maximum(known.sum(1, keepdims=True), 1)
+    there = known > 0
+    assert stats.chisquare(counts[there], expected[there]).pvalue > 1e-3
+
+
 def test_one_free_item_among_many():
     known = np.ones((2, 300), np.float32)
     known[0, 123] = known[1, 7] = 0
