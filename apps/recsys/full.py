@@ -38,8 +38,8 @@ NAME = "dynamic-sparse-learning-runs"
 TABLE = "embedding.weight"
 
 PUBLISHED = Config(
-    dataset="gowalla", train_on="all", layers=3, dim=64, l2=1e-4, lr=1e-3, batch=2048,
-    draw="users", epochs=1000, every=1000,
+    dataset="gowalla", train_on="all", draw="users", layers=3, dim=64, l2=1e-4, lr=1e-3,
+    batch=2048, epochs=1000, every=1000,
 )  # fmt: skip
 DENSE = replace(
     PUBLISHED, lr=0.01, schedule="cosine", batch=8192, epochs=300, every=300
