@@ -1,6 +1,7 @@
 """A recommender over HTTP: one file, one process, answers in milliseconds.
 
-    sparsekit recsys serve --model model.safetensors --port 8000
+    sparsekit recsys serve --file model.safetensors --port 8000
+    python -m apps.recsys.service model.safetensors        # the same, without torch
     curl localhost:8000/recommend -d '{"history": ["50", "181"], "k": 3, "reasons": 1}'
     curl localhost:8000/similar -d '{"item": "50", "k": 3}'
     curl localhost:8000/health
@@ -12,12 +13,14 @@ switch. More cores are more processes on one port's proxy; they share the mapped
 There is no authentication and no TLS: it listens on loopback unless told otherwise.
 """
 
+import argparse
 import asyncio
 import json
 import logging
 import signal
+import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -336,3 +339,28 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return await receive()
 
     return replayed
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serves a file until stopped; 2 with a message if it cannot be read."""
+    limits = Limits()
+    parser = argparse.ArgumentParser(
+        prog="python -m apps.recsys.service", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--body", type=int, default=limits.body)
+    parser.add_argument("--connections", type=int, default=limits.connections)
+    args = parser.parse_args(argv)
+    limits = Limits(args.body, args.connections)
+    try:
+        run(args.file, host=args.host, port=args.port, limits=limits)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
