@@ -117,7 +117,7 @@ class ServeConfig(RunConfig):
     host: str = "127.0.0.1"
     port: int = 8000
     body: int = 500_000
-    connections: int = 200
+    connections: int = 500
 
 
 def export_command(argv: list[str]) -> None:

@@ -1,5 +1,6 @@
 """The service: its answers are the recommender's, and nothing that is sent harms it."""
 
+import asyncio
 import json
 import os
 import signal
@@ -228,15 +229,9 @@ def test_any_bytes_get_an_answer(client, path, body):
     assert "error" in got.json()
 
 
-def test_a_slow_body_is_not_waited_for(path, monkeypatch):
-    import asyncio
-
-    monkeypatch.setattr(module, "BODY_SECONDS", 0.05)
-    app = create_app(path)
+def answered(app, receive):
+    """What a request is answered whose body comes from `receive`."""
     sent = []
-
-    async def silent():
-        await asyncio.sleep(60)
 
     async def send(message):
         sent.append(message)
@@ -245,8 +240,36 @@ def test_a_slow_body_is_not_waited_for(path, monkeypatch):
         "type": "http", "method": "POST", "path": "/recommend", "headers": [],
         "query_string": b"", "root_path": "", "scheme": "http",
     }  # fmt: skip
-    asyncio.run(app(scope, silent, send))
-    assert sent[0]["status"] == 408
+    asyncio.run(app(scope, receive, send))
+    return sent
+
+
+def test_a_slow_body_is_not_waited_for(path, monkeypatch):
+    async def silent():
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(module, "BODY_SECONDS", 0.05)
+    assert answered(create_app(path), silent)[0]["status"] == 408
+
+
+def test_a_body_may_come_in_parts_or_not_to_its_end(path):
+    app = create_app(path)
+    parts = [b'{"user"', b': "u/3", "k"', b": 2}"]
+
+    async def in_parts():
+        part = parts.pop(0)
+        return {"type": "http.request", "body": part, "more_body": bool(parts)}
+
+    start, body, *_ = answered(app, in_parts)
+    assert start["status"] == 200
+    assert len(json.loads(body["body"])["items"]) == 2
+
+    async def gone():
+        return {"type": "http.disconnect"}
+
+    assert answered(app, gone) == []
+    text = testclient.TestClient(app).get("/metrics").text
+    assert 'sparsekit_requests_total{path="/recommend",status="gone"} 1.0' in text
 
 
 def test_a_damaged_file_is_no_service(tmp_path):
