@@ -103,7 +103,11 @@ def test_the_generator_decides():
         return torch.cat(list(sampler.epoch(generator(seed))), 1)
 
     assert torch.equal(epoch(3), epoch(3))
-    assert not torch.equal(epoch(3), epoch(4))
+    pairs = [epoch(seed)[:2] for seed in (3, 4)]
+    assert not torch.equal(*pairs)
+    for users, items in pairs:  # shuffled: not sorted by anything
+        for axis in (users, items):
+            assert not torch.equal(axis, axis.sort().values)
     state = torch.get_rng_state()
     epoch(3)
     assert torch.equal(torch.get_rng_state(), state)
