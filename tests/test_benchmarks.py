@@ -186,3 +186,21 @@ def test_recsys_service(tmp_path):
     assert {row["question"] for row in rows} >= {"known user", "new user"}
     assert all(row["failed"] == 0 < row["p50"] <= row["p99"] for row in rows)
     assert "| int8 | known user |" in (tmp_path / "recsys_service.md").read_text()
+
+
+def test_recsys_fold_in(tmp_path):
+    """Users and items that are added are far better than chance and popularity."""
+    pytest.importorskip("implicit")
+    command = [sys.executable, "-m", "benchmarks.recsys_fold_in", "--quick"]
+    command += ["--models", "als", "--out", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    report = json.loads((tmp_path / "recsys_fold_in_ml100k.json").read_text())
+    value = {
+        (row["model"], row["way"]): row["ndcg@20"]["value"]
+        for row in report["new users"] + report["new items"]
+    }
+    folded = value["als", "folded"]
+    assert folded > 1.5 * value["popularity", "folded"] > 5 * value["random", "folded"]
+    updated = value["als", "updated, all items"]
+    assert updated > 1.5 * value["popularity", "trained, all items"]
+    assert "| als | folded |" in (tmp_path / "recsys_fold_in_ml100k.md").read_text()
