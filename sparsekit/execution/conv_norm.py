@@ -120,8 +120,8 @@ class _ConvNorm(torch.autograd.Function):
         norm.follow(stats, call.batch * (y.shape[2] - 2) * (y.shape[3] - 2))
         ctx.set_materialize_grads(False)
         ctx.call = call
-        kept = out if call.relu else None
-        ctx.save_for_backward(x, values, probe, y, kept, weight, stats)
+        kept = out if call.relu and residual is not None else None
+        ctx.save_for_backward(x, values, probe, y, kept, weight, shift, stats)
         return (out, x) if call.fork else out
 
     @staticmethod
@@ -129,10 +129,10 @@ class _ConvNorm(torch.autograd.Function):
         if grad is None:
             return base, *[None] * 8
         call, need = ctx.call, ctx.needs_input_grad
-        x, values, probe, y, out, weight, stats = ctx.saved_tensors
+        x, values, probe, y, out, weight, bias, stats = ctx.saved_tensors
         grad_y, *others = norms.gradients(
-            grad.contiguous(), y, out, weight, stats, call.batch, call.epsilon, True,
-            (any(need[:4]), *need[4:7]),
+            grad.contiguous(), y, out, weight, bias, stats, call.batch, call.epsilon,
+            call.relu, True, (any(need[:4]), *need[4:7]),
         )  # fmt: skip
         if grad_y is None:
             return *[None] * 4, *others, None, None

@@ -142,14 +142,20 @@ def norm_backward(
     out: Tensor | None,
     x: Tensor,
     weight: Tensor | None,
+    bias: Tensor | None,
     stats: Tensor,
     batch: int,
     epsilon: float,
+    relu: bool,
     training: bool,
     want_x: bool,
     want_residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, residual (of ReLU only), weight and bias; empty if not wanted."""
+    """Gradients of x, residual, weight and bias; empty if not wanted.
+
+    out: only where a residual was added before the ReLU; else the residual's gradient
+    is `grad`, and none is made.
+    """
     sizes = _sizes(x)
     grad_x = blocked.new(*sizes) if want_x else x.new_empty(0)
     grad_residual = blocked.new(*sizes) if want_residual else x.new_empty(0)
@@ -159,8 +165,8 @@ def norm_backward(
         grad_x.data_ptr() if want_x else 0,
         grad_residual.data_ptr() if want_residual else 0,
         grad_weight.data_ptr(), grad_bias.data_ptr(), _address(weight),
-        stats.data_ptr(), epsilon, training, *sizes, _lanes(batch),
-        nanoseconds=x.numel() / 3,
+        _address(bias), stats.data_ptr(), epsilon, relu, training, *sizes,
+        _lanes(batch), nanoseconds=x.numel() / 3,
     )  # fmt: skip
     return grad_x, grad_residual, grad_weight, grad_bias
 
@@ -179,9 +185,11 @@ def _(
     out: Tensor | None,
     x: Tensor,
     weight: Tensor | None,
+    bias: Tensor | None,
     stats: Tensor,
     batch: int,
     epsilon: float,
+    relu: bool,
     training: bool,
     want_x: bool,
     want_residual: bool,
@@ -196,22 +204,24 @@ def gradients(
     x: Tensor,
     out: Tensor | None,
     weight: Tensor | None,
+    bias: Tensor | None,
     stats: Tensor,
     batch: int,
     epsilon: float,
+    relu: bool,
     training: bool,
     need: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
     """Of x, residual, weight and bias, where they are needed.
 
     Args:
-        out: result of the forward pass, if it ended with ReLU.
+        out: result of the forward pass, if it added a residual and ended with ReLU.
     """
     need_x, need_residual, need_weight, need_bias = need
     plain = unwatched(grad) and not torch.is_grad_enabled()  # no second derivative
     towards: Any = norm_backward if plain else _norm_backward
     grad_x, grad_residual, grad_weight, grad_bias = towards(
-        grad, out, x, weight, stats, batch, epsilon, training, need_x,
+        grad, out, x, weight, bias, stats, batch, epsilon, relu, training, need_x,
         need_residual and out is not None,
     )  # fmt: skip
     return (
@@ -223,12 +233,13 @@ def gradients(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, _, weight, _, given, ctx.batch, ctx.epsilon, relu = inputs
+    x, residual, weight, bias, given, ctx.batch, ctx.epsilon, ctx.relu = inputs
     out, stats = output
+    kept = out if ctx.relu and residual is not None else None
     ctx.mark_non_differentiable(stats)
     ctx.set_materialize_grads(False)
     ctx.training = given is None
-    ctx.save_for_backward(x, out if relu else None, weight, stats)
+    ctx.save_for_backward(x, kept, weight, bias, stats)
 
 
 def _backward(
@@ -236,10 +247,12 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 8
-    options, need = (ctx.batch, ctx.epsilon, ctx.training), ctx.needs_input_grad[:4]
-    x, out, weight, stats = ctx.saved_tensors
-    tensors = grad.contiguous(), x, out, weight, stats
-    return *gradients(*tensors, *options, need), *[None] * 4
+    x, out, weight, bias, stats = ctx.saved_tensors
+    grads = gradients(
+        grad.contiguous(), x, out, weight, bias, stats, ctx.batch, ctx.epsilon,
+        ctx.relu, ctx.training, ctx.needs_input_grad[:4],
+    )  # fmt: skip
+    return *grads, *[None] * 4
 
 
 _norm.register_autograd(_backward, setup_context=_keep)

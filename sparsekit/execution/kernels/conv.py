@@ -274,12 +274,13 @@ def weight_gradient(
     offsets = _offsets(rows, x, taps, INSIDE)
     _fill(out, 0, rows.nnz)
     blocks, outputs = rows.shape[1] - 1, rows.shape[2]
+    _, x_channel, x_row = _steps(*x[1:])
     for piece in _pieces(x[1:], grad[1:], stride, 1, 0):
         threads.run(
             _weight_gradient(*piece.tile, VECTOR * stride), outputs,
             x.address + piece.x, *piece.x_steps, offsets, out, rows.starts, blocks,
             outputs, grad.address + piece.y, *piece.y_steps, x.groups, piece.down,
-            piece.across,
+            piece.across, x.channels, x_channel, 2 * (x_row + VECTOR),
             nanoseconds=2 * LANES * piece.pixels * rows.nnz / RATE,
             pieces=max(1, min(threads.PIECES, outputs // 64)),
         )  # fmt: skip
@@ -308,6 +309,7 @@ def _spread(
     parity, count = parities
     blocks, outputs = rows.shape[1] - 1, rows.shape[2]
     starts = rows.starts + 4 * parity * (blocks + 1) * outputs
+    _, x_channel, x_row = _steps(*x[1:])
     for piece in _pieces(x[1:], y[1:], x_stride, y_stride, parity):
         threads.run(
             _forward(*piece.tile, VECTOR * x_stride, VECTOR * y_stride, finish),
@@ -317,6 +319,7 @@ def _spread(
             y.address + piece.y, *piece.y_steps,
             count, piece.parts, piece.down, piece.across,
             bias, residual and residual + piece.y, low, high,
+            x.channels, x_channel, 2 * (x_row + VECTOR),
             nanoseconds=2 * LANES * piece.pixels * rows.nnz / RATE,
         )  # fmt: skip
 
@@ -334,6 +337,7 @@ def _forward(rows: int, columns: int, x_step: int, y_step: int, finish: bool) ->
         y: int, y_group: int, y_row: int, y_down: int, y_across: int, y_channel: int,
         parities: int, parts: int, down: int, across: int,
         bias: int, residual: int, low: float, high: float,
+        channels: int, x_channel: int, x_new: int,
     ) -> None:  # fmt: skip
         firsts = integers(starts, classes * (blocks + 1) * outputs)
         start = floats(bias, outputs)
@@ -350,6 +354,11 @@ def _forward(rows: int, columns: int, x_step: int, y_step: int, finish: bool) ->
                 for column in range(across):
                     source = x + group * x_group + row * x_down + column * x_across
                     shift = corner + column * y_across
+                    following = source + x_across
+                    if column + 1 == across:
+                        following = x + group * x_group + (row + 1) * x_down
+                        if row + 1 == down:
+                            following = x + (group + 1) * x_group
                     for block in range(blocks if exists else 1):
                         first = (parity * (blocks + 1) + block) * outputs
                         for o in range(o_begin, o_end):
@@ -360,6 +369,9 @@ def _forward(rows: int, columns: int, x_step: int, y_step: int, finish: bool) ->
                             if block == 0:
                                 ahead = y + target + AHEAD * y_channel
                                 prefetch(rows, columns, y_step, 1, ahead, y_row)
+                                if o < channels:
+                                    ahead = following + x_new + o * x_channel
+                                    prefetch(rows, columns, x_step, 0, ahead, x_row)
                             if finish:
                                 multiply_add_finish(
                                     16, rows, columns, x_step, y_step,
@@ -389,7 +401,8 @@ def _weight_gradient(rows: int, columns: int, x_step: int) -> Any:
         x: int, x_group: int, x_row: int, x_down: int, x_across: int,
         offsets: int, out: int, starts: int, blocks: int, outputs: int,
         g: int, g_group: int, g_row: int, g_down: int, g_across: int, g_channel: int,
-        groups: int, down: int, across: int,
+        groups: int, down: int, across: int, channels: int, x_channel: int,
+        x_new: int,
     ) -> None:  # fmt: skip
         first = integers(starts, (blocks + 1) * outputs)
         for group in range(groups):
@@ -397,6 +410,11 @@ def _weight_gradient(rows: int, columns: int, x_step: int) -> Any:
                 for column in range(across):
                     source = x + group * x_group + row * x_down + column * x_across
                     grad = g + group * g_group + row * g_down + column * g_across
+                    following = source + x_across
+                    if column + 1 == across:
+                        following = x + group * x_group + (row + 1) * x_down
+                        if row + 1 == down:
+                            following = x + (group + 1) * x_group
                     for block in range(blocks):
                         for o in range(begin, end):
                             t0 = np.int64(first[block * outputs + o])
@@ -404,6 +422,9 @@ def _weight_gradient(rows: int, columns: int, x_step: int) -> Any:
                             if block == 0:
                                 ahead = grad + (o + AHEAD) * g_channel
                                 prefetch(rows, columns, 64, 0, ahead, g_row)
+                                if o < channels:
+                                    ahead = following + x_new + o * x_channel
+                                    prefetch(rows, columns, x_step, 0, ahead, x_row)
                             dot_products(
                                 16, rows, columns, x_step, 64,
                                 source, x_row, offsets, 64, out, t0, t1,

@@ -8,7 +8,9 @@ from numba import njit
 
 from sparsekit.execution.kernels.layout import LANES
 from sparsekit.execution.kernels.memory import doubles, floats, long_integers
+from sparsekit.execution.kernels.micro import prefetch
 
+AHEAD = 2  # rows: so early one is asked for that comes from afar
 FAST = {"reassoc", "nsz", "contract"}  # sums in vectors; NaN and inf stay what they are
 
 
@@ -91,8 +93,6 @@ def forward(
     residual, weight, bias: 0 = none. All lanes are computed.
     own: stats are those of x, and are written; else they are given.
     """
-    moments = doubles(stats, 2 * channels)
-    scales, shifts = floats(weight, channels), floats(bias, channels)
     row = 4 * (width + 2) * LANES
     plane = (height + 2) * row
     low = np.float32(0) if relu else np.float32(-np.inf)
@@ -101,15 +101,7 @@ def forward(
             statistics(
                 channel, channel + 1, x, stats, groups, channels, height, width, lanes
             )
-        mean = moments[channel]
-        slope = 1 / np.sqrt(moments[channels + channel] + epsilon)
-        if weight:
-            slope *= scales[channel]
-        center, scale = np.float32(mean), np.float32(slope)
-        shift = (np.float64(center) - mean) * slope  # what rounding the mean lost
-        if bias:
-            shift += shifts[channel]
-        start = np.float32(shift)
+        center, scale, start = _line(weight, bias, stats, channels, channel, epsilon)
         for group in range(groups):
             place = (group * channels + channel) * plane + row + 4 * LANES
             for h in range(height):
@@ -124,6 +116,22 @@ def forward(
                     for j in range(width * LANES):
                         y = (source[j] - center) * scale + start
                         target[j] = low if y < low else y
+
+
+@njit(nogil=True, inline="always")
+def _line(
+    weight: int, bias: int, stats: int, channels: int, channel: int, epsilon: float
+) -> tuple[np.float32, np.float32, np.float32]:
+    """center, scale, start: a channel's result is (x - center) * scale + start."""
+    moments = doubles(stats, 2 * channels)
+    mean = moments[channel]
+    slope = 1 / np.sqrt(moments[channels + channel] + epsilon)
+    if weight:
+        slope *= floats(weight, channels)[channel]
+    shift = (np.float64(np.float32(mean)) - mean) * slope  # what rounding mean lost
+    if bias:
+        shift += floats(bias, channels)[channel]
+    return np.float32(mean), np.float32(slope), np.float32(shift)
 
 
 @njit(nogil=True, cache=True)
@@ -159,8 +167,10 @@ def backward(
     grad_weight: int,
     grad_bias: int,
     weight: int,
+    bias: int,
     stats: int,
     epsilon: float,
+    relu: bool,
     training: bool,
     groups: int,
     channels: int,
@@ -170,8 +180,12 @@ def backward(
 ) -> None:
     """Gradients of `forward`, from that of out.
 
-    out: 0 = there was no ReLU, else where it is positive the gradient passes.
-    grad_x, grad_residual: 0 = not wanted. grad: zero in lanes that do not exist.
+    The gradient passes a ReLU where the result was positive. That is computed again,
+    unless there was a residual: one array less to read.
+
+    out: 0 unless there were a residual and a ReLU.
+    grad_x, grad_residual: 0 = not wanted; that of the residual needs `out`.
+    grad: zero in lanes that do not exist.
     training: the statistics are those of x, and the gradient goes through them too.
     """
     moments = doubles(stats, 2 * channels)
@@ -183,7 +197,9 @@ def backward(
     count = float(height * width * ((groups - 1) * LANES + lanes))
     zero = np.float32(0)
     for channel in range(begin, end):
-        mean = np.float32(moments[channel])
+        mean, scale, start = _line(weight, bias, stats, channels, channel, epsilon)
+        if not relu:
+            start = np.float32(np.inf)  # all results are positive
         inverse = 1 / np.sqrt(moments[channels + channel] + epsilon)
         whole, against = np.float64(0), np.float64(0)  # of gradient, and * (x - mean)
         for group in range(groups):
@@ -191,25 +207,32 @@ def backward(
             for h in range(height):
                 source = floats(x + place + h * row, length)
                 given = floats(grad + place + h * row, length)
+                ahead = place + (h + AHEAD) * row
+                for w in range(0, width, 4):
+                    prefetch(1, 4, 64, 0, x + ahead + 64 * w, 0)
+                    if out:
+                        prefetch(1, 4, 64, 0, out + ahead + 64 * w, 0)
                 a, b = zero, zero
-                if out:
+                if grad_residual:
                     result = floats(out + place + h * row, length)
-                    if grad_residual:
-                        other = floats(grad_residual + place + h * row, length)
-                        for j in range(length):
-                            g = given[j] if result[j] > zero else zero
-                            other[j] = g
-                            a += g
-                            b += g * (source[j] - mean)
-                    else:
-                        for j in range(length):
-                            g = given[j] if result[j] > zero else zero
-                            a += g
-                            b += g * (source[j] - mean)
+                    other = floats(grad_residual + place + h * row, length)
+                    for j in range(length):
+                        g = given[j] if result[j] > zero else zero
+                        other[j] = g
+                        a += g
+                        b += g * (source[j] - mean)
+                elif out:
+                    result = floats(out + place + h * row, length)
+                    for j in range(length):
+                        g = given[j] if result[j] > zero else zero
+                        a += g
+                        b += g * (source[j] - mean)
                 else:
                     for j in range(length):
-                        a += given[j]
-                        b += given[j] * (source[j] - mean)
+                        y = (source[j] - mean) * scale + start
+                        g = given[j] if y > zero else zero
+                        a += g
+                        b += g * (source[j] - mean)
                 whole += a
                 against += b
         # The mean in x - mean was rounded: `against` is put right here.
@@ -229,14 +252,20 @@ def backward(
                 source = floats(x + place + h * row, length)
                 given = floats(grad + place + h * row, length)
                 target = floats(grad_x + place + h * row, length)
-                if out:
+                if grad_residual:
+                    passed = floats(grad_residual + place + h * row, length)
+                    for j in range(length):
+                        target[j] = k * passed[j] - k1 * (source[j] - mean) - k2
+                elif out:
                     result = floats(out + place + h * row, length)
                     for j in range(length):
                         g = given[j] if result[j] > zero else zero
                         target[j] = k * g - k1 * (source[j] - mean) - k2
                 else:
                     for j in range(length):
-                        target[j] = k * given[j] - k1 * (source[j] - mean) - k2
+                        y = (source[j] - mean) * scale + start
+                        g = given[j] if y > zero else zero
+                        target[j] = k * g - k1 * (source[j] - mean) - k2
                 if group == groups - 1 and lanes < LANES:
                     for w in range(width):
                         for j in range(w * LANES + lanes, (w + 1) * LANES):

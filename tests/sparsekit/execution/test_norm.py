@@ -86,6 +86,23 @@ def test_like_torch(batch, option, training):
             assert_near(b, a)
 
 
+def test_where_relu_let_through_is_computed_again_to_the_bit():
+    """With a residual it is read from the result: zeros must change nothing."""
+    torch.manual_seed(0)
+    x = spoil_spare_lanes(to_blocked(torch.randn(37, CHANNELS, 11, 13) + 5), 37)
+    grad = to_blocked(torch.randn(37, CHANNELS, 11, 13))
+    found = []
+    for residual in (None, torch.zeros_like(x).requires_grad_()):
+        norm = BlockedBatchNorm2d.from_dense(layer())
+        leaf = x.clone().requires_grad_()
+        norm.bias.data.fill_(0.25)
+        norm.weight.data.copy_(torch.tensor([1.0, -2, 0, 1e-3, 3]))
+        norm(leaf, 37, residual, relu=True).backward(grad)
+        found.append((leaf.grad, norm.weight.grad, norm.bias.grad))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("mean", [1e4, -1e6])
 def test_a_large_mean_costs_no_digits(mean):
     torch.manual_seed(0)
