@@ -3,12 +3,14 @@
     python -m apps.recsys.full run --minutes 9 --out runs/a
     python -m apps.recsys.full run --minutes 9 --out runs/b --recipes dense dsl-0.1
     python -m apps.recsys.full merge runs/a runs/b --results book/results
+    python -m apps.recsys.full bytes runs/a runs/b --results book/results
 
 `run` trains recipe by recipe, seed by seed, and begins no training that would end after
 `--minutes`, by the pace of the slowest so far. After each it writes runs.json, and for
 the first seed the table and the metrics of every user to RECIPE.npz (values as float16,
 the mask as bits). Called again it goes on. Several GPUs take different recipes.
-`merge` writes the table of all runs for the chapter.
+`merge` writes the table of all runs for the chapter. `bytes` packs the learned tables in
+fewer and fewer bits and ranks the test part again, on a CPU.
 
 All recipes but "published" share one setting, which was chosen on the validation part
 (learning rate, penalty, for dense and sparse recipes apart); here they are trained on
@@ -28,13 +30,19 @@ import torch
 
 from apps.common.config import settings
 from apps.common.provenance import provenance
+from apps.recsys.compression.packed import PackedGraph
 from apps.recsys.config import Config
+from apps.recsys.data import load
+from apps.recsys.evaluation import evaluate
 from apps.recsys.result import Result
+from apps.recsys.tables import Sparse, encode
 from apps.recsys.train import train
 from sparsekit import atomic
-from sparsekit.masks import pack
+from sparsekit.masks import pack, unpack
 
-NAME = "dynamic-sparse-learning-runs"
+NAME, BYTES = "dynamic-sparse-learning-runs", "dynamic-sparse-learning-bytes"
+DENSE_KINDS = ("float16", "int8", "int4", "int3", "int2", "int1")
+SPARSE_KINDS = ("float16", "int8", "int4")
 TABLE = "embedding.weight"
 
 PUBLISHED = Config(
@@ -175,6 +183,41 @@ def merge(parts: list[Path], results: Path) -> Path:
     return path
 
 
+def pack_and_test(parts: list[Path], results: Path) -> Path:
+    """NDCG@20 and bytes of every table as floats and as integers of few bits."""
+    data = load("gowalla")
+    graph, n_users = data.final().train, data.shape[0]
+    rows = []
+    for path in sorted(path for part in parts for path in part.glob("*.npz")):
+        stored = np.load(path)
+        shape = tuple(stored["shape"].tolist())
+        mask = unpack(torch.from_numpy(stored["mask"]), shape).numpy()
+        weight = np.zeros(shape, np.float32)
+        weight[mask] = stored["values"].astype(np.float32)
+        for kind in SPARSE_KINDS if not mask.all() else DENSE_KINDS:
+            users, items = (
+                encode(weight[half], kind)
+                if mask.all()
+                else Sparse.of(weight[half], mask[half], kind)
+                for half in (slice(None, n_users), slice(n_users, None))
+            )
+            packed = PackedGraph(users, items, PUBLISHED.layers)
+            tested = evaluate(packed.model(graph), data, "test", [20])
+            rows.append(
+                {
+                    "recipe": path.stem,
+                    "kind": kind,
+                    "bytes": packed.nbytes,
+                    "ndcg@20": tested.means["ndcg@20"],
+                    "recall@20": tested.means["recall@20"],
+                }
+            )
+            print(json.dumps(rows[-1]), flush=True)
+    path = results / "full" / f"{BYTES}.json"
+    atomic.write_text(path, json.dumps({"rows": rows}, indent=1) + "\n")
+    return path
+
+
 def main(argv: list[str] | None = None) -> int:
     """Returns 2 for a usage error."""
     parser = argparse.ArgumentParser(prog="python -m apps.recsys.full")
@@ -193,12 +236,17 @@ def main(argv: list[str] | None = None) -> int:
     merging = verbs.add_parser("merge", help="parts into the book's results")
     merging.add_argument("parts", type=Path, nargs="+")
     merging.add_argument("--results", type=Path, required=True)
+    packing = verbs.add_parser("bytes", help="tables in few bits, tested again")
+    packing.add_argument("parts", type=Path, nargs="+")
+    packing.add_argument("--results", type=Path, required=True)
     arguments = parser.parse_args(argv)
     try:
         if arguments.verb == "run":
             run(arguments)
-        else:
+        elif arguments.verb == "merge":
             print(merge(arguments.parts, arguments.results))
+        else:
+            print(pack_and_test(arguments.parts, arguments.results))
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
