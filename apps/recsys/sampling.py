@@ -22,11 +22,11 @@ class Pairs:
     """Epochs over all training interactions, each with `negatives` drawn items.
 
     An epoch is a permutation of the interactions, or as many draws of a user and of one
-    of the user's items (`by_user`); each comes with items j of probability proportional
+    of the user's items (`by_user`). Each comes with items j of probability proportional
     to `users(j)^power` among those that its user does not have: power 0 is uniform, 1
-    is popularity. All draws of an epoch happen at once; the
-    few that hit a known item are found by binary search in the sorted keys
-    `user * items + item` and drawn again until none is left.
+    is popularity. All draws of an epoch happen at once; the few that hit a known item
+    are found by binary search in the sorted keys `user * items + item` and drawn again
+    until none is left.
 
     Numbers come from a CPU generator: the same epochs on every device. The keys live on
     `device`, where the batches come out.
@@ -68,9 +68,8 @@ class Pairs:
         counts = np.bincount(train.indices, minlength=self.n_items)
         weights = counts.astype(np.float64) ** power  # 0^0 = 1: uniform over all
         _require_negatives(train, weights)
-        self._cdf = (
-            torch.from_numpy(weights.cumsum() / weights.sum()) if power else None
-        )
+        total = weights.cumsum()  # divided by its own end, the last share is 1
+        self._cdf = torch.from_numpy(total / total[-1]) if power else None
         users = np.repeat(np.arange(n_users), np.diff(train.indptr))
         self._users = torch.from_numpy(users).to(device)
         self._items = torch.from_numpy(train.indices.astype(np.int64)).to(device)

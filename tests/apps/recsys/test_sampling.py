@@ -1,5 +1,7 @@
 """Epochs hold every interaction once; negatives are unknown and fairly drawn."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -76,9 +78,22 @@ def test_users_are_drawn_with_equal_probability():
     assert not known[users, negatives].any()
     counts = np.zeros((4, 30))
     np.add.at(counts, (users, positives), 1)
-    expected = 23 * 200 / 3 * known / np.maximum(known.sum(1, keepdims=True), 1)
+    has = known.sum(1, keepdims=True, dtype=np.float64)
+    expected = 23 * 200 / 3 * known / np.maximum(has, 1)
     there = known > 0
     assert stats.chisquare(counts[there], expected[there]).pvalue > 1e-3
+
+
+def test_the_last_share_is_one(monkeypatch):
+    """The largest number that can be drawn finds an item, whatever the rounding."""
+    largest = np.nextafter(1.0, 0.0)
+    rand = partial(torch.full, fill_value=largest, dtype=torch.float64)
+    monkeypatch.setattr(torch, "rand", lambda n, **_: rand((n,)))
+    for n_items in range(3, 40):
+        known = np.eye(2, n_items, dtype=np.float32)
+        known[0, 2:] = 1
+        sampler = Pairs(sp.csr_array(known), 2, power=0.3)
+        assert (sampler._draw(3, generator()) == n_items - 1).all()
 
 
 def test_one_free_item_among_many():
