@@ -9,7 +9,7 @@
 `--minutes`, by the pace of the slowest so far. After each it writes runs.json, and for
 the first seed the table and the metrics of every user to RECIPE.npz (values as float16,
 the mask as bits). Called again it goes on. Several GPUs take different recipes.
-`merge` writes the table of all runs for the chapter. `bytes` packs the learned tables in
+`merge` writes the table of all runs for the chapter. `bytes` packs learned tables in
 fewer and fewer bits and ranks the test part again, on a CPU.
 
 All recipes but "published" share one setting, which was chosen on the validation part
