@@ -63,7 +63,8 @@ def compare(
     seeds, configs = tuple(seeds), dict(configs)
     first = _first(configs, seeds, trials)
     data = first.load()
-    names, notes = baseline_names(data.shape[1], baselines)
+    asked = set(baselines)
+    names, notes = baseline_names(data.shape[1], asked)
     if baseline == "ease" and "ease" not in names:
         baseline = "co-occurrence"
     if baseline not in {*configs, *names}:
@@ -95,7 +96,7 @@ def compare(
         chosen={label: one.chosen for label, one in found.items()},
         trials={label: one.trials for label, one in found.items()},
         baseline=baseline,
-        added=tuple(names),
+        added=tuple(name for name in names if name not in asked),
         notes=notes,
     )
     if out is not None:
@@ -127,7 +128,7 @@ def baseline_names(
     n_items: int, more: Iterable[str] = ()
 ) -> tuple[list[str], tuple[str, ...]]:
     """Baselines for a catalogue, and what is to be said about them."""
-    names, notes = list(dict.fromkeys((*BASELINES, *more))), ()
+    names, notes = list(dict.fromkeys((*BASELINES, *sorted(more)))), ()
     unknown = sorted(set(names) - set(tuning.BASELINES))
     if unknown:
         raise ValueError(

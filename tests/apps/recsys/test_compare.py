@@ -120,6 +120,12 @@ def test_trials_are_many_and_alike_for_all():
             assert found.chosen[label] == best["settings"]
 
 
+def test_what_was_asked_for_is_not_marked_as_added():
+    found = compare({"gcn": TINY}, (0, 1), trials=1, baselines=["co-occurrence"])
+    assert "co-occurrence" in found.values
+    assert found.added == BASELINES
+
+
 def test_the_test_part_chooses_nothing(data, monkeypatch):
     before = tune(TINY, 3, seed=0)
     other = replace(data, test=data.test[::-1])
