@@ -56,6 +56,12 @@ class Source(RunConfig):
             )
         if self.core < 1:
             raise ValueError(f"core must be at least 1, got {self.core}")
+        changed = (self.rating, self.core, self.split, self.test)
+        if self.dataset == "gowalla" and changed != (None, 1, "random", None):
+            raise ValueError(
+                "gowalla has its own split and no ratings: leave rating, core, split "
+                "and test as they are"
+            )
         rating = self.rating
         if rating is None and self.dataset == "ml100k":
             rating = data.LIKED.rating

@@ -312,6 +312,9 @@ def test_refusals(tiny):
         train(replace(tiny, model="neumf", layers=0))
     with pytest.raises(ValueError, match="'stars' is none of user"):
         train(replace(tiny, columns={"stars": "x"}))
+    for changes in ({"core": 5}, {"rating": 4.0}, {"split": "global_time"}):
+        with pytest.raises(ValueError, match="gowalla has its own split"):
+            train(replace(tiny, dataset="gowalla", **changes))
     with pytest.raises(ValueError, match="core must be"):
         train(replace(tiny, core=0))
     with pytest.raises(FileNotFoundError, match=r"nowhere\.csv"):
