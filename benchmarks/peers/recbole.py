@@ -2,9 +2,10 @@
 
 RecBole 1.2.1 was written for older versions of numpy and scipy, and asks for ray, which
 it needs only to search for hyperparameters. Below it gets the names that were dropped,
-and an empty ray.
+an empty ray, and leave to load its own checkpoints, which torch refuses since 2.6.
 """
 
+import os
 import sys
 import time
 import types
@@ -15,6 +16,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
+os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
 sys.modules["ray"] = types.ModuleType("ray")
 sys.modules["ray"].tune = types.ModuleType("ray.tune")  # type: ignore[attr-defined]
 for name, now in (
