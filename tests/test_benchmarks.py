@@ -204,3 +204,25 @@ def test_recsys_fold_in(tmp_path):
     updated = value["als", "updated, all items"]
     assert updated > 1.5 * value["popularity", "trained, all items"]
     assert "| als | folded |" in (tmp_path / "recsys_fold_in_ml100k.md").read_text()
+
+
+def test_recsys_budget(tmp_path):
+    """Every recipe fits its budgets, files are measured, the target is judged."""
+    command = [sys.executable, "-m", "benchmarks.recsys_budget", "--quick"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [*command, "--out", str(tmp_path)], cwd=ROOT, check=True, capture_output=True,
+        env=env,
+    )  # fmt: skip
+    report = json.loads((tmp_path / "recsys_budget.json").read_text())
+    (curve,), (target,) = report["curves"], report["target"]
+    assert len(curve["budgets"]) == 2
+    for entry in curve["budgets"]:
+        assert entry["best"] in entry["recipes"]
+        for point in entry["recipes"].values():
+            assert max(point["nbytes"]) <= entry["bytes"]
+            assert point["file"] > point["nbytes"][0]
+            assert point["milliseconds"] > 0
+    assert target["bytes"] == round(curve["bytes_dense"] / 8)
+    assert target["low"] <= target["value"] <= target["high"]
+    assert "% of dense" in (tmp_path / "recsys_budget.md").read_text()

@@ -58,8 +58,9 @@ def budget(
         budgets: bytes; default: SHARES of the dense model's.
         seeds: of the trainings. With `factors`: one a set of factors.
         recipes: names; default: all that pack finished vectors.
-        factors: dense vectors trained elsewhere on the training part of the data, one
-            for each seed; then nothing is trained.
+        factors: dense vectors trained elsewhere, one for each seed; then nothing is
+            trained. With train_on "all" they have seen the validation part: what agrees
+            best with the dense model's lists is chosen instead.
         measure: whether memory and time of a query are measured, in new processes, for
             what the first seed chose.
         out: folder for the trainings; what is complete there is not repeated.
@@ -71,9 +72,11 @@ def budget(
         raise ValueError(f"{len(factors)} sets of factors for {len(seeds)} seeds")
     if any(size < 1 for size in budgets):
         raise ValueError(f"budgets must be positive numbers of bytes, got {budgets}")
-    if config.train_on != "train":
+    if config.train_on != "train" and not factors:
         raise ValueError("train_on must be train: validation chooses the settings")
     data, shared = config.load(), {}
+    if config.train_on == "all":
+        data = data.final()
     curve = None
     for number, seed in enumerate(seeds):
         given = factors[number] if factors else None
@@ -136,7 +139,7 @@ def empty(
     models: dict[str, tuple[Model, int]] = {
         "popularity": (Popularity().fit(data.train), 4 * data.shape[1])
     }
-    if data.shape[1] <= item_weights.MOST_ITEMS:
+    if data.shape[1] <= item_weights.MOST_ITEMS and data.valid.nnz:
         ease, _ = item_weights.fitted_ease(subject)
         models["ease"] = ease, 4 * data.shape[1] ** 2
     references = {}

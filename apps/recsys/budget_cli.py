@@ -30,7 +30,8 @@ class BudgetConfig(Config):
         seeds: how many seeds, from `seed` on.
         recipes: names; default: all that need no training beside the dense model's.
         factors: files .npz with `users` [U, d] and `items` [I, d], one a seed, trained
-            elsewhere on the training part; then nothing is trained.
+            elsewhere; then nothing is trained. With `train_on` all they have seen the
+            validation part, and agreement with the dense model chooses.
         measure: memory and time of a query, too.
     """
 

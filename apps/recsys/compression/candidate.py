@@ -1,11 +1,12 @@
 """What a recipe makes, and what it is given."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 
 from apps.recsys.compression.packed import Packed
 from apps.recsys.compression.principal import principal_axes
@@ -13,6 +14,8 @@ from apps.recsys.evaluation import evaluate
 from apps.recsys.models.factors import Factors
 from apps.recsys.splits import Dataset
 
+METRIC = "ndcg@20"
+USERS = 3000
 Train = Callable[..., Any]  # (**changes of the settings) -> train.Result
 
 
@@ -80,7 +83,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Choice:
-    """The candidate with the best validation NDCG@20, and how many there were."""
+    """The candidate that was judged best, by `valid`, and how many there were."""
 
     best: Candidate
     valid: float
@@ -88,7 +91,7 @@ class Choice:
 
 
 def choose(recipe: Recipe, subject: Subject, budget: int) -> Choice | None:
-    """The best of a recipe's candidates on the validation part; None if nothing fits.
+    """The best of a recipe's candidates, as `judged`; None if nothing fits.
 
     The test part is not looked at. Equal ones: the first.
 
@@ -108,12 +111,35 @@ def _choose(recipe: Recipe, subject: Subject, budget: int) -> Choice | None:
                 f"bytes of {budget:,}"
             )
         tried += 1
-        value = validated(candidate.packed, subject.data)
+        value = judged(candidate.packed, subject)
         if value > valid:
             best, valid = candidate, value
     return None if best is None else Choice(best, valid, tried)
 
 
-def validated(packed: Packed, data: Dataset) -> float:
+def judged(packed: Packed, subject: Subject) -> float:
+    """NDCG@20 of validation; without a validation part, of the dense model's lists.
+
+    The latter is agreement with the dense model: its own 20 best items are what counts
+    as relevant, for at most USERS users. It says nothing about what is better.
+    """
+    data = subject.data
     model = packed.model(data.train)
-    return evaluate(model, data, "valid", [20]).means["ndcg@20"]
+    if data.valid.nnz:
+        return evaluate(model, data, "valid", [20]).means[METRIC]
+    wanted = subject.once("lists of the dense model", partial(_lists, subject))
+    as_test = replace(data, test=wanted)
+    return evaluate(model, as_test, "test", [20]).means[METRIC]
+
+
+def _lists(subject: Subject) -> sp.csr_array:
+    """CSR [U, I]: the dense model's 20 best items of some users."""
+    data = subject.data
+    n_users = data.shape[0]
+    rng = np.random.default_rng(subject.seed)
+    users = np.sort(rng.choice(n_users, min(USERS, n_users), replace=False))
+    items = subject.factors.best(users, 20, data.known("test"))
+    rows = np.repeat(users, items.shape[1])[items.ravel() >= 0]
+    columns = items.ravel()[items.ravel() >= 0]
+    ones = np.ones(len(rows), np.float32)
+    return sp.csr_array((ones, (rows, columns)), shape=data.shape)

@@ -99,7 +99,12 @@ def bits_by_worth(subject: Subject, budget: int) -> Iterator[Candidate]:
 
 
 def items_only(subject: Subject, budget: int) -> Iterator[Candidate]:
-    """`bits_by_worth` of the items; a user's vector comes from the history."""
+    """`bits_by_worth` of the items; a user's vector comes from the history.
+
+    Only with a validation part: it chooses how histories are folded in.
+    """
+    if not subject.data.valid.nnz:
+        return
     for rank in ranks(subject):
         cut = subject.first(rank)
         found = bits_within(cut, budget - COLUMN * rank, stored_users=False)

@@ -23,14 +23,15 @@ MOST_ITEMS = 10_000  # for EASE, whose weights are dense first
 
 def ease(subject: Subject, budget: int) -> Iterator[Candidate]:
     """Ridge regression, its l2 chosen on validation, then pruned."""
-    if subject.data.shape[1] > MOST_ITEMS:
+    if subject.data.shape[1] > MOST_ITEMS or not subject.data.valid.nnz:
         return
     yield from _pruned(*fitted_ease(subject), subject, budget)
 
 
 def item_knn(subject: Subject, budget: int) -> Iterator[Candidate]:
     """Neighbours by cosine, their number and shrinkage chosen, then pruned."""
-    yield from _pruned(*_fitted("item knn", KNN, subject), subject, budget)
+    if subject.data.valid.nnz:
+        yield from _pruned(*_fitted("item knn", KNN, subject), subject, budget)
 
 
 def fitted_ease(subject: Subject) -> tuple[Linear, Recommender]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import orthogonal_mp_gram
 
 from apps.recsys.compression import pruning
-from apps.recsys.compression.candidate import Subject, choose
+from apps.recsys.compression.candidate import Subject, choose, judged
 from apps.recsys.compression.codes import pursue, sparse_codes
 from apps.recsys.compression.finished import FINISHED, fitting_rank, row_bytes
 from apps.recsys.compression.item_weights import ITEM_WEIGHTS
@@ -270,6 +270,23 @@ def test_nothing_is_taken_from_the_test_part():
     for recipe in (*FINISHED, *ITEM_WEIGHTS):
         a, b = (choose(recipe, s, budget) for s in (one, other))
         assert (a.best.settings, a.valid) == (b.best.settings, b.valid)
+
+
+def test_without_validation_the_dense_lists_judge():
+    given_ = subject()
+    final = Subject(given_.data.final(), given_.factors)
+    exact, rough = (
+        PackedFactors(*(encode(side, kind) for side in (f.users, f.items)))
+        for f, kind in ((given_.factors, "float32"), (given_.first(2), "int2"))
+    )
+    assert judged(exact, final) == pytest.approx(1)
+    assert judged(rough, final) < 0.9
+    elsewhere = replace(final.data, test=given_.data.train)
+    assert judged(rough, Subject(elsewhere, given_.factors)) == judged(rough, final)
+    size = 20 * sum(given_.data.shape)
+    assert choose(RECIPES["bits by worth"], final, size).valid > 0.5
+    for name in ("items only", "ease", "item knn"):  # need it for settings of their own
+        assert choose(RECIPES[name], final, size) is None
 
 
 def test_a_recipe_that_exceeds_its_budget_is_caught():
