@@ -183,9 +183,9 @@ def merge(parts: list[Path], results: Path) -> Path:
     return path
 
 
-def pack_and_test(parts: list[Path], results: Path) -> Path:
+def pack_and_test(parts: list[Path], results: Path, dataset: str) -> Path:
     """NDCG@20 and bytes of every table as floats and as integers of few bits."""
-    data = load("gowalla")
+    data = load(dataset)
     graph, n_users = data.final().train, data.shape[0]
     rows = []
     for path in sorted(path for part in parts for path in part.glob("*.npz")):
@@ -239,6 +239,7 @@ def main(argv: list[str] | None = None) -> int:
     packing = verbs.add_parser("bytes", help="tables in few bits, tested again")
     packing.add_argument("parts", type=Path, nargs="+")
     packing.add_argument("--results", type=Path, required=True)
+    packing.add_argument("--dataset", default="gowalla", help="that of the runs")
     arguments = parser.parse_args(argv)
     try:
         if arguments.verb == "run":
@@ -246,7 +247,8 @@ def main(argv: list[str] | None = None) -> int:
         elif arguments.verb == "merge":
             print(merge(arguments.parts, arguments.results))
         else:
-            print(pack_and_test(arguments.parts, arguments.results))
+            where = (arguments.parts, arguments.results, arguments.dataset)
+            print(pack_and_test(*where))
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -26,6 +26,7 @@ SMALL = {name: factory(cls)(0.7) for name, cls in discover().items()}
 
 VARIANTS: dict[str, Callable[[float], Method]] = {
     "dsl as released": lambda s: DSL(s, 2, 12, gradient_steps=1),
+    "dsl by row": lambda s: DSL(s, 3, 9, gradient_steps=2, by_row=True),
     "dsl that sums without a pause": lambda s: DSL(s, 3, 12, gradient_steps=20),
     "gradual across layers": lambda s: Gradual(s, 0, 8, 1, across_layers=True),
     "gradual in one shot": lambda s: Gradual(s, 4, 4),

@@ -5,7 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsekit.masks import count_active, drop_and_grow, pack, topk_mask, unpack
+from sparsekit.masks import (
+    count_active,
+    drop_and_grow,
+    pack,
+    topk_mask,
+    topk_rows,
+    unpack,
+)
 from tests.reference import selection
 
 INF = math.inf
@@ -197,3 +204,33 @@ def test_unpack_refuses_another_shape():
         unpack(packed, (13,))
     with pytest.raises(ValueError, match="int64"):
         unpack(packed.long(), (3, 5))
+
+
+# ---- by row ------------------------------------------------------------------------
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_topk_rows_is_topk_mask_of_each_row(data):
+    rows, columns = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 7))
+    n = rows * columns
+    scores = torch.tensor(data.draw(st.lists(tied, min_size=n, max_size=n)))
+    among = torch.tensor(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)))
+    scores, among = scores.view(rows, columns), among.view(rows, columns)
+    most = among.sum(1).tolist()
+    counts = [data.draw(st.integers(0, limit)) for limit in most]
+    found = topk_rows(scores, torch.tensor(counts), among)
+    for row, count in enumerate(counts):
+        assert found[row].equal(topk_mask(scores[row], count, among[row]))
+
+
+def test_topk_rows_refuses_what_has_no_answer():
+    scores, three = torch.zeros(2, 3), torch.tensor([3, 3])
+    with pytest.raises(ValueError, match="number of candidates of its row"):
+        topk_rows(scores, torch.tensor([1, 4]))
+    with pytest.raises(ValueError, match="number of candidates of its row"):
+        topk_rows(scores, three, scores == 1)
+    with pytest.raises(ValueError, match=r"counts has shape \(1,\), there are 2 rows"):
+        topk_rows(scores, torch.tensor([1]))
+    with pytest.raises(ValueError, match="NaN"):
+        topk_rows(scores / 0, three)

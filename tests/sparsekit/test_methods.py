@@ -96,6 +96,30 @@ def test_dsl_equals_lists(seed: int, fraction: float, step: int) -> None:
         )
 
 
+@given(seeds, st.floats(0.005, 1), steps)
+@settings(max_examples=40, deadline=None)
+def test_dsl_by_row_equals_lists_of_each_row(seed, fraction: float, step: int) -> None:
+    seen = context(seed, step)
+    found = DSL(0.6, every=1, end=41, fraction=fraction, by_row=True).update(seen)
+    for name in SHAPES:
+        tensors = (seen.masks[name], seen.weights[name], seen.grads[name])
+        rows = zip(*(t.flatten(1).tolist() for t in tensors), strict=True)
+        expected = [moves.dsl_move(*row, fraction, step, 41) for row in rows]
+        assert found[name].flatten(1).tolist() == expected
+
+
+@given(seeds, st.floats(0.05, 0.9))
+@settings(max_examples=20, deadline=None)
+def test_dsl_by_row_starts_with_equal_rows(seed: int, sparsity: float) -> None:
+    masks = DSL(sparsity, by_row=True).start(context(seed, 0))
+    alive = sum(int(mask.sum()) for mask in masks.values())
+    total = sum(mask.numel() for mask in masks.values())
+    assert alive == count_active(total, sparsity)
+    for mask in masks.values():
+        sizes = mask.flatten(1).sum(1)
+        assert int(sizes.max() - sizes.min()) <= 1
+
+
 def test_dsl_drops_all_weights_that_are_zero() -> None:
     """4 of 8 are alive, 3 of them grown and never touched; 0.5 % would move one."""
     mask = torch.tensor([[True, True, True, True], [False] * 4])

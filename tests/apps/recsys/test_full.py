@@ -38,6 +38,23 @@ def test_run_goes_on_and_merge_sorts(tmp_path, capsys):
     assert np.nanmean(table["ndcg@20"]) == pytest.approx(ndcg, rel=1e-5)
 
 
+def test_tables_in_few_bits_take_the_bytes_that_they_say(tmp_path, capsys):
+    run = ["run", "--out", str(tmp_path / "a"), "--seeds", "0", *COMMON]
+    assert full.main([*run, "--recipes", "dim-8", "gradual-0.1"]) == 0
+    pack = ["bytes", str(tmp_path / "a"), "--results", str(tmp_path)]
+    assert full.main([*pack, "--dataset", "ml100k"]) == 0
+    stored = json.loads((tmp_path / "full" / f"{full.BYTES}.json").read_text())["rows"]
+    found = {(row["recipe"], row["kind"]): row for row in stored}
+    assert len(found) == len(full.DENSE_KINDS) + len(full.SPARSE_KINDS)
+    n = 942 + 1447
+    assert found["dim-8", "float16"]["bytes"] == 2 * 8 * n
+    assert found["dim-8", "int2"]["bytes"] == (2 + 2) * n  # codes and a scale a row
+    rows = full.read_rows(tmp_path / "a")
+    trained = {r["recipe"]: r["metrics"]["ndcg@20"]["value"] for r in rows}
+    for recipe, ndcg in trained.items():
+        assert found[recipe, "float16"]["ndcg@20"] == pytest.approx(ndcg, abs=2e-3)
+
+
 def test_no_training_begins_that_would_end_too_late(tmp_path, capsys):
     run = ["run", "--out", str(tmp_path), "--minutes", "0.005", "--seeds", "0"]
     assert full.main([*run, *COMMON, "--recipes", "dim-8", "dim-16"]) == 0
