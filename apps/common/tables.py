@@ -37,7 +37,8 @@ def table(
     return style.hide(axis="index").set_table_styles(
         [
             {"selector": "th, td", "props": cells},
-            {"selector": "td", "props": "white-space: nowrap"},
+            # :where has no weight, so that set_properties may say otherwise.
+            {"selector": ":where(td)", "props": "white-space: nowrap"},
         ]
     )
 
