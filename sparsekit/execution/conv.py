@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sparsekit.execution import blocked
 from sparsekit.execution.blocked import LANES, from_blocked, to_blocked
 from sparsekit.execution.kernels import conv as kernels
+from sparsekit.execution.kernels import conv_structure
 from sparsekit.execution.kernels.conv import Images, Rows
 from sparsekit.execution.layer import SparseLayer, direct, unwatched
 
@@ -176,7 +177,10 @@ def _structure(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """starts; columns, starts and permutation of the transpose."""
     weights = crow.numpy(), col.numpy(), taps, channels
-    arrays = kernels.row_order(*weights), *kernels.column_order(*weights, stride)
+    arrays = (
+        conv_structure.row_order(*weights),
+        *conv_structure.column_order(*weights, stride),
+    )
     starts, columns, transposed_starts, order = map(torch.from_numpy, arrays)
     return starts, columns, transposed_starts, order
 
@@ -186,7 +190,7 @@ def _(
     crow: Tensor, col: Tensor, taps: int, channels: int, stride: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows = len(crow) - 1
-    shapes = kernels.shapes_of_starts(len(col), rows, channels, taps, stride)
+    shapes = conv_structure.shapes_of_starts(len(col), rows, channels, taps, stride)
     starts, transposed = (crow.new_empty(shape) for shape in shapes)
     return starts, torch.empty_like(col), transposed, torch.empty_like(col)
 
@@ -329,14 +333,24 @@ def gradients(
     col, starts, *transposed = structure
     need_x, need_values, need_bias, need_probe = need
     plain = unwatched(grad) and not torch.is_grad_enabled()  # no second derivative
+    if plain and values.shape != col.shape:  # kernels read where the indices say
+        raise RuntimeError(
+            f"{len(col)} connections went forward, {len(values)} are left: move them "
+            "after the backward pass"
+        )
     towards_x: Any = input_gradient if plain else _input_gradient
     towards_values: Any = weight_gradient if plain else _weight_gradient
     size = x.shape[2] - 2, x.shape[3] - 2, taps, stride
+    grad_values = grad_x = None
+    if need_values:
+        grad_values = towards_values(x, grad, col, starts, taps, stride)
+    if need_x:  # last: who reads it finds it in the caches
+        grad_x = towards_x(grad, values, *transposed, *size, base)
     return (
-        towards_x(grad, values, *transposed, *size, base) if need_x else None,
-        towards_values(x, grad, col, starts, taps, stride) if need_values else None,
+        grad_x,
+        grad_values,
         grad.sum((0, 2, 3, 4)) if need_bias else None,
-        None if not need_probe else _dense_gradient(x, grad, probe, stride),
+        _dense_gradient(x, grad, probe, stride) if need_probe else None,
     )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsekit.execution.fusion import Fused, fuse, is_pointwise, last_uses
-from sparsekit.execution.kernels import conv, inference, pixels
+from sparsekit.execution.kernels import conv, conv_structure, inference, pixels
 from sparsekit.execution.kernels.micro import LANES
 from sparsekit.execution.kernels.pixels import Finish, Window
 from sparsekit.execution.model_file import Network, Shape, Step
@@ -186,7 +186,9 @@ class Plan:
         weight = layer.weight
         assert weight is not None
         taps = weight.shape[2] * weight.shape[3]
-        starts = conv.row_order(weight.crow, weight.col, taps, weight.shape[1])
+        starts = conv_structure.row_order(
+            weight.crow, weight.col, taps, weight.shape[1]
+        )
         rows = conv.Rows(
             _address(weight.col), _address(starts), len(weight.col), starts.shape
         )

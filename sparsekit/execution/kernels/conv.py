@@ -15,43 +15,40 @@ the same taps, so there are four such loops, of 1, 2, 2 and 4 taps. The weight g
 holds a tile of the output gradient in registers and takes the dot product with X at
 each non-zero.
 
-Non-zeros keep their order in memory, row by row of the weight matrix [O, C * taps];
-blocks of channels are found through `starts`. A column becomes the place of its input
-vector, which depends on the image's size, in each call: 0.14 ns a non-zero.
+Where the non-zeros of a row and block are is in `starts`, see `conv_structure`. A
+column becomes the place of its input vector, which depends on the image's size, in each
+call: 0.14 ns a non-zero.
+
+Activations of a training step do not fit the caches together: a tile's vectors are
+asked for while the tile before it is computed.
 
 Arrays come as addresses of contiguous float32 or int32; nothing is checked.
 """
 
 import math
-from functools import cache, lru_cache
+from functools import cache
 from threading import local
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
 from sparsekit.execution import threads
 from sparsekit.execution.kernels.layout import LANES
 from sparsekit.execution.kernels.memory import floats, integers
 from sparsekit.execution.kernels.micro import (
-    VECTORS,
     dot_products,
     multiply_add,
     multiply_add_finish,
     prefetch,
 )
+from sparsekit.execution.kernels.tiles import VECTOR, pieces, steps
 
-VECTOR = 4 * LANES  # bytes
-NEAR = 32 * 1024  # bytes of input that stay in the first-level cache beside the rest
-NONZEROS = 11  # of a row in a block, at least; fewer do not pay for the sum's transport
+LARGEST = 2**31 - 1  # of int32
 AHEAD = 2  # channels: so early a block is asked for that comes from afar
 RATE = 150.0  # floating-point operations a nanosecond, to guess what is worth threads
-REMEMBERED = 1024  # plans of calls with the same sizes
 
 INSIDE, INPUT, EVERY_SECOND = range(3)  # what is read there, see _fill_offsets
-
-Integers = NDArray[np.int32]
 
 
 class Rows(NamedTuple):
@@ -82,119 +79,6 @@ class Images(NamedTuple):
     channels: int
     height: int
     width: int
-
-
-# ---- the structure -------------------------------------------------------------------
-
-
-def channels_of_a_block(nnz: int, rows: int, channels: int, taps: int) -> int:
-    """A power of two: as many as stay near, or more where non-zeros are few."""
-    side = 2 if taps > 1 else 0
-    tile = _largest_tile()
-    near = NEAR // ((tile[0] + side) * (tile[1] + side) * VECTOR)
-    few = NONZEROS * rows * channels / max(nnz, 1)  # channels with so many non-zeros
-    return 1 << max(0, round(math.log2(min(max(near, few), channels))))
-
-
-def shapes_of_starts(
-    nnz: int, rows: int, channels: int, taps: int, stride: int
-) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Of `row_order` and of `column_order`."""
-    classes = int(_parities(taps, stride).max()) + 1
-    block = channels_of_a_block(nnz, rows, channels, taps)
-    transposed = channels_of_a_block(nnz, channels, rows, taps // classes)
-    blocks, transposed_blocks = -(-channels // block), -(-rows // transposed)
-    return (1, blocks + 1, rows), (classes, transposed_blocks + 1, channels)
-
-
-def row_order(crow: Integers, col: Integers, taps: int, channels: int) -> Integers:
-    """The `starts` of a weight matrix in rows, whose columns stay as they are."""
-    rows = len(crow) - 1
-    block = channels_of_a_block(len(col), rows, channels, taps)
-    shape, _ = shapes_of_starts(len(col), rows, channels, taps, 1)
-    starts = np.empty(shape, np.int32)
-    _row_starts(crow, col, block * taps, starts[0])
-    return starts
-
-
-def column_order(
-    crow: Integers, col: Integers, taps: int, channels: int, stride: int
-) -> tuple[Integers, Integers, Integers]:
-    """The transposed weights, a row an input channel, for the input gradient.
-
-    Returns:
-        columns: (nnz,) int32, output channel * taps + tap.
-        starts: see `Rows`.
-        permutation: (nnz,) int32; transposed value t is values[permutation[t]].
-    """
-    rows = len(crow) - 1
-    parity = _parities(taps, stride)
-    _, shape = shapes_of_starts(len(col), rows, channels, taps, stride)
-    starts = np.empty(shape, np.int32)
-    columns, permutation = np.empty_like(col), np.empty_like(col)
-    block = channels_of_a_block(len(col), channels, rows, taps // shape[0])
-    _transpose(crow, col, parity, block, starts, columns, permutation)
-    return columns, starts, permutation
-
-
-def _parities(taps: int, stride: int) -> Integers:
-    """(taps,) class of the input pixels that a tap takes the gradient to."""
-    if stride == 1 or taps == 1:
-        return np.zeros(taps, np.int32)
-    odd = np.array([1, 0, 1], np.int32)  # row 2h + kh - 1
-    return (2 * odd[:, None] + odd[None, :]).ravel()
-
-
-@njit(nogil=True, cache=True)
-def _row_starts(crow: Integers, col: Integers, width: int, starts: Integers) -> None:
-    blocks = starts.shape[0] - 1
-    for row in range(starts.shape[1]):
-        t = crow[row]
-        for block in range(blocks):
-            starts[block, row] = t
-            limit = (block + 1) * width
-            while t < crow[row + 1] and col[t] < limit:
-                t += 1
-        starts[blocks, row] = t
-
-
-@njit(nogil=True, cache=True)
-def _transpose(
-    crow: Integers,
-    col: Integers,
-    parity: Integers,
-    block: int,
-    starts: Integers,
-    columns: Integers,
-    permutation: Integers,
-) -> None:
-    """A counting sort by (input channel, class, block of output channels)."""
-    classes, ends, channels = starts.shape
-    taps = len(parity)
-    counts = np.zeros((channels, classes, ends - 1), np.int32)
-    for row in range(len(crow) - 1):
-        for t in range(crow[row], crow[row + 1]):
-            channel = col[t] // taps
-            counts[channel, parity[col[t] - channel * taps], row // block] += 1
-    total = 0
-    for channel in range(channels):
-        for kind in range(classes):
-            for b in range(ends - 1):
-                starts[kind, b, channel] = total
-                count = counts[channel, kind, b]
-                counts[channel, kind, b] = (
-                    total  # from here on: where the next one goes
-                )
-                total += count
-            starts[kind, ends - 1, channel] = total
-    for row in range(len(crow) - 1):
-        for t in range(crow[row], crow[row + 1]):
-            channel = col[t] // taps
-            tap = col[t] - channel * taps
-            place = counts[channel, parity[tap], row // block]
-            counts[channel, parity[tap], row // block] += 1
-            columns[place] = row * taps + tap
-            permutation[place] = t
 
 
 # ---- the three products --------------------------------------------------------------
@@ -247,7 +131,7 @@ def input_gradient(
 
     Args:
         grad: of y; zero in the border.
-        rows, permutation: of `column_order`.
+        rows, permutation: of `conv_structure.column_order`.
         out: like x. Its border is not written.
         base: of an array like x, or 0.
     """
@@ -274,8 +158,8 @@ def weight_gradient(
     offsets = _offsets(rows, x, taps, INSIDE)
     _fill(out, 0, rows.nnz)
     blocks, outputs = rows.shape[1] - 1, rows.shape[2]
-    _, x_channel, x_row = _steps(*x[1:])
-    for piece in _pieces(x[1:], grad[1:], stride, 1, 0):
+    _, x_channel, x_row = steps(*x[1:])
+    for piece in pieces(x[1:], grad[1:], stride, 1, 0):
         threads.run(
             _weight_gradient(*piece.tile, VECTOR * stride), outputs,
             x.address + piece.x, *piece.x_steps, offsets, out, rows.starts, blocks,
@@ -309,8 +193,8 @@ def _spread(
     parity, count = parities
     blocks, outputs = rows.shape[1] - 1, rows.shape[2]
     starts = rows.starts + 4 * parity * (blocks + 1) * outputs
-    _, x_channel, x_row = _steps(*x[1:])
-    for piece in _pieces(x[1:], y[1:], x_stride, y_stride, parity):
+    _, x_channel, x_row = steps(*x[1:])
+    for piece in pieces(x[1:], y[1:], x_stride, y_stride, parity):
         threads.run(
             _forward(*piece.tile, VECTOR * x_stride, VECTOR * y_stride, finish),
             x.groups * piece.parts * piece.down,
@@ -437,107 +321,15 @@ def _weight_gradient(rows: int, columns: int, x_step: int) -> Any:
 # ---- where things are ----------------------------------------------------------------
 
 
-class _Piece(NamedTuple):
-    """Tiles of one shape: down x across of them, each `tile` pixels of y.
-
-    x, y: bytes to the first; steps: bytes to the next chunk, pixel row of a tile, tile
-    below, tile beside (and, for y, channel).
-    """
-
-    tile: tuple[int, int]
-    down: int
-    across: int
-    pixels: int  # of all these tiles, in all chunks
-    parts: int  # that output channels are cut into, so that threads have work
-    x: int
-    x_steps: tuple[int, ...]
-    y: int
-    y_steps: tuple[int, ...]
-
-
-@lru_cache(maxsize=REMEMBERED)
-def _pieces(
-    x_sizes: tuple[int, ...],
-    y_sizes: tuple[int, ...],
-    x_stride: int,
-    y_stride: int,
-    parity: int,
-) -> list[_Piece]:
-    """Tiles over every y_stride-th pixel of y, from `parity` on in row and column."""
-    x_group, _, x_row = _steps(*x_sizes)
-    y_group, y_channel, y_row = _steps(*y_sizes)
-    groups, outputs, height, width = y_sizes
-    first = divmod(parity, 2)
-    rows, columns = (
-        -(-(length - begin) // y_stride)
-        for length, begin in zip((height, width), first, strict=True)
-    )
-    pieces = []
-    for (top, tall, down), (left, wide, across) in _tiles(rows, columns):
-        parts = max(1, min(outputs // 32, 8 // max(1, groups * down)))
-        x = x_stride * (top * x_row + left * VECTOR)
-        y = (top * y_stride + first[0] + 1) * y_row
-        y += (left * y_stride + first[1] + 1) * VECTOR
-        x_steps = x_stride * x_row, tall * x_stride * x_row, wide * x_stride * VECTOR
-        y_steps = y_stride * y_row, tall * y_stride * y_row, wide * y_stride * VECTOR
-        pieces.append(
-            _Piece(
-                (tall, wide),
-                down,
-                across,
-                groups * tall * down * wide * across,
-                parts,
-                x,
-                (x_group, *x_steps),
-                y,
-                (y_group, *y_steps, y_channel),
-            )
-        )
-    return pieces
-
-
-def _steps(groups: int, channels: int, height: int, width: int) -> tuple[int, int, int]:
-    """Bytes from a chunk, channel and row of a blocked array to the next."""
-    row = (width + 2) * VECTOR
-    return channels * (height + 2) * row, (height + 2) * row, row
-
-
 def _length(images: Images) -> int:
     """Floats of a blocked array."""
-    return images.groups * _steps(*images[1:])[0] // 4
-
-
-def _tiles(height: int, width: int) -> list[tuple[Any, Any]]:
-    """Cuts pixels into tiles: pairs of (first, size, count) of rows and of columns."""
-    if not height or not width:
-        return []
-    rows, columns = _largest_tile(height, width)
-    return [(a, b) for a in _cut(height, rows) for b in _cut(width, columns)]
-
-
-def _largest_tile(height: int = 1 << 20, width: int = 1 << 20) -> tuple[int, int]:
-    """(rows, columns) whose vectors fit the registers: 2 x 8 of 16, or 4 x 4."""
-    columns = min(VECTORS // 2, width)
-    columns = -(-width // -(-width // columns))  # no wider than equal tiles need
-    return min(VECTORS // columns, height), columns
-
-
-def _cut(length: int, most: int) -> list[tuple[int, int, int]]:
-    """(first, size, count): pieces of `length` as equal as can be, no longer than most.
-
-    >>> _cut(32, 8), _cut(13, 5)
-    ([(0, 8, 4)], [(0, 5, 1), (5, 4, 2)])
-    """
-    count = -(-length // most)
-    size, longer = divmod(length, count)
-    pieces = [(0, size + 1, longer), (longer * (size + 1), size, count - longer)]
-    return [piece for piece in pieces if piece[2]]
+    return images.groups * steps(*images[1:])[0] // 4
 
 
 def _offsets(rows: Rows, x: Images, taps: int, where: int) -> int:
     """Address of (nnz,) int32: where the first vector of each lies, in vectors."""
-    _, channel, row = _steps(*x[1:])
-    if x.channels * channel // VECTOR > np.iinfo(np.int32).max:
+    _, channel, row = steps(*x[1:])
+    if x.channels * channel // VECTOR > LARGEST:
         raise ValueError(f"images are too large for 32-bit offsets: {x}")
     out = _scratch("offsets", rows.nnz)
     fill = _fill_offsets(taps, where)

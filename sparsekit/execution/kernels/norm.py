@@ -41,6 +41,9 @@ def statistics(
             place = x + (group * channels + channel) * plane + row + 4 * LANES
             for h in range(height):
                 line = floats(place + h * row, width * LANES)
+                for w in range(0, width, 4):
+                    ahead = place + (h + AHEAD) * row + 64 * w
+                    prefetch(1, 4, 64, 0, ahead, 0)
                 total, rest, spread = np.float32(0), np.float32(0), np.float32(0)
                 n = float(width * existing)
                 if existing == LANES:
@@ -109,6 +112,9 @@ def forward(
                 target = floats(out + place + h * row, width * LANES)
                 if residual:
                     other = floats(residual + place + h * row, width * LANES)
+                    for w in range(0, width, 4):
+                        ahead = residual + place + (h + AHEAD) * row + 64 * w
+                        prefetch(1, 4, 64, 0, ahead, 0)
                     for j in range(width * LANES):
                         y = (source[j] - center) * scale + start + other[j]
                         target[j] = low if y < low else y

@@ -14,6 +14,7 @@ from sparsekit.execution import conv as ops
 from sparsekit.execution.blocked import from_blocked, to_blocked
 from sparsekit.execution.conv import SparseConv2d
 from sparsekit.execution.kernels import conv as kernels
+from sparsekit.execution.kernels import tiles
 
 INPUTS, OUTPUTS, HEIGHT, WIDTH = 5, 11, 7, 5  # primes: no mix-up can hide
 KINDS = list(itertools.product((3, 1), (1, 2)))
@@ -89,9 +90,11 @@ def test_many_channels_in_several_blocks(side, stride):
 @pytest.mark.parametrize(("side", "stride"), KINDS)
 def test_narrow_registers(monkeypatch, side, stride):
     """The tiles of a machine with AVX2 or NEON."""
-    monkeypatch.setattr(kernels, "VECTORS", 4)
+    monkeypatch.setattr(tiles, "VECTORS", 4)
+    tiles.pieces.cache_clear()
     *_, layer = subject(side, stride)
     assert_like_dense(layer, images())
+    tiles.pieces.cache_clear()
 
 
 def test_no_images():

@@ -219,3 +219,15 @@ def test_not_a_number_stays_one():
     grad[0, 2, 1, 1, 0] = torch.nan
     torch.autograd.backward([y, other], [grad, torch.ones_like(other)])
     assert x.grad[0, :, 0, 0].isnan().all()
+
+
+@pytest.mark.parametrize("fewer", [False, True])
+def test_connections_that_move_before_the_backward_pass_are_refused(fewer):
+    *_, conv, norm = subject()
+    x = to_blocked(torch.randn(3, INPUTS, 7, 5)).requires_grad_()
+    losses = [conv_norm(conv, norm, x, 3)[0].sum(), conv(x).sum()]
+    new = conv.mask().flatten().roll(1).view(conv.dense_shape)
+    conv.move(new & (torch.arange(OUTPUTS) > 3).view(-1, 1, 1, 1) if fewer else new)
+    for loss in losses:
+        with pytest.raises(RuntimeError, match=r"went forward|modified by an inplace"):
+            loss.backward()
