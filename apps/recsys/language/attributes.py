@@ -19,7 +19,7 @@ from apps.recsys.language import prompts
 from apps.recsys.language.answers import Tally, Verdict, judge_items
 from apps.recsys.language.asking import Budget, ask, judged
 from apps.recsys.language.catalogue import Catalogue
-from apps.recsys.language.choosing import Choice, informed, likelihoods
+from apps.recsys.language.choosing import Choice, likeliest, likelihoods
 from apps.recsys.language.cost import Bill
 from apps.recsys.language.interface import (
     Failure,
@@ -154,7 +154,7 @@ def by_choice(
         )  # fmt: skip
         texts = dict.fromkeys(range(len(items)), "")
         for item, likely in zip(chosen, found, strict=True):
-            texts[item] = values[int(informed(likely, before).argmax())]
+            texts[item] = values[likeliest(likely, before)]
         columns[name] = tuple(texts.values())
     return columns
 

@@ -1,7 +1,7 @@
 """Choice among given texts by their likelihood, each computed once.
 
-values = likelihoods(model, [Choice("The capital of France is", (" Paris", " Rome"))],
-                     store)
+(found,) = likelihoods(model, [Choice("Is fire hot?", (" Yes", " No"))], store)
+found.total.argmax()
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from apps.recsys.language.interface import LikelihoodModel, digest
+from apps.recsys.language.interface import LikelihoodModel, Likelihoods, digest
 from apps.recsys.language.store import Store
 
 
@@ -28,10 +28,10 @@ def likelihoods(
     store: Store,
     *,
     progress: str | None = None,
-) -> list[np.ndarray]:
-    """[n options] float64 for each choice, as `LikelihoodModel.likelihoods`.
+) -> list[Likelihoods]:
+    """Of the options of each choice, as `LikelihoodModel.likelihoods`.
 
-    A value is kept as soon as it is computed. progress: title of a bar.
+    They are kept as soon as they are computed. progress: title of a bar.
     """
     found = []
     with tqdm(total=len(choices), desc=progress, disable=progress is None) as bar:
@@ -41,18 +41,24 @@ def likelihoods(
     return found
 
 
-def _kept(model: LikelihoodModel, choice: Choice, store: Store) -> np.ndarray:
-    key = digest(["likelihood", model.identity, choice.context, list(choice.options)])
+def _kept(model: LikelihoodModel, choice: Choice, store: Store) -> Likelihoods:
+    key = digest(["likelihoods", model.identity, choice.context, list(choice.options)])
     value = store.get(key)
     if value is None:
-        store.put(key, json.dumps(model.likelihoods(*choice).tolist()))
-        value = store.get(key)
-    values = np.array(json.loads(value or "[]"), np.float64)
-    if values.shape != (len(choice.options),):
+        computed = model.likelihoods(*choice)
+        value = json.dumps([column.tolist() for column in computed])
+        store.put(key, value)
+    total, tokens = np.array(json.loads(value), np.float64).reshape(2, -1)
+    if len(total) != len(choice.options) or not (tokens >= 1).all():
         raise ValueError("the store holds something else than likelihoods")
-    return values
+    return Likelihoods(total, tokens.astype(np.int64))
 
 
-def informed(values: np.ndarray, prior: np.ndarray | None) -> np.ndarray:
-    """Likelihoods without what is likely anyway: `l_k - prior_k`; values if None."""
-    return values if prior is None else values - prior
+def likeliest(found: Likelihoods, prior: Likelihoods | None) -> int:
+    """The option with the largest `total_k - prior_k`.
+
+    prior: of the same options after a context that tells nothing; with it the most
+    frequent word does not always win. None for 0.
+    """
+    before = 0 if prior is None else prior.total
+    return int((found.total - before).argmax())

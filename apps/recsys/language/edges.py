@@ -174,7 +174,7 @@ def likelihood_scores(
     noun: str = "film",
     progress: str | None = None,
 ) -> np.ndarray:
-    """[U, K] float64: likelihood of a candidate's title after a user's titles.
+    """[U, K] float64: mean log-likelihood of a title's tokens after a user's titles.
 
     NaN for padding, for users who are not asked about or have no history, and for
     titles that no model may see.
@@ -189,9 +189,9 @@ def likelihood_scores(
             places.append((user, columns))
             options = tuple(f" {_name(items, offered[user, k])}" for k in columns)
             choices.append(Choice(liked_context(items, history, noun), options))
-    values = likelihoods(model, choices, store, progress=progress)
-    for (user, columns), value in zip(places, values, strict=True):
-        scores[user, columns] = value
+    each = likelihoods(model, choices, store, progress=progress)
+    for (user, columns), found in zip(places, each, strict=True):
+        scores[user, columns] = found.mean
     return scores
 
 

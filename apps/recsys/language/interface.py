@@ -1,7 +1,8 @@
 """What the augmentations ask of a language model, and of a text encoder.
 
     for i, reply in model.complete(prompts, Settings(max_tokens=60)): ...
-    values = model.likelihoods("Films I like: Alien. I also like:", [" Aliens", " M"])
+    found = model.likelihoods("Films I like: Alien. I also like:", [" Aliens", " M"])
+    found.mean                                               # [2] a token, in nats
     features = encoder.encode(["Alien (1979). Horror."])        # [1, 384] float32
 
 Any endpoint completes; only a model whose weights are here gives the likelihood of a
@@ -13,7 +14,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -103,11 +104,23 @@ class LanguageModel(Protocol):
         """
 
 
+class Likelihoods(NamedTuple):
+    """total: [n] float64, log-probability of each text. tokens: [n] int64, of each."""
+
+    total: np.ndarray
+    tokens: np.ndarray
+
+    @property
+    def mean(self) -> np.ndarray:
+        """A token: by the total alone the shortest text would win."""
+        return self.total / self.tokens
+
+
 class LikelihoodModel(LanguageModel, Protocol):
     """A language model whose weights are here."""
 
-    def likelihoods(self, context: str, options: Sequence[str]) -> np.ndarray:
-        """[n] float64: mean log-probability of an option's tokens after the context."""
+    def likelihoods(self, context: str, options: Sequence[str]) -> Likelihoods:
+        """Of each option as what comes after the context."""
 
 
 class Encoder(Protocol):

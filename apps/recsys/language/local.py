@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from apps.recsys.language import smollm
-from apps.recsys.language.interface import Prompt, Reply, Settings
+from apps.recsys.language.interface import Likelihoods, Prompt, Reply, Settings
 
 if TYPE_CHECKING:
     import torch
@@ -53,13 +53,11 @@ class Local:
         start, end = (tokenizer.token_to_id(m) for m in (smollm.START, smollm.END))
         return cls(network, tokenizer, smollm.identity(), start, end, batch)
 
-    def likelihoods(self, context: str, options: Sequence[str]) -> np.ndarray:
-        """[n] float64: mean log-probability of each option's tokens after the context.
+    def likelihoods(self, context: str, options: Sequence[str]) -> Likelihoods:
+        """`sum_t log p(o_kt | context, o_k1 ... o_k,t-1)` of each option k.
 
-        `l_k = 1/T_k sum_t log p(o_kt | context, o_k1 ... o_k,t-1)`. The mean, since
-        otherwise the shortest option wins. Context and options are tokenised apart:
-        let options begin with a blank. The context is read once; its keys and values
-        serve all options.
+        Context and options are tokenised apart: let options begin with a blank. The
+        context is read once; its keys and values serve all options.
 
         Raises ValueError for no options, an empty one, or an empty context.
         """
@@ -80,7 +78,7 @@ class Local:
             for some in np.array_split(order, -(-len(order) // self.batch)):
                 chosen = [ids[i] for i in some]
                 found[some] = self._after(chosen, first, past)
-        return found
+        return Likelihoods(found, np.array([len(i) for i in ids]))
 
     def complete(
         self, prompts: Iterable[Prompt], settings: Settings
@@ -100,7 +98,7 @@ class Local:
     def _after(
         self, ids: list[list[int]], first: "torch.Tensor", past: Any
     ) -> np.ndarray:
-        """Mean log-probabilities of these options, in one pass.
+        """Log-probabilities of these options, in one pass.
 
         first: [V] log-probabilities of the first token. past: keys and values of the
         context, which are copied.
@@ -125,7 +123,7 @@ class Local:
             taken = logits.gather(2, padded[:, 1:, None])[..., 0]
             each = (taken - logits.logsumexp(-1)).double()
             total = total + (each * here[:, 1:]).sum(1)
-        return (total / lengths).numpy()
+        return total.numpy()
 
     def _generate(self, prompts: Sequence[Prompt], settings: Settings) -> list[Reply]:
         import torch

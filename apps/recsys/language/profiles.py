@@ -21,7 +21,7 @@ from apps.recsys.language import prompts
 from apps.recsys.language.answers import Tally, Verdict, judge_profile
 from apps.recsys.language.asking import Budget, ask_until_accepted
 from apps.recsys.language.catalogue import Catalogue
-from apps.recsys.language.choosing import Choice, informed, likelihoods
+from apps.recsys.language.choosing import Choice, likeliest, likelihoods
 from apps.recsys.language.cost import Bill
 from apps.recsys.language.edges import Histories, liked_context
 from apps.recsys.language.interface import (
@@ -160,8 +160,7 @@ def by_choice(
         title = progress and f"{progress}: {name}"
         each = likelihoods(model, asked, store, progress=title)
         for user, likely in zip(chosen, each, strict=True):
-            best = int(informed(likely, before).argmax())
-            found[user][name] = [values[name][best]]
+            found[user][name] = [values[name][likeliest(likely, before)]]
     return found
 
 

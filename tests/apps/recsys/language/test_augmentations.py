@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from apps.recsys.data import load
 from apps.recsys.language import attributes, choosers, edges, profiles
 from apps.recsys.language.catalogue import Catalogue, catalogue, histories
-from apps.recsys.language.choosing import Choice, informed, likelihoods
+from apps.recsys.language.choosing import Choice, likeliest, likelihoods
 from apps.recsys.language.endpoint import Endpoint
-from apps.recsys.language.interface import Prompt, Settings
+from apps.recsys.language.interface import Likelihoods, Prompt, Settings
 from apps.recsys.language.pruning import keep
 from apps.recsys.language.store import Store
 from apps.recsys.models.closed_form import EASE, ItemKNN, Popularity
@@ -157,7 +157,7 @@ def test_choosers():
 
 
 class Counting:
-    """Likelihood of a text: minus its length; counts what it is asked."""
+    """A text's likelihood falls with its length, at two tokens each; counts."""
 
     identity = "counting"
 
@@ -166,7 +166,8 @@ class Counting:
 
     def likelihoods(self, context, options):
         self.asked.append((context, tuple(options)))
-        return np.array([-len(o) / 10 for o in options])
+        total = np.array([-len(o) / 10 for o in options])
+        return Likelihoods(total, np.full(len(options), 2))
 
 
 def test_likelihoods_are_computed_once(store):
@@ -180,9 +181,12 @@ def test_likelihoods_are_computed_once(store):
     again = likelihoods(Counting(), choices, store)
     assert len(model.asked) == 2
     for one, two in zip(found, again, strict=True):
-        np.testing.assert_array_equal(one, two)
-    np.testing.assert_allclose(found[0], [-0.2, -0.3])
-    np.testing.assert_allclose(informed(found[0], np.array([0.0, -1.0])), [-0.2, 0.7])
+        np.testing.assert_array_equal(one.total, two.total)
+        np.testing.assert_array_equal(one.tokens, two.tokens)
+    np.testing.assert_allclose(found[0].total, [-0.2, -0.3])
+    np.testing.assert_allclose(found[0].mean, [-0.1, -0.15])
+    prior = Likelihoods(np.array([0.0, -1.0]), np.array([1, 1]))
+    assert (likeliest(found[0], None), likeliest(found[0], prior)) == (0, 1)
 
 
 def test_edges_by_likelihood(store):

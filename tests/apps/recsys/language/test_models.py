@@ -66,10 +66,12 @@ def plainly(model: Local, context: str, option: str) -> float:
 
 @needs_smollm
 def test_likelihoods(small):
-    found = small.likelihoods(CONTEXT, OPTIONS)
+    likelihoods = small.likelihoods(CONTEXT, OPTIONS)
+    found = likelihoods.mean
+    assert likelihoods.tokens[0] == len(small._ids(OPTIONS[0]))
     expected = [plainly(small, CONTEXT, option) for option in OPTIONS]
     np.testing.assert_allclose(found, expected, atol=2e-4)
-    alone = [small.likelihoods(CONTEXT, [option])[0] for option in OPTIONS[:3]]
+    alone = [small.likelihoods(CONTEXT, [option]).mean[0] for option in OPTIONS[:3]]
     np.testing.assert_allclose(found[:3], alone, atol=2e-4)
 
 
@@ -78,7 +80,7 @@ def test_it_knows_a_capital(small):
     found = small.likelihoods(
         "The capital of France is", [" Rome", " Paris", " Berlin"]
     )
-    assert found.argmax() == 1
+    assert found.total.argmax() == 1
     asked = [Prompt("Be brief.", "What is the capital of France?")]
     ((_, reply),) = small.complete(asked, Settings(max_tokens=20))
     assert "Paris" in reply.text
@@ -129,7 +131,9 @@ def test_long_contexts_lose_their_beginning(small):
     )
     tail = small.tokenizer.encode(words, add_special_tokens=False).ids[-6:]
     expected = plainly(small, small.tokenizer.decode(tail), " seven")
-    assert short.likelihoods(words, [" seven"])[0] == pytest.approx(expected, abs=2e-4)
+    assert short.likelihoods(words, [" seven"]).mean[0] == pytest.approx(
+        expected, abs=2e-4
+    )
 
 
 @needs_smollm
