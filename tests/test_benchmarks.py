@@ -226,3 +226,15 @@ def test_recsys_budget(tmp_path):
     assert target["bytes"] == round(curve["bytes_dense"] / 8)
     assert target["low"] <= target["value"] <= target["high"]
     assert "% of dense" in (tmp_path / "recsys_budget.md").read_text()
+
+
+def test_recsys_sparse_training(tmp_path):
+    """Masked and values mode make the same masks; values mode keeps less."""
+    command = [sys.executable, "-m", "benchmarks.recsys_sparse_training", "--quick"]
+    subprocess.run(
+        [*command, "--out", str(tmp_path)], cwd=ROOT, check=True, capture_output=True
+    )
+    report = json.loads((tmp_path / "recsys_sparse_training.json").read_text())
+    state = {(r["model"], r["engine"]): r["state MB"] for r in report["rows"]}
+    assert state["lightgcn", "values"] < state["lightgcn", "dense"] / 3
+    assert state["lightgcn", "values"] < state["lightgcn", "masked"] / 5
