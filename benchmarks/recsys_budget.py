@@ -33,8 +33,7 @@ EIGHTH, TARGET = 0.125, 0.98
 QUICK = (38_224, 9_556)  # bytes: a half and an eighth of 8 dimensions
 ALS_GRID = tuple(
     ALS(dim=64, l2=l2, alpha=alpha, epochs=10)
-    for l2 in (1.0, 10.0, 100.0)
-    for alpha in (5.0, 20.0)
+    for l2, alpha in ((1.0, 5.0), (10.0, 5.0), (30.0, 10.0), (100.0, 20.0))
 )
 LARGE = ("fewer bits", "svd", "svd int8", "svd int4", "bits by worth", "items only",
          "pruned", "pruned axes", "dictionary", "item knn")  # fmt: skip

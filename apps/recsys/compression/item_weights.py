@@ -1,6 +1,7 @@
 """Recipes without vectors: weights between items, the largest that fit."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 
 import numpy as np
 import scipy.sparse as sp
@@ -52,6 +53,7 @@ def _fitted(
 def _pruned(
     model: Linear, best: Recommender, subject: Subject, budget: int
 ) -> Iterator[Candidate]:
+    chosen_settings = {k: v for k, v in asdict(best).items() if k != "most_items"}
     weights = sp.coo_array(model.weights)
     n = weights.shape[0]
     for values in ("float16", "int8"):
@@ -69,8 +71,9 @@ def _pruned(
                 values,
             )
             yield Candidate(
-                {"model": str(best), "values": values, "by": by,
-                 "an item": round(len(kept) / n, 1)},
+                chosen_settings | {
+                    "values": values, "by": by, "an item": round(len(kept) / n, 1),
+                },
                 PackedWeights(table),
             )  # fmt: skip
 
