@@ -129,14 +129,14 @@ def by_choice(
     store: Store,
     vocabulary: Mapping[str, Sequence[str]] = VOCABULARY,
     *,
-    prior: bool = True,
+    prior: bool = False,
     noun: str = "film",
     progress: str | None = None,
 ) -> dict[str, tuple[str, ...]]:
     """{field: text of every item}: the value that is likeliest after the title.
 
-    prior: of each likelihood that without a title is taken away, so that the most
-    frequent word does not always win. "" for items that are not in `which`.
+    prior: take away the log-probability that a value has without a title, so that the
+    most frequent word does not always win. "" for items that are not in `which`.
     """
     showable = items.showable()
     chosen = [int(i) for i in which if showable[i]]

@@ -130,7 +130,7 @@ def by_choice(
     fields: Sequence[str] = ("liked genres", "disliked genres"),
     *,
     users: Sequence[int] | None = None,
-    prior: bool = True,
+    prior: bool = False,
     noun: str = "film",
     progress: str | None = None,
 ) -> dict[int, Profile]:
