@@ -86,7 +86,10 @@ def factors_of(
         vectors = items.rows(np.arange(items.shape[0]))
         choice = folding.choose(vectors, data)
         fold_in = choice.best
-        told["fold_in"] = {"valid ndcg@20": choice.value, "users": choice.users}
+        told["fold_in"] = {
+            "valid ndcg@20": choice.value, "users": choice.users,
+            "unseen": fold_in.unseen, "l2": fold_in.l2 / folding.mean_square(vectors),
+        }  # fmt: skip
     return _artefact(FactorScorer(users, items, fold_in), data, history, told)
 
 

@@ -49,8 +49,10 @@ def choose(
     `most_users` of those with validation items, drawn by `seed`. items: [I, d] float32.
     l2: in units of the mean squared length of the vectors.
 
-    The vectors have seen these users' training items, so the value flatters a little;
-    `benchmarks/recsys_fold_in.py` measures users that no vector has seen.
+    The vectors must not have seen the validation part: too little l2 would win, at the
+    new users' expense. They have seen these users' training items, so the value
+    flatters a little; `benchmarks/recsys_fold_in.py` measures users that no vector has
+    seen.
 
     Raises ValueError if nobody has both parts, or all vectors are 0.
     """
@@ -64,7 +66,7 @@ def choose(
         rng = np.random.default_rng(seed)
         users = np.sort(rng.choice(users, most_users, replace=False))
     known, wanted = data.train[users], data.valid[users]
-    unit = float((items.astype(np.float64) ** 2).sum(1).mean())
+    unit = mean_square(items)
     if not unit > 0:
         raise ValueError("all vectors of items are 0: there is nothing to fold in")
     k = min(K, len(items))
@@ -78,6 +80,11 @@ def choose(
             table.append((fold, float(np.nanmean(values))))
     best, value = max(table, key=lambda row: row[1])  # max keeps the first
     return Choice(best, value, tuple(table), len(users))
+
+
+def mean_square(vectors: np.ndarray) -> float:
+    """Mean squared length of the rows."""
+    return float((vectors.astype(np.float64) ** 2).sum(1).mean())
 
 
 def folded(fold: FoldIn, histories: sp.csr_array, items: np.ndarray) -> np.ndarray:

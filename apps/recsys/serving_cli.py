@@ -23,9 +23,11 @@ from apps.recsys import interactions
 from apps.recsys.artefact import Artefact, load, save
 from apps.recsys.config import Source, Value
 from apps.recsys.export import Users, artefact_of
+from apps.recsys.fold_in import mean_square
 from apps.recsys.models.als import ALS
 from apps.recsys.models.closed_form import EASE, ItemKNN
 from apps.recsys.models.closed_form import Recommender as Settings
+from apps.recsys.models.factors import Factors
 from apps.recsys.reader import table
 from apps.recsys.reading import Columns, read
 from apps.recsys.recommender import Filters, Recommender, Unknown
@@ -47,6 +49,9 @@ class ExportConfig(Source):
         users: what the file holds of them: vectors (and histories), histories (every
             user is folded in: half the bytes), or nothing (nobody's data).
         keep: weights of each item that stay, of ease and itemknn; default: all.
+        fold_in: unseen and l2 of new users' vectors, l2 in units of the items' mean
+            squared length; default: chosen on the validation part. A run that was
+            trained on that part needs them: take those of one that was not.
         out: the file.
     """
 
@@ -56,6 +61,7 @@ class ExportConfig(Source):
     kind: str = "float32"
     users: Users = "vectors"
     keep: int | None = None
+    fold_in: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,7 @@ def export_command(argv: list[str]) -> None:
         told = artefact.about["fold_in"]
         print(
             f"new users: NDCG@20 {told['valid ndcg@20']:.4f} on validation, folded in "
-            f"({told['users']:,} users)"
+            f"({told['users']:,} users); --fold-in {told['unseen']:g} {told['l2']:g}"
         )
 
 
@@ -252,6 +258,19 @@ def _trained(config: ExportConfig, folder: Path) -> Artefact:
     from apps.recsys.result import load_result  # torch
 
     result = load_result(folder)
+    model = result.model
+    if result.config.train_on == "all" and not config.fold_in:
+        raise ValueError(
+            f"{folder} was trained on the validation part, so new users' settings "
+            "cannot be chosen there: give --fold-in UNSEEN L2, as export prints them "
+            "for a run with train_on = train"
+        )
+    fold_in = None
+    if config.fold_in:
+        if len(config.fold_in) != 2 or not isinstance(model, Factors):
+            raise ValueError("fold_in takes two numbers, and a model of vectors")
+        unseen, l2 = config.fold_in
+        fold_in = FoldIn(unseen, l2 * mean_square(model.items))
     measured = {name: asdict(value) for name, value in result.metrics.items()}
     about = {
         "model": {"name": result.config.model, "method": result.config.method},
@@ -259,7 +278,7 @@ def _trained(config: ExportConfig, folder: Path) -> Artefact:
         "metrics": {name: _plain(value) for name, value in measured.items()},
     }
     return artefact_of(
-        result.model, result.data, kind=config.kind, users=config.users,
+        model, result.data, fold_in=fold_in, kind=config.kind, users=config.users,
         keep=config.keep, about=about,
     )  # fmt: skip
 

@@ -32,7 +32,7 @@ from apps.recsys.export import (
     lists_of,
     matrix_of,
 )
-from apps.recsys.fold_in import L2, UNSEEN, folded
+from apps.recsys.fold_in import L2, UNSEEN, folded, mean_square
 from apps.recsys.interactions import Interactions
 from apps.recsys.models.closed_form import EASE, ItemKNN
 from apps.recsys.ragged import Ids, Texts, ragged
@@ -126,7 +126,7 @@ def item_fold(
         rng = np.random.default_rng(0)
         chosen = np.sort(rng.choice(chosen, most, replace=False))
     trained, buyers = items[chosen], buyers[chosen]
-    unit = float((users.astype(np.float64) ** 2).sum(1).mean())
+    unit = mean_square(users)
     wanted = level(trained, users, buyers)
     if not (wanted > 0 and unit > 0):
         raise ValueError(

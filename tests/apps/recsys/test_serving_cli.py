@@ -47,6 +47,21 @@ def test_a_run_becomes_a_file(tmp_path, capsys):
     assert all(item.title in out for item in best)
 
 
+def test_a_run_on_the_validation_part_needs_its_fold_in(tmp_path, capsys):
+    run, path = tmp_path / "run", tmp_path / "model.safetensors"
+    train = ["train", "--model", "mf", "--dim", "4", "--epochs", "1"]
+    assert main([*train, "--train-on", "all", "--out", str(run)]) == 0
+    export = ["export", "--run", str(run), "--out", str(path)]
+    assert main(export) == 2
+    assert "trained on the validation part" in capsys.readouterr().err
+    assert main([*export, "--fold-in", "0.1"]) == 2
+    assert "two numbers" in capsys.readouterr().err
+    assert main([*export, "--fold-in", "0.1", "10"]) == 0
+    model = load(path).model
+    assert model.fold_in.unseen == 0.1
+    assert model.fold_in.l2 == pytest.approx(10 * (model.lengths**2).mean())
+
+
 def test_somebody_new(ease, capsys):
     asked = ["--liked", "star wars", "Toy Story", "--because", "1", "--k", "4"]
     command = ["recommend", "--file", str(ease), *asked, "--where", "class=Animation"]
