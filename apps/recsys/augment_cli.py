@@ -12,7 +12,7 @@ from apps.common.verbs import Verbs, required
 from apps.recsys.augment import FILE, AugmentConfig, augment, rehearse
 from apps.recsys.config import PRESETS
 from apps.recsys.language.asking import OverBudget
-from apps.recsys.language.endpoint import EndpointError
+from apps.recsys.language.interface import EndpointError
 
 
 def augment_command(argv: list[str]) -> None:
@@ -26,6 +26,10 @@ def augment_command(argv: list[str]) -> None:
         _, report = augment(config)
     except (EndpointError, OverBudget) as error:
         raise ValueError(str(error)) from error
+    except ImportError as error:
+        raise ValueError(
+            f"{error}: language models need pip install 'sparsekit[language]'"
+        ) from error
     print("\n".join(lines(report)))
     print(f"wrote {out / FILE}")
 

@@ -5,14 +5,16 @@ print(as_text(rehearse(endpoint, prompts, settings, store, Prices(0.15, 0.6))))
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from apps.recsys.language import destination
 from apps.recsys.language.asking import unanswered
 from apps.recsys.language.cost import Estimate, Prices, estimate
-from apps.recsys.language.endpoint import Endpoint
 from apps.recsys.language.interface import Prompt, Settings
 from apps.recsys.language.store import Store
+
+if TYPE_CHECKING:
+    from apps.recsys.language.endpoint import Endpoint  # imports httpx
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Rehearsal:
 
 
 def rehearse(
-    model: Endpoint,
+    model: "Endpoint",
     prompts: Sequence[Prompt],
     settings: Settings,
     store: Store,

@@ -22,16 +22,18 @@ import httpx
 
 from apps.recsys.language import wire
 from apps.recsys.language.destination import check_url, is_loopback, permit
-from apps.recsys.language.interface import Failure, Prompt, Reply, Settings
+from apps.recsys.language.interface import (
+    EndpointError,
+    Failure,
+    Prompt,
+    Reply,
+    Settings,
+)
 from apps.recsys.language.pace import Pace, backoff, retry_after
 
 PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})  # may pass
 HOPELESS = frozenset({401, 402, 403, 404, 405})  # whatever is asked
 EXCERPT = 500  # bytes of an error page that are read
-
-
-class EndpointError(RuntimeError):
-    """Nothing more can be asked of this endpoint; the message names the fix."""
 
 
 @dataclass(frozen=True)

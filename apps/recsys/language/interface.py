@@ -89,6 +89,10 @@ class Failure:
     detail: str = ""
 
 
+class EndpointError(RuntimeError):
+    """Nothing more can be asked of an endpoint; the message names the fix."""
+
+
 class LanguageModel(Protocol):
     """identity: what must be equal for replies to be interchangeable."""
 

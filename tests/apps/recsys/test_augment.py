@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -178,6 +180,25 @@ def test_the_preset_in_smoke_and_its_report(tmp_path, capsys):
     assert "triplets            942" in capsys.readouterr().out
     assert main(["augment", "--config", "llmrec-ml100k", "--profile", "smoke"]) == 2
     assert "--out is required" in capsys.readouterr().err
+
+
+def test_commands_need_no_language_packages_until_they_are_used():
+    code = (
+        "import sys, apps.recsys.cli; print([m for m in ('httpx', 'transformers', "
+        "'tokenizers', 'gguf') if m in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.stdout == "[]\n", ran.stderr
+
+
+def test_a_missing_package_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    monkeypatch.delitem(sys.modules, "apps.recsys.language.endpoint", raising=False)
+    flags = ["augment", "--side", "none", "--items", "genres", "--chooser", "ask",
+             "--endpoint.url", "http://127.0.0.1:1/v1", "--endpoint.model", "m",
+             "--store", str(tmp_path / "r.db"), "--out", str(tmp_path)]  # fmt: skip
+    assert main(flags) == 2
+    assert "sparsekit[language]" in capsys.readouterr().err
 
 
 def test_settings_are_checked(tmp_path):

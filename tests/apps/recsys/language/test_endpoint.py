@@ -10,8 +10,14 @@ from datetime import UTC, datetime
 
 import pytest
 
-from apps.recsys.language.endpoint import Endpoint, EndpointError
-from apps.recsys.language.interface import Failure, Prompt, Reply, Settings
+from apps.recsys.language.endpoint import Endpoint
+from apps.recsys.language.interface import (
+    EndpointError,
+    Failure,
+    Prompt,
+    Reply,
+    Settings,
+)
 from apps.recsys.language.pace import Pace, backoff, retry_after
 from tests.apps.recsys.language.chat_server import (
     Chat,
