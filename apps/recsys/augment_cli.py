@@ -18,11 +18,12 @@ from apps.recsys.language.interface import EndpointError
 def augment_command(argv: list[str]) -> None:
     """Make triplets and features for llmrec from titles, by models on this machine."""
     config = parse(AugmentConfig, argv, presets=PRESETS)
-    if config.dry_run:
-        print(rehearse(config))
-        return
-    out = required(config.out, "out")
+    out = None if config.dry_run else required(config.out, "out")
     try:
+        if config.dry_run or config.endpoint.url:  # what leaves is listed first
+            print(rehearse(config), flush=True)
+        if out is None:
+            return
         _, report = augment(config)
     except (EndpointError, OverBudget) as error:
         raise ValueError(str(error)) from error

@@ -169,7 +169,9 @@ def test_an_endpoint_that_fails_is_an_error_and_keeps_what_came(tmp_path, capsys
                  "--endpoint.local", "--endpoint.concurrency", "1", "--store",
                  str(tmp_path / "r.db"), "--out", str(tmp_path / "o")]  # fmt: skip
         assert main(flags) == 2
-    assert "404" in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert "404" in shown.err
+    assert "never sent: ids" in shown.out  # listed before anything left
     with Store(tmp_path / "r.db") as store:
         assert len(store) == 5
 
