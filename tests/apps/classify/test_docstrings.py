@@ -5,7 +5,7 @@ import importlib
 
 import pytest
 
-MODULES = ("budget", "config", "metrics", "models", "options", "train")
+MODULES = ("budget", "config", "metrics", "models", "train")
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -5,7 +5,9 @@ import importlib
 
 import pytest
 
-MODULES = {"statistics": 3, "claims": 1, "ledger": 1, "tables": 2, "toml": 4}
+MODULES = {
+    "statistics": 3, "claims": 1, "ledger": 1, "options": 1, "tables": 2, "toml": 4,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MODULES)
