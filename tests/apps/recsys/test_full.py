@@ -1,12 +1,14 @@
 """The GPU run's script, on a small data set and a CPU."""
 
 import json
+import time
 
 import numpy as np
 import pytest
 import torch
 
 from apps.recsys import full
+from apps.recsys.train import train
 from sparsekit.masks import unpack
 
 COMMON = ["--dataset", "ml100k", "--epochs", "1", "--device", "cpu"]
@@ -55,8 +57,13 @@ def test_tables_in_few_bits_take_the_bytes_that_they_say(tmp_path, capsys):
         assert found[recipe, "float16"]["ndcg@20"] == pytest.approx(ndcg, abs=2e-3)
 
 
-def test_no_training_begins_that_would_end_too_late(tmp_path, capsys):
-    run = ["run", "--out", str(tmp_path), "--minutes", "0.005", "--seeds", "0"]
+def test_no_training_begins_that_would_end_too_late(tmp_path, capsys, monkeypatch):
+    def slow(config):
+        time.sleep(0.8)  # of 1.2 s: whatever the machine, a second one is too late
+        return train(config)
+
+    monkeypatch.setattr(full, "train", slow)
+    run = ["run", "--out", str(tmp_path), "--minutes", "0.02", "--seeds", "0"]
     assert full.main([*run, *COMMON, "--recipes", "dim-8", "dim-16"]) == 0
     assert len(full.read_rows(tmp_path)) == 1  # the first has no estimate yet
 
