@@ -28,7 +28,8 @@ class Source(RunConfig):
         test: a file with the test part; then `dataset` is the training part.
         split: random (10 % of each user are test, 10 % validation), leave_one_out or
             global_time.
-        split_seed: of a random split, and of the validation part of gowalla.
+        split_seed: of a random split, of the order of equal times in leave_one_out,
+            and of the validation part of gowalla.
         rating: the least that counts as liked; default: 4 for ml100k, else all rows.
         core: interactions that each user and item must have; 1 for no such limit.
         columns: names in the file: user, item, rating, timestamp; unit of times.

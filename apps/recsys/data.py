@@ -86,7 +86,7 @@ def split_by(log: Interactions, split: Split, seed: int = 0) -> Dataset:
     if split == "random":
         return splits.random_ratio(log, seed=seed)
     if split == "leave_one_out":
-        return splits.leave_one_out(log)
+        return splits.leave_one_out(log, seed=seed)
     if split == "global_time":
         return splits.global_time(log)
     raise ValueError(

@@ -6,12 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import scipy.stats
 from hypothesis import given as draw
 from hypothesis import settings
 from hypothesis import strategies as st
 
 from apps.recsys import splits
-from apps.recsys.data import Preparation, gowalla, load, ml100k
+from apps.recsys.data import Preparation, gowalla, load, ml100k, split_by
 from apps.recsys.interactions import Interactions, at_least, k_core, without_duplicates
 from apps.recsys.report import as_text, leakage, report
 
@@ -107,19 +108,50 @@ def test_k_core(seed, users, items):
             k_core(log, users, items)
 
 
-def test_leave_one_out():
-    log = without_duplicates(made_up())
-    data = splits.leave_one_out(log)
-    for user in log.user_ids:
-        mine = sorted(
-            (log.timestamps[row], pair[1])
-            for row, pair in enumerate(logged(log)) if pair[0] == user
-        )  # fmt: skip
-        wanted = ([], [], [name for _, name in mine])
+def last_two(log, data):
+    """{user: (test item, validation item)} of those who have them."""
+    found = [dict(pairs(data, part)) for part in ("test", "valid")]
+    assert found[0].keys() == found[1].keys()
+    return {user: (found[0][user], found[1][user]) for user in found[0]}
+
+
+@pytest.mark.parametrize("times", [50, 10**6])
+def test_leave_one_out(times):
+    log = without_duplicates(made_up(times=times))
+    moment = dict(zip(logged(log), log.timestamps, strict=True))
+    data = splits.leave_one_out(log, seed=1)
+    assert set.union(*(pairs(data, part) for part in splits.PARTS)) == set(logged(log))
+    assert sum(data.part(part).nnz for part in splits.PARTS) == len(log)
+    left = last_two(log, data)
+    for u, user in enumerate(log.user_ids):
+        mine = sorted(t for (who, _), t in moment.items() if who == user)
+        assert (user in left) == (len(mine) >= 3)
         if len(mine) >= 3:
-            wanted = ([mine[-1][1]], [mine[-2][1]], [name for _, name in mine[:-2]])
-        for part, items in zip(("test", "valid", "train"), wanted, strict=True):
-            assert {i for u, i in pairs(data, part) if u == user} == set(items)
+            assert [moment[user, i] for i in left[user]] == mine[:-3:-1]
+        assert np.diff(data.train.indptr)[u] == len(mine) - 2 * (len(mine) >= 3)
+    if times > 50:
+        assert len(set(moment.values())) == len(moment)  # without ties: any seed
+        assert last_two(log, splits.leave_one_out(log, seed=2)) == left
+
+
+def test_equal_times_are_dice():
+    """Every item of one time is test as often as the others; rows do not matter."""
+    n_users, n_items = 400, 5
+    users, items = np.divmod(np.arange(n_users * n_items, dtype=np.int32), n_items)
+    log = Interactions(
+        "tied", users, items.astype(np.int32),
+        np.array([f"u{i:03}" for i in range(n_users)], object),
+        np.array(list("abcde"), object), timestamps=np.zeros(len(users)),
+    )  # fmt: skip
+    data = splits.leave_one_out(log, seed=3)
+    for part in (data.test, data.valid):
+        often = np.bincount(part.indices, minlength=n_items)
+        assert scipy.stats.chisquare(often).pvalue > 0.001
+    rows = np.random.default_rng(0).permutation(len(users))
+    mixed = replace(log, users=log.users[rows], items=log.items[rows])
+    assert last_two(mixed, splits.leave_one_out(mixed, seed=3)) == last_two(log, data)
+    assert last_two(log, split_by(log, "leave_one_out", 3)) == last_two(log, data)
+    assert last_two(log, split_by(log, "leave_one_out", 4)) != last_two(log, data)
 
 
 def test_global_time():
