@@ -11,7 +11,12 @@ from sparsekit.execution.blocked import LANES, from_blocked, to_blocked
 from sparsekit.execution.kernels import conv as kernels
 from sparsekit.execution.kernels import conv_structure
 from sparsekit.execution.kernels.conv import Images, Rows
-from sparsekit.execution.layer import SparseLayer, direct, unwatched
+from sparsekit.execution.layer import (
+    SparseLayer,
+    direct,
+    require_unmoved,
+    unwatched,
+)
 
 
 class SparseConv2d(SparseLayer):
@@ -333,11 +338,8 @@ def gradients(
     col, starts, *transposed = structure
     need_x, need_values, need_bias, need_probe = need
     plain = unwatched(grad) and not torch.is_grad_enabled()  # no second derivative
-    if plain and values.shape != col.shape:  # kernels read where the indices say
-        raise RuntimeError(
-            f"{len(col)} connections went forward, {len(values)} are left: move them "
-            "after the backward pass"
-        )
+    if plain:
+        require_unmoved(len(col), len(values))
     towards_x: Any = input_gradient if plain else _input_gradient
     towards_values: Any = weight_gradient if plain else _weight_gradient
     size = x.shape[2] - 2, x.shape[3] - 2, taps, stride

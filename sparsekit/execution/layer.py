@@ -203,6 +203,19 @@ def carry(old: Tensor, source: Tensor) -> Tensor:
     return torch.where(source >= 0, old[source.clamp(min=0)], 0)
 
 
+def require_unmoved(went: int, left: int) -> None:
+    """Raises RuntimeError if a layer has not as many values as it had going forward.
+
+    Kernels read where the indices of the forward pass say, so other values would be
+    read beyond their end. Moves that keep the number are noticed by torch.
+    """
+    if went != left:
+        raise RuntimeError(
+            f"{went} connections went forward, {left} are left: move them after the "
+            "backward pass"
+        )
+
+
 def linear_of(weight: Tensor, bias: Tensor | None, training: bool) -> nn.Linear:
     """A plain layer with copies of a dense weight (out, in) and a bias."""
     out, inputs = weight.shape

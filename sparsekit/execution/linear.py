@@ -7,7 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsekit.execution.kernels import linear as kernels
-from sparsekit.execution.layer import SparseLayer, direct, unwatched
+from sparsekit.execution.layer import (
+    SparseLayer,
+    direct,
+    require_unmoved,
+    unwatched,
+)
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -110,11 +115,11 @@ def product(layer: SparseLayer, x: Tensor, bias: Tensor | None = None) -> Tensor
     kind = x.dtype
     values: Tensor = layer.values
     if values.dtype in HALF:
-        x, values = x.float(), values.float()
+        x, values = x.float(), _unmoved(layer, values.float())
         bias = None if bias is None else bias.float()
     outputs, inputs = layer.dense_shape
     if layer.nnz == outputs * inputs:
-        weight = values.view(outputs, inputs)
+        weight = _unmoved(layer, values.view(outputs, inputs))
         if layer.probe is not None:
             weight = weight + layer.probe
         return F.linear(x, weight, bias).to(kind)
@@ -126,6 +131,14 @@ def product(layer: SparseLayer, x: Tensor, bias: Tensor | None = None) -> Tensor
         layer.transposed_starts, layer.transposed_col, layer.permutation,
     )  # fmt: skip
     return y.reshape(*x.shape[:-1], outputs).to(kind)
+
+
+def _unmoved(layer: SparseLayer, weight: Tensor) -> Tensor:
+    """What was made of a layer's values; its gradient is refused once those moved."""
+    if weight.requires_grad and unwatched(weight):
+        went = layer.nnz
+        weight.register_hook(lambda _: require_unmoved(went, layer.nnz))
+    return weight
 
 
 def _checked(layer: SparseLayer, x: Tensor) -> Tensor:
@@ -291,6 +304,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, values, col, starts, *transposed = ctx.saved_tensors
     need_x, need_values, need_bias, need_probe = ctx.needs_input_grad[:4]
     plain = unwatched(grad) and not torch.is_grad_enabled()  # no second derivative
+    if plain:
+        require_unmoved(len(col), len(values))
     grads: list[Tensor | None] = [None] * 9
     if need_x:
         towards_x: Any = input_gradient if plain else _input_gradient

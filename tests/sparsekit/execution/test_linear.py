@@ -124,6 +124,27 @@ def test_every_size_of_tile(vectors):
     assert_like_dense(layer, torch.randn(16 * vectors - 1, 41))
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("density", "fewer"), [(0.3, False), (0.3, True), (1, True)])
+def test_connections_that_move_before_the_backward_pass_are_refused(
+    density, fewer, kind
+):
+    dense, mask, _ = subject(density, inputs=41, outputs=23)
+    layer = SparseLinear.from_dense(dense.to(kind), mask)
+    losses = [
+        layer(torch.randn(16, 41, dtype=kind, requires_grad=need)).sum()
+        for need in (False, True)
+    ]
+    new = mask.flatten().roll(1).view(mask.shape)
+    if fewer:
+        new &= torch.arange(23).view(-1, 1) > 3
+    layer.move(new)
+    for loss in losses:
+        with pytest.raises(RuntimeError, match=r"went forward|modified by an inplace"):
+            loss.backward()
+    assert_like_dense(layer, torch.randn(16, 41).to(kind), 1e-2)
+
+
 def test_gradcheck_in_float64():
     _, mask, _ = subject(0.4, inputs=11, outputs=7)
     layer = SparseLinear.from_dense(nn.Linear(11, 7).double(), mask)
