@@ -111,7 +111,8 @@ class SparseLayer(nn.Module):
 
         In place while their number stays the same, so that optimizers and compiled
         graphs go on; else `values` stays the same Parameter with another length, and
-        its gradient is dropped.
+        its gradient is dropped. Memory: for a moment some bytes an entry of
+        `dense_shape`; what a method reads to choose the mask takes more.
 
         Args:
             mask: bool, `dense_shape`.
