@@ -1,0 +1,7 @@
+"""`python -m apps.continual VERB ...`, the same as `sparsekit continual VERB ...`."""
+
+import sys
+
+from apps.continual.cli import main
+
+sys.exit(main())

@@ -1,0 +1,167 @@
+"""The settings of one training on a stream of tasks."""
+
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from apps.common import options as methods
+from apps.common.config import RunConfig, parse
+
+PRESETS = Path(__file__).parent / "presets"
+
+Value = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    """One training on a stream of tasks. Every field is a flag and a key of a preset.
+
+    Args:
+        dataset: mnist5k, mnist, digits, news, cifar10, tiny-imagenet, the path of your
+            .npz (arrays x, y and, if you like, task), or a folder of class folders.
+        data_dir: where cifar10, tiny-imagenet or your file is; default:
+            $SPARSEKIT_DATA, or here.
+        scenario: class (classes are split over tasks, and told apart without the task),
+            task (the task is known, in training and test) or domain (all tasks have the
+            same classes, the inputs change).
+        drift: of domain: permuted pixels, rotated images, or the tasks of your .npz.
+        tasks: how many.
+        order: classes in the order in which they come; default: ascending.
+        shuffle_classes: the seed draws the order.
+        blurry: share of each task's training examples that are exchanged with other
+            tasks, in [0, 1).
+        online: every example is seen once, and strategies are not told of tasks.
+        train_size: so many training examples a task at most; default: all.
+        model: mlp, cnn or resnet18.
+        width: hidden units, or filters of the first convolution.
+        depth: hidden layers or convolutions; unused by resnet18.
+        strategy: a file in strategies/: finetune, joint, er, derpp, ...
+        strategy_options: fields of the strategy, as alpha=0.2.
+        loss_over: logits in the loss of the current batch: of all classes, or of the
+            current task's classes only, as SparCL does it. Scenario task: always those.
+        replay_from: when replay starts: as soon as the buffer holds something, as
+            Mammoth does it, or with the second task, as SparCL does it.
+        buffer: examples that the buffer holds; 0 for none.
+        buffer_bytes: the same in bytes, all that is stored of an example; wins over
+            `buffer` if given.
+        policy: of the buffer: reservoir, balanced or herding.
+        method: "dense", a name that `sparsekit methods` lists, or a file my_method.py.
+        sparsity: fraction of zeros over all masked weights; unused by dense.
+        options: other fields of the method; times in steps, "2 epochs" or "75%" (of all
+            tasks together).
+        keep_dense: patterns of parameter names that are not masked, as "classifier.*".
+        backend: masked (dense weights with zeros), or values: layers store and compute
+            alive weights only, which is faster at high sparsity. The same masks.
+        epochs: passes over each task.
+        batch: examples of the current task a step; an incomplete last batch is dropped,
+            unless it is the only one.
+        replay_batch: examples of the buffer a draw.
+        optimizer: sgd, momentum (0.9) or adamw; a task begins with empty moments.
+        lr: learning rate, constant.
+        weight_decay: coefficient; biases and norms included.
+        augment: random crops (4 pixels) and flips, of current and replayed images.
+        part: that fills the accuracy matrix: test, or validation to choose settings.
+        checkpoint_every: steps between checkpoints; 0: after every epoch.
+        device: cpu or cuda.
+    """
+
+    dataset: str = "mnist5k"
+    data_dir: str | None = None
+    scenario: Literal["class", "task", "domain"] = "class"
+    drift: Literal["permuted", "rotated", "tasks"] = "permuted"
+    tasks: int = 5
+    order: tuple[int, ...] = ()
+    shuffle_classes: bool = False
+    blurry: float = 0.0
+    online: bool = False
+    train_size: int | None = None
+    model: Literal["mlp", "cnn", "resnet18"] = "mlp"
+    width: int = 100
+    depth: int = 2
+    strategy: str = "er"
+    strategy_options: dict[str, Value] = field(default_factory=dict)
+    loss_over: Literal["all", "current"] = "all"
+    replay_from: Literal["first", "second"] = "first"
+    buffer: int = 200
+    buffer_bytes: int | None = None
+    policy: Literal["reservoir", "balanced", "herding"] = "reservoir"
+    method: str = "dense"
+    sparsity: float = 0.9
+    options: dict[str, Value] = field(default_factory=dict)
+    keep_dense: tuple[str, ...] = ()
+    backend: Literal["masked", "values"] = "masked"
+    epochs: int = 1
+    batch: int = 10
+    replay_batch: int = 10
+    optimizer: Literal["sgd", "momentum", "adamw"] = "sgd"
+    lr: float = 0.03
+    weight_decay: float = 0.0
+    augment: bool = False
+    part: Literal["test", "validation"] = "test"
+    checkpoint_every: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def preset(name: str, profile: str = "laptop", **changes: Any) -> Config:
+    """A preset's settings in a profile, with some fields changed.
+
+    Raises FileNotFoundError for an unknown preset, TypeError for an unknown field.
+
+    >>> preset("derpp-mnist", "smoke", buffer=500).strategy
+    'derpp'
+    """
+    argv = ["--config", name, "--profile", profile]
+    return replace(parse(Config, argv, presets=PRESETS), **changes)
+
+
+def check(config: Config) -> None:
+    """ValueError for a setting out of range, before any work."""
+    for name in ("tasks", "width", "epochs", "batch", "replay_batch"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    for name in ("buffer", "checkpoint_every", "depth", "weight_decay"):
+        if not getattr(config, name) >= 0:
+            raise ValueError(f"{name} must be at least 0, got {getattr(config, name)}")
+    for name in ("buffer_bytes", "train_size"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if not 0 <= config.sparsity < 1:
+        raise ValueError(
+            f"sparsity is the fraction of zeros, in [0, 1), got {config.sparsity}"
+        )
+    if not 0 <= config.blurry < 1:
+        raise ValueError(f"blurry is a share in [0, 1), got {config.blurry}")
+    if not (config.lr > 0 and math.isfinite(config.lr)):
+        raise ValueError(f"lr must be positive, got {config.lr}")
+    if config.online and config.epochs > 1:
+        raise ValueError(
+            f"online means one pass: epochs must be 1, got {config.epochs}"
+        )
+    current = config.scenario == "task" or config.loss_over == "current"
+    if config.blurry and (current or config.scenario == "domain"):
+        raise ValueError(
+            "blurry tasks hold all classes: use scenario class with loss_over all"
+        )
+    if config.online and current:
+        raise ValueError(
+            "online strategies are not told of tasks: use loss_over all and scenario "
+            "class or domain"
+        )
+    if config.backend == "values" and (config.method == "dense" or config.keep_dense):
+        raise ValueError("backend values needs a sparse method and no keep_dense")
+    if len(set(config.order)) < len(config.order):
+        twice = next(c for c in config.order if config.order.count(c) > 1)
+        raise ValueError(
+            f"order names class {twice} twice; a class belongs to one task"
+        )
+    if config.order and config.shuffle_classes:
+        raise ValueError("give order or shuffle_classes, not both")
+    methods.build(config.method, config.sparsity, config.options, 100, 1000)
+    from apps.continual import strategy  # here: it imports this module
+
+    strategy.build(config)

@@ -1,0 +1,367 @@
+"""A training's result, its state on the way there, and both on disk."""
+
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apps.common import cost, runs
+from apps.common.config import parse, refuse_other_settings, settings
+from apps.common.runs import RunFolder
+from apps.common.statistics import Interval
+from apps.continual import metrics, models
+from apps.continual.config import Config
+from apps.continual.strategy import evaluating
+from apps.continual.training import Training
+from sparsekit.execution import dense_state_dict
+
+Z = 1.959963984540054  # of a normal 95 % interval
+
+
+@dataclass(frozen=True)
+class Tested:
+    """Answers on the test parts of all tasks, at one time.
+
+    correct, correct_of_task, confidence: a tensor [n_j] for each task j; correct: among
+    all classes; correct_of_task: among the task's own; confidence: of the answer among
+    all classes.
+    """
+
+    correct: list[Tensor]
+    correct_of_task: list[Tensor]
+    confidence: list[Tensor]
+
+    @property
+    def accuracies(self) -> Tensor:
+        """[T], among all classes."""
+        return torch.stack([c.double().mean() for c in self.correct])
+
+    @property
+    def accuracies_of_task(self) -> Tensor:
+        """[T], the task being known."""
+        return torch.stack([c.double().mean() for c in self.correct_of_task])
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one training gave.
+
+    matrix: [T, T], a[i, j] the accuracy on task j after task i: Class-IL, Task-IL or
+    Domain-IL by the scenario; task_matrix: Task-IL, from the same logits. initial: [T],
+    of the untrained model. metrics: see `metrics_of`. cost: DESIGN's keys and
+    buffer_bytes. history: one row an epoch. samples: after the last task, {"correct",
+    "correct_of_task", "confidence", "task"}, one value a test example.
+    """
+
+    config: Config
+    matrix: Tensor
+    task_matrix: Tensor
+    initial: Tensor
+    metrics: dict[str, Interval]
+    cost: dict[str, float]
+    history: list[dict[str, float]]
+    samples: dict[str, Tensor]
+    model: nn.Module
+    masks: dict[str, Tensor]
+
+    @property
+    def accuracy(self) -> float:
+        """Mean over tasks after the last one."""
+        return self.metrics["accuracy"].value
+
+
+def measure(state: Training, batch: int = 1000) -> Tested:
+    """The model on the tested part of every task, learned or not."""
+    stream, config, strategy = state.stream, state.config, state.strategy
+    tested = Tested([], [], [])
+    with evaluating(state.model):
+        for j, task in enumerate(stream.tasks):
+            part = getattr(task, config.part)
+            logits = torch.cat(
+                [
+                    strategy.predict(
+                        stream.view(part.raw(slice(i, i + batch)).to(state.device)), j
+                    ).float()
+                    for i in range(0, len(part), batch)
+                ]
+            ).cpu()
+            confidence, answer = logits.softmax(1).max(1)
+            own = torch.tensor(task.classes)
+            of_task = own[logits[:, own].argmax(1)]
+            tested.correct.append(answer == part.y)
+            tested.correct_of_task.append(of_task == part.y)
+            tested.confidence.append(confidence)
+    return tested
+
+
+class Run:
+    """A training's place in the stream, what was measured so far, and its files."""
+
+    def __init__(self, config: Config, state: Training):
+        self.config, self.state = config, state
+        self.task, self.epoch, self.batch = 0, 0, 0  # where to go on
+        self.seconds, self.summed = 0.0, 0.0
+        self.unsaved = 0  # steps since the last checkpoint
+        self.epoch_seconds = 0.0
+        self.history: list[dict[str, float]] = []
+        self.rows: list[Tensor] = []  # of the matrix
+        self.task_rows: list[Tensor] = []
+        self.initial = torch.zeros(0)
+        self.last: Tested | None = None
+        self.folder = None if config.out is None else RunFolder(config.out)
+
+    @property
+    def at_start_of_task(self) -> bool:
+        return (self.epoch, self.batch) == (0, 0)
+
+    @property
+    def at_start_of_epoch(self) -> bool:
+        return self.batch == 0
+
+    def start(self) -> None:
+        """Begins in a new folder, or takes up the checkpoint of an interrupted run."""
+        if self.folder is not None:
+            if not self.config.resume and is_finished(self.config.out):
+                raise ValueError(
+                    f"{self.config.out} holds a finished run: load it with --resume, "
+                    "or give another --out"
+                )
+            checkpoint = self.folder.read_checkpoint() if self.config.resume else None
+            if checkpoint is not None:
+                self._load(checkpoint)
+                return
+            self.folder.write_config(self.config)
+        self.initial = measure(self.state).accuracies
+
+    def end_step(self, loss: Tensor | None, seconds: float) -> None:
+        self.batch += 1
+        self.unsaved += 1
+        self.seconds += seconds
+        self.epoch_seconds += seconds
+        if loss is not None:
+            self.summed += float(loss.detach())
+        if self.unsaved == self.config.checkpoint_every:
+            self._save()
+
+    def end_epoch(self, seconds: float) -> None:
+        """Records an epoch, and writes a checkpoint."""
+        loss = self.summed / self.batch
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the loss is {loss} in epoch {self.epoch + 1} of task {self.task}: "
+                f"lower lr (now {self.config.lr}) or look at the data"
+            )
+        self.seconds += seconds
+        sparsifier = self.state.sparsifier
+        row = {
+            "task": self.task,
+            "epoch": self.epoch,
+            "steps": self.batch,
+            "loss": loss,
+            "density": 1.0 if sparsifier is None else sparsifier.density,
+            "seconds": self.epoch_seconds + seconds,
+        }
+        self.history.append(row)
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.summed, self.epoch_seconds = 0.0, 0.0
+        self._save()
+
+    def end_task(self, tested: Tested, seconds: float) -> None:
+        self.seconds += seconds
+        self.rows.append(tested.accuracies)
+        self.task_rows.append(tested.accuracies_of_task)
+        self.last = tested
+        self.task, self.epoch = self.task + 1, 0
+        if self.task < len(self.state.stream.tasks):
+            self._save()
+
+    def finish(self) -> Result:
+        """Computes the metrics and writes the result."""
+        state, tested = self.state, self.last
+        if tested is None:
+            tested = measure(state)
+        masks = {name: mask.clone() for name, mask in state.masks.items()}
+        model = state.model
+        if self.config.backend == "values":
+            model = state.fresh_model()
+            model.load_state_dict(dense_state_dict(state.model))
+        model.eval()
+        matrix, task_matrix = torch.stack(self.rows), torch.stack(self.task_rows)
+        known = state.strategy.needs_task_id or self.config.scenario == "task"
+        if known:
+            matrix = task_matrix
+        measured = metrics_of(matrix, task_matrix, self.initial, tested, known)
+        params_total, params_active = cost.count_parameters(model, masks)
+        costs = {
+            "train_seconds": self.seconds,
+            "train_flops": state.flops.total,
+            "peak_rss_mb": cost.peak_rss_mb(),
+            "params_total": params_total,
+            "params_active": params_active,
+            "bytes_on_disk": cost.bytes_on_disk(model, masks),
+            "buffer_bytes": state.buffer.nbytes,
+        }
+        samples = {
+            name: torch.cat(getattr(tested, name))
+            for name in ("correct", "correct_of_task", "confidence")
+        }
+        sizes = torch.tensor([len(c) for c in tested.correct])
+        samples["task"] = torch.arange(len(sizes)).repeat_interleave(sizes)
+        result = Result(
+            self.config, matrix, task_matrix, self.initial, measured, costs,
+            self.history, samples, model, masks,
+        )  # fmt: skip
+        if self.folder is not None:
+            save(self.folder, result, state)
+        return result
+
+    def _save(self) -> None:
+        self.unsaved = 0
+        if self.folder is None:
+            return
+        self.folder.write_checkpoint(
+            {
+                "task": self.task,
+                "epoch": self.epoch,
+                "batch": self.batch,
+                "seconds": self.seconds,
+                "epoch_seconds": self.epoch_seconds,
+                "summed": self.summed,
+                "history": self.history,
+                "rows": self.rows,
+                "task_rows": self.task_rows,
+                "initial": self.initial,
+                "training": self.state.state_dict(),
+                "settings": settings(self.config),
+            }
+        )
+        self.folder.write_log(self.history)
+
+    def _load(self, saved: dict[str, Any]) -> None:
+        refuse_other_settings(self.config, saved["settings"], self.folder.path)
+        for name in (
+            "task", "epoch", "batch", "seconds", "epoch_seconds", "summed", "history",
+            "rows", "task_rows", "initial",
+        ):  # fmt: skip
+            setattr(self, name, saved[name])
+        self.state.load_state_dict(saved["training"])
+
+
+def metrics_of(
+    matrix: Tensor, task_matrix: Tensor, initial: Tensor, tested: Tested, known: bool
+) -> dict[str, Interval]:
+    """Named metrics; an interval over test examples where there is one.
+
+    accuracy: mean over tasks, after the last; task_accuracy: the same with the task
+    known; backward_transfer (GEM), forgetting (Chaudhry), learning_accuracy,
+    forward_transfer (GEM); ece: over all test examples.
+    """
+    correct = tested.correct_of_task if known else tested.correct
+    n_tasks = len(matrix)
+    measured = {
+        "accuracy": stratified(correct),
+        "task_accuracy": stratified(tested.correct_of_task),
+        "learning_accuracy": _plain(metrics.learning_accuracy(matrix), n_tasks),
+    }
+    if n_tasks > 1:
+        others = {
+            "backward_transfer": metrics.backward_transfer(matrix),
+            "forgetting": metrics.forgetting(matrix),
+            "task_forgetting": metrics.forgetting(task_matrix),
+            "forward_transfer": metrics.forward_transfer(matrix, initial),
+        }
+        measured |= {name: _plain(value, n_tasks - 1) for name, value in others.items()}
+    if not known:
+        confidence, answers = torch.cat(tested.confidence), torch.cat(correct)
+        ece = metrics.calibration_error(confidence, answers)
+        measured["ece"] = _plain(ece, len(answers))
+    return measured
+
+
+def stratified(correct: list[Tensor]) -> Interval:
+    """Mean over tasks of the accuracy, with its normal interval over test examples.
+
+    Var = 1/T^2 sum_j p_j (1 - p_j) / n_j.
+    """
+    p = [float(c.double().mean()) for c in correct]
+    n = [len(c) for c in correct]
+    value = sum(p) / len(p)
+    variance = sum(q * (1 - q) / m for q, m in zip(p, n, strict=True)) / len(p) ** 2
+    half = Z * math.sqrt(variance)
+    return Interval(value, value - half, value + half, sum(n))
+
+
+def _plain(value: float, n: int) -> Interval:
+    return Interval(value, math.nan, math.nan, n)
+
+
+def save(folder: RunFolder, result: Result, state: Training) -> None:
+    """Writes the model, packed, the values per example, and result.json, last."""
+    config = result.config
+    tensors, metadata = cost.packed(result.model, result.masks)
+    folder.write_tensors("model.safetensors", tensors, metadata)
+    described = {
+        "settings": settings(config),
+        "classes": state.stream.n_classes,
+        "names": list(state.stream.names),
+        "shape": list(state.stream.shape),
+        "tasks": [list(task.classes) for task in state.stream.tasks],
+    }
+    measured = {
+        "matrix": result.matrix,
+        "task_matrix": result.task_matrix,
+        "initial": result.initial,
+    }
+    folder.write_tensors(
+        "samples.safetensors",
+        {k: v.contiguous() for k, v in (result.samples | measured).items()},
+        {"run": json.dumps(described)},
+    )
+    folder.write_log(result.history)
+    folder.write_result(
+        runs.Result(
+            app="continual",
+            method=config.strategy,
+            dataset=state.stream.name,
+            seed=config.seed,
+            metrics=result.metrics,
+            cost=result.cost,
+            provenance=runs.provenance(config),
+        )
+    )
+
+
+def is_finished(path: Path | None) -> bool:
+    return path is not None and (Path(path) / "result.json").is_file()
+
+
+def load_result(path: Path | None, config: Config | None = None) -> Result:
+    """A finished run from its folder; the data set is not needed.
+
+    Raises FileNotFoundError if there is none, ValueError if `config` is given and the
+    run was trained with other settings.
+    """
+    if path is None or not is_finished(path):
+        raise FileNotFoundError(f"no finished run in {path}: it has no result.json")
+    folder = RunFolder(path)
+    stored = folder.read_result()
+    samples, run = folder.read_tensors("samples.safetensors")
+    described = json.loads(run["run"])
+    if config is None:
+        config = parse(Config, ["--config", str(Path(path) / "config.toml")])
+    refuse_other_settings(config, described["settings"], Path(path))
+    model = models.build(
+        config.model, config.width, config.depth, described["classes"],
+        tuple(described["shape"]), config.seed,
+    )  # fmt: skip
+    state, masks = cost.unpacked(*folder.read_tensors("model.safetensors"))
+    model.load_state_dict(state)
+    matrices = (samples.pop(n) for n in ("matrix", "task_matrix", "initial"))
+    return Result(
+        replace(config, out=Path(path)), *matrices, stored.metrics, stored.cost,
+        folder.read_log(), samples, model.to(config.device).eval(), masks,
+    )  # fmt: skip

@@ -1,0 +1,238 @@
+"""Data sets before they are cut into tasks: raw inputs, labels, and the three parts.
+
+mnist5k, mnist, digits (8x8), news (text) come from the package index or scikit-learn;
+cifar10 and tiny-imagenet are found in $SPARSEKIT_DATA; yours is an .npz or a folder.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from apps.common import datasets
+from apps.continual.config import Config
+
+PARTS = ("train", "validation", "test")
+SHARES = {"validation": 0.1, "test": 0.2}
+LEAST_PER_CLASS = 10  # so that every class is in every part
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A data set as it is read.
+
+    x: [N, C, S, S] or [N, D]; y: [N] 0 ... classes - 1; names: of the classes; n_train:
+    so many, from the beginning, are the official training part, None if there is none;
+    task: [N] of the user's own, 0 ... ; counts: x holds counts of words.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    names: tuple[str, ...]
+    name: str
+    n_train: int | None = None
+    task: np.ndarray | None = None
+    counts: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set in memory, cut: parts: {name: positions, in random order}."""
+
+    x: Tensor
+    y: np.ndarray
+    names: tuple[str, ...]
+    name: str
+    parts: dict[str, np.ndarray]
+    task: np.ndarray | None = None
+    counts: bool = False
+
+
+def load(config: Config) -> Source:
+    """The data set of a config; the seed draws the parts.
+
+    Each class (of each task, if tasks are given) is cut by itself: 70 % train, 10 %
+    validation, 20 % test. An official test part is kept, and validation is 10 % of the
+    rest.
+    """
+    raw = read(config.dataset, config.data_dir)
+    generator = np.random.default_rng((config.seed, 7, 9))
+    groups = raw.y if raw.task is None else raw.task * (raw.y.max() + 1) + raw.y
+    if raw.n_train is None:
+        rest, test = cut(np.arange(len(raw.y)), groups, SHARES["test"], generator)
+        share = SHARES["validation"] / (1 - SHARES["test"])
+    else:
+        rest, test = np.arange(raw.n_train), np.arange(raw.n_train, len(raw.y))
+        share = SHARES["validation"]
+    train, validation = cut(rest, groups, share, generator)
+    parts = dict(zip(PARTS, (train, validation, test), strict=True))
+    x = torch.from_numpy(np.ascontiguousarray(raw.x))
+    return Source(x, raw.y, raw.names, raw.name, parts, raw.task, raw.counts)
+
+
+def cut(
+    indices: np.ndarray, y: np.ndarray, share: float, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices without and with a random `share` of each class, both shuffled."""
+    rest, taken = [], []
+    for label in np.unique(y[indices]):
+        members = generator.permutation(indices[y[indices] == label])
+        n_taken = max(1, round(share * len(members)))
+        taken.append(members[:n_taken])
+        rest.append(members[n_taken:])
+    first, second = (generator.permutation(np.concatenate(p)) for p in (rest, taken))
+    return first, second
+
+
+def read(dataset: str, data_dir: str | None = None) -> Raw:
+    """A data set by name or path; ValueError or FileNotFoundError that says more."""
+    if dataset in SETS:
+        return SETS[dataset](data_dir)
+    path = Path(data_dir or ".") / dataset
+    if dataset.endswith(".npz"):
+        if not path.is_file():
+            raise FileNotFoundError(f"no such file: {path}")
+        return _npz(path, path.stat().st_mtime_ns)
+    if path.is_dir():
+        return _folder(path)
+    raise ValueError(
+        f"dataset {dataset!r} is unknown; choose one of {', '.join(SETS)}, or give an "
+        ".npz file with arrays x and y, or a folder with a folder of images a class"
+    )
+
+
+def _numbered(n: int) -> tuple[str, ...]:
+    return tuple(str(i) for i in range(n))
+
+
+@lru_cache(maxsize=1)
+def _mnist5k(_: str | None) -> Raw:
+    x, y = datasets.load_mnist5k()
+    return Raw(x[:, None], y.astype(np.int64), _numbered(10), "MNIST-5k")
+
+
+@lru_cache(maxsize=1)
+def _mnist(_: str | None) -> Raw:
+    (x, y), (x_test, y_test) = datasets.load_mnist()
+    images, labels = np.concatenate([x, x_test]), np.concatenate([y, y_test])
+    return Raw(images[:, None], labels.astype(np.int64), _numbered(10), "MNIST", len(y))
+
+
+@lru_cache(maxsize=1)
+def _digits(_: str | None) -> Raw:
+    from sklearn.datasets import load_digits  # its own file, nothing is fetched
+
+    found = load_digits()
+    x = (found.images * 15.9375).astype(np.uint8)  # 0 ... 16 -> 0 ... 255
+    return Raw(x[:, None], found.target.astype(np.int64), _numbered(10), "digits 8x8")
+
+
+@lru_cache(maxsize=1)
+def _cifar10(folder: str | None) -> Raw:
+    (x, y), (x_test, y_test) = datasets.load_cifar10(folder)
+    images = np.concatenate([x, x_test]).transpose(0, 3, 1, 2)
+    names = (
+        "airplane", "automobile", "bird", "cat", "deer",
+        "dog", "frog", "horse", "ship", "truck",
+    )  # fmt: skip
+    labels = np.concatenate([y, y_test]).astype(np.int64)
+    return Raw(images, labels, names, "CIFAR-10 (JPEG)", len(y))
+
+
+# Reading takes longer than training a small model, so the last set read is kept.
+@lru_cache(maxsize=1)
+def _npz(path: Path, modified: int) -> Raw:
+    """A user's file. Pickled objects are refused."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            missing = {"x", "y"} - set(arrays.files)
+            if missing:
+                raise ValueError(
+                    f"lacks {' and '.join(sorted(missing))}; it has {arrays.files}; "
+                    "save it with np.savez(path, x=inputs, y=labels)"
+                )
+            task = arrays["task"] if "task" in arrays.files else None
+            return checked(arrays["x"], arrays["y"], task, path.stem)
+    except (BadZipFile, EOFError, OSError, TypeError) as error:
+        raise ValueError(f"{path}: not an .npz file, or a damaged one") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def checked(x: np.ndarray, y: np.ndarray, task: np.ndarray | None, name: str) -> Raw:
+    """A user's arrays. Labels and tasks may have gaps: they are numbered in order.
+
+    x: [N, S, S], [N, C, S, S] or [N, D], real and finite; y: [N] integers or strings,
+    at least two classes and ten examples of each; task: [N] integers. Raises
+    ValueError otherwise.
+    """
+    given = list(x.shape)
+    if x.ndim == 3:
+        x = x[:, None]
+    if (
+        x.ndim not in (2, 4)
+        or 0 in x.shape
+        or (x.ndim == 4 and x.shape[2] != x.shape[3])
+    ):
+        raise ValueError(
+            "x must hold vectors [N, D] or square images, [N, S, S] or [N, C, S, S] "
+            f"(channels first), got {given}"
+        )
+    if x.dtype.kind not in "iufb":
+        raise ValueError(f"x must hold real numbers, got {x.dtype}")
+    if x.dtype.kind == "f" and not np.isfinite(x).all():
+        bad = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(1))
+        raise ValueError(f"x has NaN or infinity in {len(bad)} inputs, first {bad[0]}")
+    if y.shape != (len(x),):
+        raise ValueError(f"y must have shape [{len(x)}] as x has, got {list(y.shape)}")
+    if y.dtype.kind not in "iuUb":
+        raise ValueError(f"y must hold integers or strings, got {y.dtype}")
+    names, labels, counts = np.unique(y, return_inverse=True, return_counts=True)
+    if len(names) < 2:
+        raise ValueError(f"y has only one class, {names.tolist()[0]!r}; two are needed")
+    if counts.min() < LEAST_PER_CLASS:
+        rare = names.tolist()[counts.argmin()]
+        raise ValueError(
+            f"class {rare!r} has {counts.min()} examples; {LEAST_PER_CLASS} are "
+            "needed, for a part of each class in train, validation and test"
+        )
+    if task is not None:
+        if task.shape != (len(x),) or task.dtype.kind not in "iu":
+            raise ValueError(f"task must hold {len(x)} integers, one an input")
+        task = np.unique(task, return_inverse=True)[1].astype(np.int64)
+    x = x if x.dtype == np.uint8 else x.astype(np.float32)
+    words = tuple(str(n) for n in names.tolist())
+    return Raw(x, labels.astype(np.int64), words, name, task=task)
+
+
+def _folder(path: Path) -> Raw:
+    """Images in folders of classes: CLASS/*.png, or train/CLASS and val/CLASS."""
+    from apps.continual import folders
+
+    return folders.read(path)
+
+
+def _tiny_imagenet(data_dir: str | None) -> Raw:
+    base = Path(data_dir or os.environ.get("SPARSEKIT_DATA", "."))
+    path = base / "tiny-imagenet-200"
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"Tiny-ImageNet is not in {base}: set SPARSEKIT_DATA (or data_dir) to a "
+            "folder with tiny-imagenet-200, as the official archive unpacks"
+        )
+    return _folder(path)
+
+
+SETS: dict[str, Callable[[str | None], Raw]] = {
+    "mnist5k": _mnist5k,
+    "mnist": _mnist,
+    "digits": _digits,
+    "cifar10": _cifar10,
+    "tiny-imagenet": _tiny_imagenet,
+}

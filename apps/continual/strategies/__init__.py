@@ -1,0 +1,1 @@
+"""One file a strategy; `apps.continual.strategy.discover` finds them by file name."""
