@@ -9,7 +9,7 @@ import inspect
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from numbers import Integral, Real
 from types import ModuleType
 
@@ -94,6 +94,9 @@ class Context:
     generator: torch.Generator  # CPU: the same numbers on every device and process
     objective: Objective
     state: Mapping[str, Tensor]  # every parameter and buffer of the model, detached
+    # {loss: {name: gradient}} of the user's named losses, 0 for absent weights; each
+    # reading is a backward pass. None for a loss with nothing to evaluate.
+    loss_grads: Mapping[str, Mapping[str, Tensor] | None] = field(default_factory=dict)
 
     @property
     def shapes(self) -> dict[str, Shape]:

@@ -17,6 +17,7 @@ from sparsekit.dense_gradient import collect, is_distributed
 from sparsekit.execution.layer import SparseLayer
 from sparsekit.gathering import Gathering
 from sparsekit.lazy import Lazy
+from sparsekit.losses import Loss, LossGradients
 from sparsekit.masks import pack, unpack
 from sparsekit.method import Context, Masks, Method, Objective
 from sparsekit.parameters import Params, select
@@ -53,6 +54,9 @@ class Sparsifier:
         seed: of the method's random choices. Same seed, same masks on every device.
         objective: model -> scalar, for methods that score weights before training
             (GraSP: the loss of a batch; SynFlow: the summed output for all-ones input).
+        losses: {name: model -> scalar, or None if there is nothing to evaluate}, for
+            methods that score weights by gradients of their own in the steps that move
+            connections (TDM: "current" and "buffer").
 
     Attributes:
         alive: {name: bool mask}, True = the weight exists.
@@ -102,12 +106,9 @@ class Sparsifier:
         moments: str = "zero",
         seed: int = 0,
         objective: Callable[[nn.Module], Tensor] | None = None,
+        losses: Mapping[str, Loss] | None = None,
     ):
-        if not isinstance(method, Method):
-            raise TypeError(
-                f"method must be a sparsekit.method.Method, got {method!r}; a class "
-                "needs its arguments: RigL(sparsity=0.9)"
-            )
+        _require_method(method)
         if moments not in moment_policy.POLICIES:
             raise ValueError(
                 f"moments must be one of {moment_policy.POLICIES}, got {moments!r}"
@@ -123,6 +124,7 @@ class Sparsifier:
             else MaskedWeight(name, held, optimizer)
             for name, held in select(model, optimizer, params).items()
         }
+        self._loss_grads = LossGradients(model, self._weights, losses or {})
         self._gathering = Gathering(
             self._weights, optimizer, method.needs_dense_gradient
         )
@@ -230,6 +232,31 @@ class Sparsifier:
                 f"got {mask.dtype} {tuple(mask.shape)}"
             )
         weight.set_trainable(mask)
+
+    def set_method(self, method: Method) -> None:
+        """From now on `method` decides where weights live; nothing moves by this call.
+
+        For training in phases, such as tasks that come one after the other. Step count,
+        masks and moments go on, gradients gathered for a move are forgotten, and
+        `method.start` is not called. Before loading a checkpoint, set the method that
+        was in charge when it was saved.
+
+        Raises:
+            RuntimeError: between `before_step` and `after_step`.
+            ValueError: for a method that rewinds to a step that is past.
+        """
+        _require_method(method)
+        if self._between:
+            raise RuntimeError("set the method after after_step, not between the lines")
+        if method.rewind_to is not None and method.rewind_to < self.step:
+            raise ValueError(
+                f"{method} goes back to step {method.rewind_to}, which is past: this "
+                f"is step {self.step}"
+            )
+        self.method, self._rewind = method, None
+        self._gathering.clear()
+        self._gathering.dense = method.needs_dense_gradient
+        self._watch()
 
     # ---- what can be read --------------------------------------------------------
 
@@ -345,6 +372,7 @@ class Sparsifier:
             generator=torch.Generator().manual_seed(int(mixed)),
             objective=self._objective,
             state=self._model_tensors(),
+            loss_grads=self._loss_grads,
         )
 
     def _require_finite(self, what: str, tensor: Tensor) -> None:
@@ -430,6 +458,14 @@ class Sparsifier:
     def _after_hook(self, _: Optimizer, args: tuple, kwargs: dict) -> None:
         if not self._skipped:
             self.after_step()
+
+
+def _require_method(method: Any) -> None:
+    if not isinstance(method, Method):
+        raise TypeError(
+            f"method must be a sparsekit.method.Method, got {method!r}; a class needs "
+            "its arguments: RigL(sparsity=0.9)"
+        )
 
 
 def _itself(tensor: Tensor) -> Tensor:

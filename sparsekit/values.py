@@ -77,7 +77,7 @@ class ValuesWeight(Weight):
         if grad is None:
             return None
         if not dense:
-            return self.layer.scatter(grad.detach())
+            return self.spread(grad.detach())
         if self.watcher is None or self.watcher.probe.grad is None:
             raise not_collected(self.name)
         full, scale = self.watcher.probe.grad, self.watcher.scale
@@ -85,6 +85,9 @@ class ValuesWeight(Weight):
             full = full / scale
         full.view(-1)[self.layer.positions()] = grad.detach()
         return full
+
+    def spread(self, values: Tensor) -> Tensor:
+        return self.layer.scatter(values)
 
     def stored(self) -> list[Tensor]:
         return [self.parameter, *self.layer.buffers(recurse=False)]

@@ -79,6 +79,10 @@ class Weight(ABC):
         """The gradient, of absent weights too if `dense`; None if it has none."""
 
     @abstractmethod
+    def spread(self, values: Tensor) -> Tensor:
+        """A tensor like the parameter in the dense shape, 0 for absent weights."""
+
+    @abstractmethod
     def stored(self) -> list[Tensor]:
         """The parameters and buffers of the model that this weight consists of."""
 
@@ -170,7 +174,10 @@ class MaskedWeight(Weight):
         grad = self.parameter.grad
         if grad is None:
             return None
-        return grad.detach() if dense else grad.detach().masked_fill(~self._alive, 0)
+        return grad.detach() if dense else self.spread(grad.detach())
+
+    def spread(self, values: Tensor) -> Tensor:
+        return values.masked_fill(~self._alive, 0)
 
     def stored(self) -> list[Tensor]:
         return [self.parameter]

@@ -81,6 +81,13 @@ def objective(model: nn.Module) -> Tensor:
     return loss_of(model, -1)
 
 
+# For methods that score weights by gradients of named losses, as TDM does.
+LOSSES = {
+    "current": lambda model: loss_of(model, -2),
+    "buffer": lambda model: loss_of(model, -3),
+}
+
+
 class Training:
     """Model, optimizer and sparsifier; `step` is the loop of the documentation.
 
@@ -129,6 +136,7 @@ class Training:
                 moments=moments,
                 seed=7,
                 objective=objective,
+                losses=LOSSES,
             )
             if attached:
                 self._sparsifier.attach()

@@ -8,6 +8,7 @@ from torch import Tensor
 from sparsekit.allocation import uniform
 from sparsekit.masks import drop_and_grow, topk_mask
 from sparsekit.method import Method, random_masks, require_sparsity
+from sparsekit.methods.tdm import TDM
 from sparsekit.scores import magnitude, random
 
 
@@ -160,3 +161,23 @@ class IgnoresZero(Moving):
         masks = {name: torch.ones_like(mask) for name, mask in context.masks.items()}
         next(iter(masks.values())).view(-1)[0] = context.step == 4
         return masks
+
+
+@dataclass(frozen=True)
+class KeepsExpansion(TDM):
+    """What a new task was given on top is never taken away again."""
+
+    def _shrink_and_grow(self, step):
+        least, most = super()._shrink_and_grow(step)
+        return least, min(most, max(0.0, self.sparsity - self.inter))
+
+
+@dataclass(frozen=True)
+class RemembersImportance(TDM):
+    """Keeps the last gradient itself, as the release does: a resumed run has none."""
+
+    last: dict = field(default_factory=dict)
+
+    def _terms(self, context):
+        yield self.alpha, dict(self.last) or None
+        self.last.update({n: g.clone() for n, g in context.grads.items()})

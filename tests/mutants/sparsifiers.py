@@ -5,6 +5,7 @@ import torch.distributed as dist
 
 from sparsekit import Sparsifier
 from sparsekit.gates import Gate
+from sparsekit.losses import LossGradients
 
 
 def parameters(sparsifier):
@@ -200,3 +201,38 @@ class ForgetsSum(Sparsifier):
 
     def load_state_dict(self, state):
         super().load_state_dict({**state, "gradients": {}})
+
+
+class _Evaluates(LossGradients):
+    """Evaluates a loss as one would in a training loop."""
+
+    def __getitem__(self, name):
+        parameters = {n: w.parameter for n, w in self._weights.items()}
+        with torch.enable_grad():
+            loss = self._losses[name](self._model)
+            found = torch.autograd.grad(loss, list(parameters.values()))
+        return {n: g for n, g in zip(parameters, found, strict=True)}
+
+
+class LetsLossesTrainNorms(Sparsifier):
+    """A loss that is only looked at moves the batch norm's running statistics."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        losses = self._loss_grads._losses
+        self._loss_grads = _Evaluates(self.model, self._weights, losses)
+
+
+class AddsLossesToGradient(Sparsifier):
+    """Gradients of losses that are only looked at are left in `grad`."""
+
+    def __init__(self, *args, losses=None, **options):
+        def added(name):
+            def loss(model):
+                value = losses[name](model)
+                value.backward(retain_graph=True)
+                return value
+
+            return loss
+
+        super().__init__(*args, losses={n: added(n) for n in losses}, **options)

@@ -7,6 +7,7 @@ import pytest
 from sparsekit.methods.dsl import DSL
 from sparsekit.methods.imp import IMP
 from sparsekit.methods.set import SET
+from sparsekit.methods.tdm import TDM
 from sparsekit.testing import check_method
 from sparsekit.testing.backends import check_backends
 from sparsekit.testing.processes import check_processes
@@ -26,6 +27,8 @@ METHODS = {
     methods.HoldsTensor: "scores is a Tensor",
     methods.AcceptsAnySparsity: r"sparsity=-0\.1\) must raise a ValueError",
     methods.IgnoresZero: "sparsity 0 differs from dense",
+    methods.KeepsExpansion: "step 4 .* wrong count",
+    methods.RemembersImportance: "two masks .* same context",
 }
 
 SPARSIFIERS = {
@@ -49,6 +52,11 @@ GATHERING = {
     sparsifiers.SumsMaskedGradients: "update sees is not the sum over the last 2",
     sparsifiers.AliasesGradient: "update sees is not the sum over the last 2 steps",
     sparsifiers.ForgetsSum: "resumed after .* differ",
+}
+
+LOSSES = {
+    sparsifiers.LetsLossesTrainNorms: r"changed the context: 'state\[1.running_mean",
+    sparsifiers.AddsLossesToGradient: "changed the context: 'grads",
 }
 
 VALUES = {
@@ -119,6 +127,12 @@ def test_the_sound_one_that_gathers_passes() -> None:
 def test_broken_sums_of_gradients_fail(mutant: type, reason: str) -> None:
     with pytest.raises((AssertionError, RuntimeError), match=reason):
         check_method(gathering, sparsifier=mutant)
+
+
+@pytest.mark.parametrize(("mutant", "reason"), LOSSES.items(), ids=name_of)
+def test_losses_that_leave_something_behind_fail(mutant: type, reason: str) -> None:
+    with pytest.raises(AssertionError, match=reason):
+        check_method(lambda s: TDM(s, 1, 3, 9, variant="paper"), sparsifier=mutant)
 
 
 @pytest.mark.parametrize(("mutant", "reason"), GATHERING_VALUES.items(), ids=name_of)

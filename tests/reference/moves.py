@@ -49,3 +49,25 @@ def mest_move(
     absent = [not k for k in kept]
     grown = highest(noise, n_final - n_kept, among=absent)
     return [k or g for k, g in zip(kept, grown, strict=True)]
+
+
+def tdm_move(
+    mask: list[bool],
+    weight: list,
+    terms: list[tuple[float, list]],
+    noise: list,
+    n_kept: int,
+    n_final: int,
+) -> list:
+    """terms: (factor, gradient) of each loss that the importance counts."""
+    score = [
+        abs(w) + sum(factor * abs(grad[i]) for factor, grad in terms)
+        for i, w in enumerate(weight)
+    ]
+    alive = [i for i, exists in enumerate(mask) if exists]
+    kept = set(sorted(alive, key=lambda i: (-score[i], i))[:n_kept])
+    if n_kept == n_final:
+        return [i in kept for i in range(len(mask))]
+    absent = [i for i in range(len(mask)) if i not in kept]
+    grown = sorted(absent, key=lambda i: (-noise[i], i))[: n_final - n_kept]
+    return [i in kept or i in grown for i in range(len(mask))]

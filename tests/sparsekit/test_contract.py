@@ -17,6 +17,7 @@ from sparsekit.methods.oneshot import OneShot
 from sparsekit.methods.rigl import RigL
 from sparsekit.methods.set import SET
 from sparsekit.methods.snip import SNIP
+from sparsekit.methods.tdm import TDM
 from sparsekit.testing import check_method
 from sparsekit.testing.compilation import check_compile
 from sparsekit.testing.processes import check_processes
@@ -37,6 +38,9 @@ VARIANTS: dict[str, Callable[[float], Method]] = {
     "rigl that moves all": lambda s: RigL(s, 1, 12, fraction=1.0),
     "rigl by er": lambda s: RigL(s, 2, 9, allocation=er),
     "set that moves nothing": lambda s: SET(s, 2, fraction=0.0),
+    "tdm as in the paper": lambda s: TDM(s, 4, 2, 10, 0.1, 0.2, variant="paper"),
+    "tdm of the first task": lambda s: TDM(s, 0, 3, 11, inter=0.0),
+    "tdm of all": lambda s: TDM(s, 0, 2, 8, inter=1.0, intra=1.0),
     "snip at once": lambda s: SNIP(s, at=0),
 }
 
@@ -58,7 +62,8 @@ def test_at_extreme_sparsity(name: str, sparsity: float) -> None:
 
 
 def test_two_processes_equal_one() -> None:
-    check_processes(list(SMALL.values()))
+    paper = TDM(0.7, 1, 3, 9, variant="paper")
+    check_processes([*SMALL.values(), paper])
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -28,6 +28,7 @@ from sparsekit.methods.set import SET
 from sparsekit.methods.snip import SNIP
 from sparsekit.methods.static import Static
 from sparsekit.methods.synflow import SynFlow
+from sparsekit.methods.tdm import TDM
 from sparsekit.patterns import NM, Block, Columns, Rows, Unstructured
 from tests.reference import moves
 from tests.reference.flow import path_scores
@@ -184,6 +185,76 @@ def test_mest_equals_lists(seed: int, soft: bool, weight: float, step: int) -> N
             masks[name], weights[name], grads[name], noise[name], weight, n_kept,
             final[name],
         )  # fmt: skip
+
+
+@given(seeds, st.sampled_from([0, 3, 9, 12]), st.booleans(), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_tdm_equals_lists(seed: int, step: int, paper: bool, empty: bool) -> None:
+    """Step 0 expands to 0.5, 3 and 9 prune to 0.8 and grow to 0.6, 12 prunes to 0.6."""
+    after, least, most = (0, 0.6, 0.5), (3, 0.8, 0.6), (12, 0.6, 0.6)
+    plan = {t: (low, high) for t, low, high in (after, least, (9, *least[1:]), most)}
+    seen = context(seed, step, sparsity=0.5 if step == 3 else 0.6)
+    other = context(seed + 1, step).grads
+    losses = {"current": seen.grads, "buffer": None if empty else other}
+    terms = [(0.25, "current"), (2.0, "buffer")] if paper else [(0.25, "step")]
+    seen = replace(seen, loss_grads=losses)
+    grads = losses | {"step": seen.grads}
+    method = TDM(
+        0.6, 0, 3, 12, inter=0.1, intra=0.2, alpha=0.25, beta=2.0,
+        variant="paper" if paper else "released",
+    )  # fmt: skip
+    found = flat(method.update(seen))
+    kept, final = (uniform(SHAPES, s) for s in plan[step])
+    masks, weights = flat(seen.masks), flat(seen.weights)
+    moving = [name for name in SHAPES if kept[name] < final[name]]
+    noise = noises(seed) if moving else {name: [] for name in SHAPES}
+    assert [method.due(t) for t in (step, step + 1)] == [True, False]
+    assert len(moving) == (0 if step == 12 else 3)
+    for name in SHAPES:
+        assert found[name] == moves.tdm_move(
+            masks[name],
+            weights[name],
+            [(f, grads[loss][name].flatten().tolist()) for f, loss in terms
+             if grads[loss] is not None],
+            noise[name], min(kept[name], sum(masks[name])), final[name],
+        )  # fmt: skip
+
+
+def test_tdm_over_two_tasks() -> None:
+    """Expands at the second task's first step, shrinks back, ends at the sparsity."""
+    counts, seen = [], []
+    first = TDM(0.7, 0, 2, 5, inter=0.0, intra=0.1)
+    second = TDM(0.7, 6, 2, 11, inter=0.1, intra=0.1)
+
+    def watch(sparsifier: Sparsifier) -> None:
+        counts.append(sum(int(mask.sum()) for mask in sparsifier.alive.values()))
+        seen.append(sparsifier.visited["0.weight"].sum())
+        if sparsifier.step == 6:
+            sparsifier.set_method(second)
+
+    trained(first, 12, watch)
+    normal, more = (count_active(13 * 11 + 11 * 3, s) for s in (0.7, 0.6))
+    assert counts == [normal] * 6 + [more] * 2 + [normal] * 4
+    moved = [t for t in range(1, 12) if seen[t] > seen[t - 1]]
+    assert moved == [2, 4, 6, 8, 10]  # 5 and 11 only prune
+
+
+@pytest.mark.parametrize(("beta", "dropped"), [(0.0, [0, 1]), (1.0, [1, 2])])
+def test_tdm_keeps_a_small_weight_that_the_buffer_needs(beta, dropped: list) -> None:
+    model = nn.Linear(10, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    method = TDM(0.2, every=1, end=1, inter=0.2, beta=beta, variant="paper")
+    x = torch.eye(10)[0]
+    losses = {"current": lambda model: None, "buffer": lambda model: 5 * model(x).sum()}
+    sparsifier = Sparsifier(model, optimizer, method, losses=losses)
+    for _ in range(2):
+        model.weight.grad = torch.zeros_like(model.weight)
+        sparsifier.before_step()
+        optimizer.step()
+        sparsifier.after_step()
+        with torch.no_grad():  # all exist after step 0, which expands
+            model.weight.fill_(1.0)[0, :3] = torch.tensor([0.1, 0.2, 0.3])
+    assert (~sparsifier.alive["weight"]).nonzero()[:, 1].tolist() == dropped
 
 
 def small() -> tuple[nn.Module, Tensor, Tensor]:
@@ -601,6 +672,10 @@ def test_every_method_refuses_what_is_no_sparsity(name: str, sparsity) -> None:
         (lambda: SET(0.5, every=0), "every .* got 0"),
         (lambda: SynFlow(0.5, rounds=0), "rounds .* got 0"),
         (lambda: RandomSearch(0.5, candidates=0), "candidates .* got 0"),
+        (lambda: TDM(0.5, begin=5, end=5), "which is 5; got end=5"),
+        (lambda: TDM(0.5, inter=1.5), r"inter .* got 1\.5"),
+        (lambda: TDM(0.5, beta=-1.0), r"beta .* got -1\.0"),
+        (lambda: TDM(0.5, variant="other"), "'paper' or 'released', got 'other'"),
     ],
 )
 def test_settings_out_of_range_are_named(make, message: str) -> None:
@@ -624,6 +699,15 @@ def test_a_missing_objective_is_explained() -> None:
     for method in (SynFlow(0.5), GraSP(0.5), RandomSearch(0.5)):
         with pytest.raises(ValueError, match="objective=lambda model: loss"):
             Sparsifier(model, optimizer, method)
+
+
+def test_a_missing_loss_is_explained() -> None:
+    model, x, _ = small()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    sparsifier = Sparsifier(model, optimizer, TDM(0.5, variant="paper"))
+    model(x).sum().backward()
+    with pytest.raises(ValueError, match=r"'current': pass Sparsifier.*losses="):
+        sparsifier.before_step()
 
 
 def test_snip_names_a_parameter_without_gradient() -> None:

@@ -362,6 +362,46 @@ def test_rewinding_does_not_touch_frozen_weights() -> None:
     assert torch.equal(loop.model[0].weight[largest], kept)
 
 
+# ---- phases ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cut", [6, 9])
+def test_a_training_in_phases_resumes(cut: int) -> None:
+    """RigL, then SET from step 6; the dense gradient is watched for RigL only."""
+    second = SET(0.8, every=2)
+    loop = Loop(RigL(0.8, every=2, end=20)).run(6)
+    before = loop.bits()
+    loop.sparsifier.set_method(second)
+    assert same(loop.bits(), before)
+    loop.run(6, cut)
+    again = Loop(second, seed=1)
+    again.model.load_state_dict(loop.model.state_dict())
+    again.optimizer.load_state_dict(copy.deepcopy(loop.optimizer.state_dict()))
+    again.sparsifier.load_state_dict(checkpoint(loop))
+    assert same(again.run(cut, 12).bits(), loop.run(cut, 12).bits())
+
+
+def test_the_same_method_again_changes_nothing() -> None:
+    method = RigL(0.8, every=3, end=20)
+    loop, plain = Loop(method), Loop(method)
+    for t in range(9):
+        loop.sparsifier.set_method(RigL(0.8, every=3, end=20))
+        loop.step(t)
+    assert same(loop.bits(), plain.run(9).bits())
+
+
+def test_methods_that_cannot_take_over_are_refused() -> None:
+    loop = Loop(Static(0.8)).run(3)
+    with pytest.raises(TypeError, match=r"a class needs its arguments"):
+        loop.sparsifier.set_method(RigL)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"goes back to step 2, .* this is step 3"):
+        loop.sparsifier.set_method(IMP(0.8, every=9, rewind_to=2))
+    loop.gradient(3)
+    loop.sparsifier.before_step()
+    with pytest.raises(RuntimeError, match="between the lines"):
+        loop.sparsifier.set_method(RigL(0.8))
+
+
 # ---- what can be read ------------------------------------------------------------
 
 
