@@ -39,6 +39,7 @@ LINES: dict[str, dict[str, Any]] = {
     "set": {"color": GREEN, "linestyle": "-", "marker": "^"},
     "rigl": {"color": VERMILION, "linestyle": "-", "marker": "s"},
     "mest": {"color": BLUE, "linestyle": "-", "marker": "D"},
+    "tdm": {"color": BLUE, "linestyle": "-", "marker": "P"},
     "snip": {"color": PURPLE, "linestyle": "-", "marker": "P"},
     "grasp": {"color": OLIVE, "linestyle": "-", "marker": "v"},
     "synflow": {"color": GREEN, "linestyle": "-", "marker": "P"},
