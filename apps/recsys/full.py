@@ -9,8 +9,9 @@
 `--minutes`, by the pace of the slowest so far. After each it writes runs.json, and for
 the first seed the table and the metrics of every user to RECIPE.npz (values as float16,
 the mask as bits). Called again it goes on. Several GPUs take different recipes.
-`merge` writes the table of all runs for the chapter. `bytes` packs learned tables in
-fewer and fewer bits and ranks the test part again, on a CPU.
+`merge` writes the table of all runs for the chapter, and what decides its claims.
+`bytes` packs learned tables in fewer and fewer bits and ranks the test part again, on a
+CPU.
 
 All recipes but "published" share one setting, which was chosen on the validation part
 (learning rate, penalty, for dense and sparse recipes apart); here they are trained on
@@ -22,6 +23,7 @@ import json
 import sys
 import time
 from dataclasses import asdict, replace
+from operator import sub, truediv
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ import numpy as np
 import torch
 
 from apps.common.config import settings
+from apps.common.ledger import Ledger
 from apps.common.provenance import provenance
 from apps.recsys.compression.packed import PackedGraph
 from apps.recsys.config import Config
@@ -40,7 +43,13 @@ from apps.recsys.train import train
 from sparsekit import atomic
 from sparsekit.masks import pack, unpack
 
-NAME, BYTES = "dynamic-sparse-learning-runs", "dynamic-sparse-learning-bytes"
+CHAPTER = "dynamic-sparse-learning"
+NAME, BYTES = f"{CHAPTER}-runs", f"{CHAPTER}-bytes"
+# What claims ask for: {metric: (operation, recipe, recipe)} on NDCG@20, seed by seed.
+METRICS = {
+    "dsl_over_dense_ndcg20:gowalla_half": (truediv, "dsl-released-0.5", "dense"),
+    "repaired_minus_small_dense_ndcg20:gowalla": (sub, "dsl-0.2", "dim-16"),
+}
 DENSE_KINDS = ("float16", "int8", "int4", "int3", "int2", "int1")
 SPARSE_KINDS = ("float16", "int8", "int4")
 TABLE = "embedding.weight"
@@ -171,8 +180,11 @@ def read_rows(out: Path) -> list[dict[str, Any]]:
     return json.loads((out / "runs.json").read_text())["rows"]
 
 
-def merge(parts: list[Path], results: Path) -> Path:
-    """One table of the runs of all parts, in the order of `recipes`."""
+def merge(parts: list[Path], results: Path) -> list[Path]:
+    """One table of the runs of all parts, in the order of `recipes`, and the ledger.
+
+    Where it comes from is said by the first part.
+    """
     order = list(recipes())
     rows = [row for part in parts for row in read_rows(part)]
     rows.sort(key=lambda row: (order.index(row["recipe"]), row["seed"]))
@@ -180,7 +192,14 @@ def merge(parts: list[Path], results: Path) -> Path:
     path = results / "full" / f"{NAME}.json"
     text = json.dumps({"provenance": origin, "rows": rows}, indent=1)
     atomic.write_text(path, text + "\n")
-    return path
+    ledger = Ledger(CHAPTER, "full", folder=results, provenance=origin)
+    found = {(r["recipe"], r["seed"]): r["metrics"]["ndcg@20"]["value"] for r in rows}
+    for metric, (operation, first, second) in METRICS.items():
+        seeds = sorted(s for name, s in found if name == first and (second, s) in found)
+        if seeds:
+            values = [operation(found[first, s], found[second, s]) for s in seeds]
+            ledger.record(metric, values, seeds=seeds)
+    return [path, ledger.path]
 
 
 def pack_and_test(parts: list[Path], results: Path, dataset: str) -> Path:
@@ -245,7 +264,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.verb == "run":
             run(arguments)
         elif arguments.verb == "merge":
-            print(merge(arguments.parts, arguments.results))
+            print(*merge(arguments.parts, arguments.results), sep="\n")
         else:
             where = (arguments.parts, arguments.results, arguments.dataset)
             print(pack_and_test(*where))

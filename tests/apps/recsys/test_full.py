@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,6 +39,22 @@ def test_run_goes_on_and_merge_sorts(tmp_path, capsys):
     assert int(mask.sum()) == len(table["values"]) == round(0.1 * mask.numel())
     ndcg = stored["rows"][0]["metrics"]["ndcg@20"]["value"]
     assert np.nanmean(table["ndcg@20"]) == pytest.approx(ndcg, rel=1e-5)
+
+
+def test_merge_records_what_claims_ask_for(tmp_path, capsys):
+    run = ["run", "--out", str(tmp_path / "a"), "--seeds", "0", "1", "2", *COMMON]
+    assert full.main([*run, "--recipes", "dsl-0.2", "dim-16"]) == 0
+    capsys.readouterr()
+    merge = ["merge", str(tmp_path / "a"), "--results", str(tmp_path)]
+    assert full.main(merge) == 0
+    paths = capsys.readouterr().out.split()
+    runs, ledger = (json.loads(Path(path).read_text()) for path in paths)
+    found = {(r["recipe"], r["seed"]): r["metrics"]["ndcg@20"] for r in runs["rows"]}
+    (metric,) = ledger["metrics"]  # the other one lacks its trainings
+    assert metric == "repaired_minus_small_dense_ndcg20:gowalla"
+    for seed, value in enumerate(ledger["metrics"][metric]["values"]):
+        sparse, small = found["dsl-0.2", seed], found["dim-16", seed]
+        assert value == sparse["value"] - small["value"]
 
 
 def test_tables_in_few_bits_take_the_bytes_that_they_say(tmp_path, capsys):
