@@ -17,8 +17,9 @@ What it learns and must survive an interruption is named in `SAVED`.
 import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar, get_type_hints
 
 import torch
@@ -28,7 +29,6 @@ from torch import Tensor, nn
 from apps.common import options as methods
 from apps.common.toml import convert
 from apps.continual.config import Config
-from sparsekit import Sparsifier
 from sparsekit.method import Method
 
 
@@ -83,6 +83,9 @@ class Strategy:
     stores_logits: ClassVar[bool] = False  # in the buffer
     needs_tasks: ClassVar[bool] = False  # must be told where a task begins and ends
     needs_task_id: ClassVar[bool] = False  # in tests as well: has Task-IL only
+    masked_only: ClassVar[bool] = False  # keeps tensors of the weights' dense shapes
+    dense_only: ClassVar[bool] = False  # takes no sparse method
+    policy: ClassVar[str | None] = None  # of the buffer, where it is part of the method
 
     # ---- set by the loop ---------------------------------------------------------
 
@@ -100,6 +103,12 @@ class Strategy:
         return methods.build(
             config.method, config.sparsity, config.options, plan.per_epoch, plan.total
         )
+
+    def masked(
+        self, config: Config, model: nn.Module
+    ) -> list[str] | Callable[[str, nn.Parameter], bool] | None:
+        """Parameters that the method masks, as Sparsifier's `params` takes it."""
+        return maskable(config, model)
 
     def sources(self, task: int) -> range:
         """Tasks whose training parts are passed over in `task`."""
@@ -226,9 +235,32 @@ def build(config: Config) -> Strategy:
         raise ValueError(
             f"{config.strategy} must be told where tasks end, which online is not"
         )
+    if cls.masked_only and config.backend == "values":
+        raise ValueError(f"{config.strategy} keeps dense copies: use backend masked")
+    if cls.dense_only and config.method != "dense":
+        raise ValueError(f"{config.strategy} takes no sparse method: use method dense")
     if cls.needs_task_id and config.scenario != "task":
         raise ValueError(f"{config.strategy} needs the task in tests: scenario task")
     return cls(**values)
+
+
+def maskable(config: Config, model: nn.Module) -> Callable | None:
+    """Sparsifier's default choice without what `keep_dense` names."""
+    if not config.keep_dense:
+        return None
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in config.keep_dense:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(
+                f"keep_dense: {pattern!r} matches no parameter; the model has "
+                f"{', '.join(names)}"
+            )
+
+    def choose(name: str, parameter: nn.Parameter) -> bool:
+        kept = any(fnmatchcase(name, pattern) for pattern in config.keep_dense)
+        return parameter.dim() >= 2 and not kept
+
+    return choose
 
 
 @contextmanager
@@ -241,11 +273,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         model.train(was)
-
-
-def alive(sparsifier: Sparsifier | None) -> dict[str, Tensor]:
-    """Masks of a sparse model; none for a dense one."""
-    return {} if sparsifier is None else dict(sparsifier.alive)
 
 
 def _strategy_in(module_name: str) -> type[Strategy]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -138,7 +137,7 @@ def build(config: Config, stream: Stream) -> Training:
             model,
             optimizer,
             method,
-            params=maskable(config, model),
+            params=strategy.masked(config, model),
             seed=config.seed,
             objective=_objective(stream, config),
         )
@@ -178,16 +177,17 @@ def build_buffer(config: Config, stream: Stream, strategy: Strategy) -> Buffer:
         size = memory.size_within(
             config.buffer_bytes, stream.shape, stream.itemsize, logits
         )
-    if config.policy != "reservoir" and 0 < size < stream.n_classes:
+    policy = strategy.policy or config.policy
+    if policy != "reservoir" and 0 < size < stream.n_classes:
         raise ValueError(
-            f"a {config.policy} buffer of {size} examples cannot hold one of each of "
+            f"a {policy} buffer of {size} examples cannot hold one of each of "
             f"{stream.n_classes} classes: make it larger, or take policy reservoir"
         )
-    if config.policy == "herding" and config.online:
+    if policy == "herding" and config.online:
         raise ValueError(
             "herding chooses at the end of a task, which online is not told"
         )
-    return Buffer(size, config.policy, mixed(config.seed, 4))
+    return Buffer(size, policy, mixed(config.seed, 4))
 
 
 def plan_of(config: Config, stream: Stream, strategy: Strategy) -> Plan:
@@ -243,25 +243,6 @@ def gathered(parts: list[Part], index: Tensor) -> tuple[Tensor, Tensor]:
     assert raw is not None
     assert y is not None
     return raw, y
-
-
-def maskable(config: Config, model: nn.Module) -> Callable | None:
-    """Sparsifier's default choice without what `keep_dense` names."""
-    if not config.keep_dense:
-        return None
-    names = [name for name, _ in model.named_parameters()]
-    for pattern in config.keep_dense:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(
-                f"keep_dense: {pattern!r} matches no parameter; the model has "
-                f"{', '.join(names)}"
-            )
-
-    def choose(name: str, parameter: nn.Parameter) -> bool:
-        kept = any(fnmatchcase(name, pattern) for pattern in config.keep_dense)
-        return parameter.dim() >= 2 and not kept
-
-    return choose
 
 
 def _objective(stream: Stream, config: Config) -> Callable[[nn.Module], Tensor]:

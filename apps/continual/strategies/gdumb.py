@@ -1,0 +1,63 @@
+"""GDumb: stores examples, and learns from the store alone. The sanity check."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from apps.continual.strategy import Batch, Strategy
+
+
+@dataclass
+class GDumb(Strategy):
+    """Keeps a class-balanced buffer; at the end of a task trains anew on it.
+
+    Whatever a replay method has beyond this number, it learned from the stream, not
+    from its buffer. passes: over the buffer, in batches of `batch`; the learning rate
+    falls from `lr` to lr / 100 by a cosine.
+
+    Prabhu, Torr, Dokania: GDumb: a simple approach that questions our progress in
+    continual learning, 2020. Differs from the paper: one cosine, no CutMix; a full
+    class goes on as a reservoir where the paper's sampler keeps the first to come.
+    """
+
+    passes: int = 30
+
+    uses_buffer = True
+    needs_tasks = True
+    dense_only = True
+    policy = "balanced"
+
+    def loss(self, batch: Batch) -> None:
+        """Nothing is learned during a task."""
+
+    def after_step(self, batch: Batch) -> None:
+        self.training.buffer.add(batch.raw, batch.y)
+
+    def end_task(self, task: int) -> None:
+        training = self.training
+        if not len(training.buffer):
+            return
+        training.restart()
+        held, config = training.buffer.everything(), training.config
+        n = max(1, len(held) // config.batch)
+        training.model.train()
+        for step in range(self.passes * n):
+            if step % n == 0:
+                order = torch.randperm(len(held), generator=training.draws)
+            batch = order[step % n * config.batch :][: config.batch]
+            for group in training.optimizer.param_groups:
+                group["lr"] = config.lr * cosine(step, self.passes * n)
+            x = training.seen(held.raw[batch.to(held.raw.device)])
+            loss = F.cross_entropy(self.forward(x), held.y[batch.to(held.y.device)])
+            training.optimizer.zero_grad()
+            loss.backward()
+            training.optimizer.step()
+        for group in training.optimizer.param_groups:
+            group["lr"] = config.lr
+
+
+def cosine(step: int, total: int) -> float:
+    """From 1 in step 0 to 0.01 in step `total`."""
+    return 0.01 + 0.99 * (1 + math.cos(math.pi * step / total)) / 2
