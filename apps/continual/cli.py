@@ -4,13 +4,18 @@ sparsekit continual train --config derpp-mnist --buffer 200 --out runs/derpp
 sparsekit continual compare --config derpp-mnist --strategies er derpp --out runs/c
 """
 
-from dataclasses import dataclass
+import dataclasses
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
-from apps.common.config import parse
-from apps.common.verbs import listed, presets, run
-from apps.continual import strategy, streams
+from apps.common.config import RunConfig, parse
+from apps.common.tables import percent
+from apps.common.verbs import listed, presets, required, run
+from apps.continual import figure, metrics, strategy, streams
+from apps.continual.compare import compare, load_comparison
 from apps.continual.config import PRESETS, Config
-from apps.continual.result import Result
+from apps.continual.flops import RULES, training_flops
+from apps.continual.result import Result, load_result
 from apps.continual.streams import PARTS
 from apps.continual.train import train
 
@@ -18,6 +23,65 @@ from apps.continual.train import train
 @dataclass(frozen=True)
 class DataConfig(Config):
     """Fetches a data set and prints the tasks it is cut into."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(RunConfig):
+    """Prints a finished run's metrics by every definition.
+
+    Args:
+        run: the run's folder.
+    """
+
+    run: Path | None = None
+
+
+@dataclass(frozen=True)
+class CompareConfig(Config):
+    """Trains several strategies with several seeds, beside fine-tuning and joint.
+
+    Options go to every strategy that has a field of that name.
+
+    Args:
+        strategies: names.
+        seeds: how many seeds, from `seed` on.
+        baseline: label that paired differences refer to.
+    """
+
+    strategies: tuple[str, ...] = ("er", "derpp", "gdumb")
+    seeds: int = 5
+    baseline: str = "finetune"
+
+    def __post_init__(self) -> None:
+        """Options belong to other strategies than `strategy`: checked for each run."""
+
+
+@dataclass(frozen=True)
+class ReportConfig(RunConfig):
+    """Writes a comparison's table and figure.
+
+    Args:
+        run: folder that `compare` wrote.
+        formats: of the figure.
+    """
+
+    run: Path | None = None
+    formats: tuple[str, ...] = ("png", "svg")
+
+
+@dataclass(frozen=True)
+class FlopsConfig(RunConfig):
+    """Prints the FLOPs of a published training, by the paper's rule and honestly.
+
+    Args:
+        network: resnet18-cifar or resnet18-tiny.
+        method: ewc, lwf, er, agem, derpp, ..., or sparse, as sparcl-derpp.
+        sparsity: of a sparse method.
+    """
+
+    network: str = "resnet18-cifar"
+    method: str = "derpp"
+    sparsity: float = 0.0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,7 +106,7 @@ def data_command(argv: list[str]) -> None:
     for i, task in enumerate(stream.tasks):
         sizes = ", ".join(f"{len(getattr(task, part))} {part}" for part in PARTS)
         named = ", ".join(stream.names[c] for c in task.classes)
-        print(f"  task {i}: {sizes}; classes {named}")
+        print(f"  task {i + 1}: {sizes}; classes {named}")
 
 
 def train_command(argv: list[str]) -> None:
@@ -55,13 +119,78 @@ def train_command(argv: list[str]) -> None:
     print_result(train(config))
 
 
+def evaluate_command(argv: list[str]) -> None:
+    """Print a finished run's metrics, by every library's definition."""
+    config = parse(EvaluateConfig, argv, presets=PRESETS)
+    result = load_result(required(config.run, "run"))
+    print_result(result)
+    a = result.matrix
+    print("\nby definition, in %")
+    for name in metrics.FORGETTING:
+        print(f"  forgetting, {name:10}{100 * metrics.forgetting(a, name):7.2f}")
+    for name in metrics.BACKWARD:
+        value = metrics.backward_transfer(a, name)
+        print(f"  backward,   {name:10}{100 * value:7.2f}")
+    for name in metrics.FORWARD:
+        value = metrics.forward_transfer(a, result.initial, name)
+        print(f"  forward,    {name:10}{100 * value:7.2f}")
+
+
+def compare_command(argv: list[str]) -> None:
+    """Train strategies x seeds beside fine-tuning and joint; print a table."""
+    config = parse(CompareConfig, argv, presets=PRESETS)
+    settings = {f.name: getattr(config, f.name) for f in fields(Config)}
+    settings |= {"out": None, "strategy_options": {}, "strategy": "finetune"}
+    first = Config(**settings)
+    given, used, configs = dict(config.strategy_options), set(), {}
+    known = strategy.discover()
+    for name in dict.fromkeys(config.strategies):
+        if name not in known:
+            raise ValueError(
+                f"strategy {name!r} is unknown; choose of {', '.join(known)}"
+            )
+        names = {f.name for f in dataclasses.fields(known[name]) if f.init}
+        chosen = {key: value for key, value in given.items() if key in names}
+        used |= set(chosen)
+        configs[name] = replace(first, strategy=name, strategy_options=chosen)
+    if set(given) - used:
+        raise ValueError(
+            f"none of the strategies {', '.join(configs)} has an option "
+            f"{sorted(set(given) - used)[0]!r}"
+        )
+    seeds = range(config.seed, config.seed + config.seeds)
+    comparison = compare(configs, seeds, out=config.out, baseline=config.baseline)
+    print(comparison.table(), end="")
+
+
+def report_command(argv: list[str]) -> None:
+    """Write the table and the figure of a comparison."""
+    config = parse(ReportConfig, argv, presets=PRESETS)
+    folder = Path(required(config.run, "run"))
+    comparison = load_comparison(folder)
+    print(comparison.table())
+    for form in config.formats:
+        path = (config.out or folder) / f"compare.{form}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.draw(comparison, path)
+        print(path)
+
+
+def flops_command(argv: list[str]) -> None:
+    """Print the FLOPs of a published training, by both rules."""
+    config = parse(FlopsConfig, argv, presets=PRESETS)
+    for rule in RULES:
+        total = training_flops(config.network, config.method, config.sparsity, rule)
+        print(f"{rule:10}{total:.3e} FLOPs")
+
+
 def print_result(result: Result) -> None:
     """The accuracy matrix, metrics, costs."""
     print("accuracy in % on each task (columns) after each task (rows)")
     for row in result.matrix.tolist():
         print("  " + " ".join(f"{100 * value:6.1f}" for value in row))
     for name, interval in result.metrics.items():
-        print(f"{name:18}{100 * interval.value:6.2f} %")
+        print(f"{name:18}{percent(interval)} %")
     for name, value in result.cost.items():
         print(f"{name:18}{value:,.2f}" if value < 1000 else f"{name:18}{value:,.0f}")
 
@@ -69,4 +198,8 @@ def print_result(result: Result) -> None:
 VERBS = {
     "data": data_command,
     "train": train_command,
+    "evaluate": evaluate_command,
+    "compare": compare_command,
+    "report": report_command,
+    "flops": flops_command,
 }

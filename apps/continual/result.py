@@ -104,7 +104,7 @@ class Run:
     def __init__(self, config: Config, state: Training):
         self.config, self.state = config, state
         self.task, self.epoch, self.batch = 0, 0, 0  # where to go on
-        self.seconds, self.summed = 0.0, 0.0
+        self.seconds, self.summed = 0.0, torch.zeros((), device=config.device)
         self.unsaved = 0  # steps since the last checkpoint
         self.epoch_seconds = 0.0
         self.history: list[dict[str, float]] = []
@@ -122,6 +122,15 @@ class Run:
     def at_start_of_epoch(self) -> bool:
         return self.batch == 0
 
+    @property
+    def task_is_known(self) -> bool:
+        """In tests: the accuracies are Task-IL."""
+        return self.config.scenario == "task"
+
+    def _accuracies(self, tested: Tested) -> Tensor:
+        known = self.task_is_known
+        return tested.accuracies_of_task if known else tested.accuracies
+
     def start(self) -> None:
         """Begins in a new folder, or takes up the checkpoint of an interrupted run."""
         if self.folder is not None:
@@ -135,7 +144,7 @@ class Run:
                 self._load(checkpoint)
                 return
             self.folder.write_config(self.config)
-        self.initial = measure(self.state).accuracies
+        self.initial = self._accuracies(measure(self.state))
 
     def end_step(self, loss: Tensor | None, seconds: float) -> None:
         self.batch += 1
@@ -143,13 +152,13 @@ class Run:
         self.seconds += seconds
         self.epoch_seconds += seconds
         if loss is not None:
-            self.summed += float(loss.detach())
+            self.summed = self.summed + loss.detach()
         if self.unsaved == self.config.checkpoint_every:
             self._save()
 
     def end_epoch(self, seconds: float) -> None:
         """Records an epoch, and writes a checkpoint."""
-        loss = self.summed / self.batch
+        loss = float(self.summed) / self.batch
         if not math.isfinite(loss):
             raise ValueError(
                 f"the loss is {loss} in epoch {self.epoch + 1} of task {self.task}: "
@@ -167,12 +176,12 @@ class Run:
         }
         self.history.append(row)
         self.epoch, self.batch = self.epoch + 1, 0
-        self.summed, self.epoch_seconds = 0.0, 0.0
+        self.summed, self.epoch_seconds = torch.zeros_like(self.summed), 0.0
         self._save()
 
     def end_task(self, tested: Tested, seconds: float) -> None:
         self.seconds += seconds
-        self.rows.append(tested.accuracies)
+        self.rows.append(self._accuracies(tested))
         self.task_rows.append(tested.accuracies_of_task)
         self.last = tested
         self.task, self.epoch = self.task + 1, 0
@@ -191,10 +200,9 @@ class Run:
             model.load_state_dict(dense_state_dict(state.model))
         model.eval()
         matrix, task_matrix = torch.stack(self.rows), torch.stack(self.task_rows)
-        known = state.strategy.needs_task_id or self.config.scenario == "task"
-        if known:
-            matrix = task_matrix
-        measured = metrics_of(matrix, task_matrix, self.initial, tested, known)
+        measured = metrics_of(
+            matrix, task_matrix, self.initial, tested, self.task_is_known
+        )
         params_total, params_active = cost.count_parameters(model, masks)
         costs = {
             "train_seconds": self.seconds,

@@ -12,8 +12,6 @@ or, in a notebook (nothing is written):
 import time
 from collections.abc import Callable
 
-import torch
-
 from apps.continual import streams, training
 from apps.continual.config import Config
 from apps.continual.result import Result, Run, is_finished, load_result, measure
@@ -83,9 +81,3 @@ def train(config: Config, watch: Watch | None = None) -> Result:
             watch(task, state)
 
     return run.finish()
-
-
-def initial_accuracies(config: Config) -> torch.Tensor:
-    """Accuracy on each task of the untrained model, for forward transfer."""
-    state = training.build(config, streams.load(config))
-    return measure(state).accuracies
