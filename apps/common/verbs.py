@@ -10,14 +10,15 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-Verbs = Mapping[str, Callable[[list[str]], None]]
+Verbs = Mapping[str, Callable[[list[str]], int | None]]
 
 
 def run(argv: Sequence[str] | None, verbs: Verbs, usage: Callable[[], str]) -> int:
     """Calls the function of the first word with the others; the exit status.
 
     argv: default the command line. A usage error (no verb, an unknown one, or a
-    ValueError or missing file that names the fix) is printed and gives 2.
+    ValueError or missing file that names the fix) is printed and gives 2. A verb may
+    return a status of its own.
     """
     words = sys.argv[1:] if argv is None else list(argv)
     if not words or words[0] in ("-h", "--help"):
@@ -27,11 +28,10 @@ def run(argv: Sequence[str] | None, verbs: Verbs, usage: Callable[[], str]) -> i
         print(f"error: no verb {words[0]!r}\n\n{usage()}", file=sys.stderr)
         return 2
     try:
-        verbs[words[0]](words[1:])
+        return verbs[words[0]](words[1:]) or 0
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def listed(app: str, verbs: Verbs) -> list[str]:

@@ -1,0 +1,397 @@
+"""The signed receipt of a deletion: its fields, and how it is verified.
+
+    receipt, table = read(Path("receipts/0001.json"))     # hostile until it returns
+    verify(path, key=None, files=None)                    # all of it, or ValueError
+    python -m apps.unlearning.receipt receipts/0001.json  # the same, without torch
+
+The file is JSON. Its member `signature` signs the canonical bytes of all the others.
+Fractions are text, such as "0.5125", so that they have one spelling in every language.
+`SERVICE.md` beside this file describes every byte.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from apps.unlearning import service_paths as paths
+from apps.unlearning import signing
+
+SCHEMA = "sparsekit.unlearning.receipt/1"
+MOST_BYTES = 1_000_000
+EXACT = ("retrain", "sisa")
+
+Count = Annotated[int, Field(ge=0, le=signing.LARGEST)]
+Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
+Time = Annotated[
+    str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$", max_length=20)
+]
+Decimal = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?(e[+-][0-9]+)?$", max_length=30
+    ),
+]
+Level = Literal["exact", "statistical"]
+Provenance = Literal["dense", "data-free", "retain-only", "with-forget-data"]
+
+
+class Strict(BaseModel):
+    """Unknown keys and other types are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Signature(Strict):
+    """value: 64 bytes in base64; key_sha256: of the 32 bytes of the public key."""
+
+    algorithm: Literal["Ed25519"]
+    key_sha256: Hash
+    value: Annotated[str, StringConstraints(max_length=100)]
+
+
+class Request(Strict):
+    """One deletion request of the batch; records: how many it names."""
+
+    request: Text
+    received: Time
+    records: Count
+
+
+class Data(Strict):
+    """The training data by index. `index_sha256`: see SERVICE.md; no record is here."""
+
+    name: Text
+    content_sha256: Hash
+    records_before: Count
+    records_after: Count
+    records_erased: Count
+    index_sha256_before: Hash
+    index_sha256_after: Hash
+    index_sha256_erased: Hash
+
+
+class File(Strict):
+    """A file of the service's folder, named by its path in it."""
+
+    path: Text
+    bytes: Count
+    sha256: Hash
+    params_total: Count
+    params_active: Count
+
+
+class Mask(Strict):
+    """Which weights exist, and what was seen when they were chosen."""
+
+    provenance: Provenance
+    note: Text
+
+
+class Method(Strict):
+    """What was run. options: the method's settings as text."""
+
+    name: Text
+    options: dict[Text, Text]
+    seed: Count
+    seconds: Decimal
+
+
+class Estimate(Strict):
+    """A value with its 95 % interval, null where one value alone leaves it unknown."""
+
+    value: Decimal
+    low: Decimal | None
+    high: Decimal | None
+    n: Count
+
+
+class Comparison(Strict):
+    """One number of three models, and the gap `unlearned - retrained`.
+
+    retrained: models trained from scratch without the erased records.
+    """
+
+    name: Text
+    about: Text
+    original: Estimate
+    unlearned: Estimate
+    retrained: Estimate
+    gap: Estimate
+
+
+class Audit(Strict):
+    """margin: an attack's gap must lie within ± margin, with its whole interval."""
+
+    margin: Decimal
+    references: Count
+    metrics: list[Comparison]
+    attacks: list[Comparison]
+    smallest_detectable: Text
+
+
+class Retired(Strict):
+    """A file that holds the erased records, or may; what became of it by then."""
+
+    path: Text
+    kind: Text
+    sha256: Hash
+    state: Literal["retired", "wiped"]
+
+
+class Process(Strict):
+    """When, with what, on what."""
+
+    started: Time
+    finished: Time
+    audited: Time
+    commit: Text | None
+    changed: bool | None
+    versions: dict[Text, Text]
+    device: Text
+
+
+class Receipt(Strict):
+    """All that is signed, and the signature. Order of the file's members is free."""
+
+    schema_: Literal["sparsekit.unlearning.receipt/1"] = Field(alias="schema")
+    number: Annotated[int, Field(ge=1, le=signing.LARGEST)]
+    previous_sha256: Hash | None
+    requests: Annotated[list[Request], Field(min_length=1)]
+    data: Data
+    before: File
+    after: File
+    mask: Mask
+    method: Method
+    audit: Audit
+    level: Level
+    verdict: Text
+    retired: list[Retired]
+    process: Process
+    out_of_scope: Annotated[list[Text], Field(min_length=1)]
+    signature: Signature
+
+
+def write(content: Mapping[str, Any], key: Any) -> str:
+    """The text of a receipt's file: the content, signed.
+
+    Raises ValueError for content that `read` would refuse, such as an empty list of
+    what is out of scope, or a level that its own numbers do not support.
+    """
+    signature = {
+        "algorithm": "Ed25519",
+        "key_sha256": signing.fingerprint(key.public_key()),
+        "value": signing.sign(dict(content), key),
+    }
+    signed = dict(content) | {"signature": signature}
+    text = json.dumps(signed, indent=1, ensure_ascii=False) + "\n"
+    parse(text.encode("utf-8"))
+    return text
+
+
+def read(path: Path) -> tuple[Receipt, dict[str, Any]]:
+    """The receipt, and the JSON as it stands. Raises FileNotFoundError, ValueError."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    with open(path, "rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"larger than {MOST_BYTES:,} bytes: this is no receipt")
+    return parse(content)
+
+
+def parse(content: bytes) -> tuple[Receipt, dict[str, Any]]:
+    """Validates the bytes of a file. The signature is not checked here."""
+    try:
+        table = json.loads(
+            content.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_float=_no_fraction,
+            parse_constant=_no_fraction,
+            parse_int=_small,
+        )
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8") from None
+    except RecursionError:
+        raise ValueError("lists and objects are nested too deeply") from None
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise ValueError(f"not JSON, or cut off: {error.msg} at {where}") from None
+    if not isinstance(table, dict):
+        raise ValueError("not a JSON object")
+    try:
+        receipt = Receipt.model_validate(table)
+    except ValidationError as error:
+        raise ValueError("; ".join(map(_explained, error.errors()[:3]))) from None
+    _check_sense(receipt)
+    return receipt, table
+
+
+def supported_level(method: str, provenance: str, audit: Audit) -> Level | None:
+    """The highest level that the numbers allow; None: the deletion is not shown.
+
+    exact: a method that is exact by construction, and a mask that did not see the
+    erased records. statistical: there are attacks, and for each the whole interval of
+    the gap to retraining lies within the margin, on both sides. An interval that is
+    too wide shows nothing, so a small audit does not pass for a clean one.
+    """
+    if method in EXACT and provenance != "with-forget-data":
+        return "exact"
+    margin = float(audit.margin)
+    within = [
+        gap.low is not None
+        and gap.high is not None
+        and -margin <= float(gap.low) <= float(gap.high) <= margin
+        for gap in (attack.gap for attack in audit.attacks)
+    ]
+    return "statistical" if within and all(within) and audit.references else None
+
+
+def verify(
+    path: Path, key: Path | None = None, files: Path | None = None
+) -> tuple[Receipt, list[str]]:
+    """Checks fields, sense and signature, and with `files` the hashes of the models.
+
+    key: the public key; default: that beside the receipt. files: the service's folder;
+    then the model after the deletion must be there with its hash, and retired files
+    that the receipt calls wiped must be gone.
+
+    Returns the receipt and what was checked, a line each. Raises ValueError that says
+    what does not fit, FileNotFoundError for a file or key that is not there.
+    """
+    receipt, table = read(path)
+    public = signing.load_public(key or key_beside(path))
+    print_of_key = signing.fingerprint(public)
+    if receipt.signature.key_sha256 != print_of_key:
+        raise ValueError(
+            f"signed with the key {receipt.signature.key_sha256[:16]}..., not with "
+            f"{print_of_key[:16]}..."
+        )
+    signed = {name: value for name, value in table.items() if name != "signature"}
+    signing.check(signed, receipt.signature.value, public)
+    checked = [f"signature: Ed25519, key {print_of_key}"]
+    checked.append(f"level: {receipt.level}, as its numbers allow")
+    if files is not None:
+        checked += _check_files(receipt, files)
+    return receipt, checked
+
+
+def key_beside(path: Path) -> Path:
+    """NAME.pem for NAME.json if it is there, or public.pem in the same folder."""
+    own = path.with_suffix(".pem")
+    return own if own.is_file() else path.with_name("public.pem")
+
+
+def _check_files(receipt: Receipt, folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no such folder: {folder}")
+    after = receipt.after
+    found = paths.digest(folder, after.path)
+    if found is None:
+        raise ValueError(f"{after.path} is not in {folder}")
+    if found != after.sha256:
+        raise ValueError(f"{after.path} has another content than the receipt says")
+    wiped = [file for file in receipt.retired if file.state == "wiped"]
+    for file in wiped:
+        if paths.digest(folder, file.path) == file.sha256:
+            raise ValueError(f"{file.path} was to be wiped, and is there")
+    return [f"file: {after.path}", f"wiped: {len(wiped)} files that are gone"]
+
+
+def _check_sense(receipt: Receipt) -> None:
+    """What no field alone shows."""
+    data = receipt.data
+    if data.records_before - data.records_erased != data.records_after:
+        raise ValueError("data: records before, erased and after do not add up")
+    if not data.records_erased:
+        raise ValueError("data: no record was erased")
+    supported = supported_level(
+        receipt.method.name, receipt.mask.provenance, receipt.audit
+    )
+    if supported is None or (receipt.level, supported) == ("exact", "statistical"):
+        raise ValueError(
+            f"level {receipt.level!r} is claimed, but the receipt's own numbers "
+            f"support {supported or 'no level'}"
+        )
+    for item in (receipt.before, receipt.after, *receipt.retired):
+        paths.require_inside(item.path)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r:.50} stands twice")
+    return table
+
+
+def _no_fraction(text: str) -> Any:
+    raise ValueError(f"{text:.30} is a fraction: a receipt writes these as text")
+
+
+def _small(text: str) -> int:
+    if len(text) > 17:
+        raise ValueError(f"the integer {text:.20}... is too large")
+    return int(text)
+
+
+def _explained(error: Any) -> str:
+    """Where and what, without the input: it may be long, or no text."""
+    where = ".".join(str(part)[:40] for part in error["loc"][:5])
+    return f"{where or 'the receipt'}: {error['msg']}"
+
+
+def index_sha256(records: Sequence[int]) -> str:
+    r"""SHA-256 of the record indices in ascending order, each in decimal with "\n".
+
+    >>> index_sha256([10, 2])[:16]
+    '84fa61ffd2392fe8'
+    """
+    lines = "".join(f"{record}\n" for record in sorted(records))
+    return sha256(lines.encode("ascii")).hexdigest()
+
+
+def printable(text: str) -> str:
+    """Text of a receipt for a terminal: control characters are shown, not sent."""
+    return re.sub(r"[^\x20-\x7e\u00a0-\ud7ff\ue000-\ufdff]", "?", text)
+
+
+def verify_command(argv: list[str]) -> int:
+    """Check a receipt's signature, fields and level, and with --files the models."""
+    import argparse
+
+    parser = argparse.ArgumentParser(
+        prog="sparsekit unlearning verify", description=verify.__doc__.split("\n")[0]
+    )
+    parser.add_argument("file", type=Path, help="the receipt")
+    parser.add_argument("--key", type=Path, help="public key; default: beside the file")
+    parser.add_argument("--files", type=Path, help="the service's folder")
+    args = parser.parse_args(argv)
+    try:
+        receipt, checked = verify(args.file, args.key, args.files)
+    except FileNotFoundError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ValueError as error:
+        print(f"NOT VALID  {args.file}: {printable(str(error))}", file=sys.stderr)
+        return 1
+    print(f"VALID  {args.file}")
+    print("\n".join(f"  {line}" for line in checked))
+    requests = ", ".join(printable(item.request) for item in receipt.requests)
+    print(f"  requests: {requests}")
+    print(f"  verdict: {printable(receipt.verdict)}")
+    print(f"  out of scope: {len(receipt.out_of_scope)} points, in the receipt")
+    if args.key is None:
+        print("  The key lay beside the receipt: compare it with the published one.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(verify_command(sys.argv[1:]))
