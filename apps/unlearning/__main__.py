@@ -1,0 +1,7 @@
+"""`python -m apps.unlearning VERB ...`, the same as `sparsekit unlearning VERB ...`."""
+
+import sys
+
+from apps.unlearning.cli import main
+
+sys.exit(main())

@@ -1,0 +1,88 @@
+"""A sparse model stays as sparse as it is: masks that never move."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sparsekit import Sparsifier
+from sparsekit.method import Context, Masks, Method
+
+
+@dataclass(frozen=True, eq=False)
+class Kept(Method):
+    """Given masks from the first step to the last."""
+
+    sparsity: float
+    masks: Mapping[str, Tensor]
+
+    def start(self, context: Context) -> Masks:
+        return dict(self.masks)
+
+    def sparsity_at(self, step: int) -> float:
+        return self.sparsity
+
+
+def keep(
+    model: nn.Module, optimizer: Optimizer, masks: Mapping[str, Tensor]
+) -> Sparsifier:
+    """Has every step of `optimizer` leave absent weights, and their moments, at zero.
+
+    masks: {parameter name: bool}, True = the weight exists. Raises ValueError for a
+    name that the model does not have, or a mask of another shape.
+    """
+    check(model, masks)
+    method = Kept(sparsity(masks), masks)
+    return Sparsifier(model, optimizer, method, params=list(masks)).attach()
+
+
+@torch.no_grad()
+def apply(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Makes absent weights zero, once."""
+    check(model, masks)
+    for name, mask in masks.items():
+        model.get_parameter(name).mul_(mask)
+
+
+def check(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """ValueError unless every mask is bool and has the shape of its parameter."""
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    for name, mask in masks.items():
+        if name not in shapes:
+            raise ValueError(
+                f"mask of {name!r}: the model has {', '.join(shapes) or 'no parameter'}"
+            )
+        if mask.dtype != torch.bool or mask.shape != shapes[name]:
+            raise ValueError(
+                f"the mask of {name!r} is bool of shape {tuple(shapes[name])}, got "
+                f"{mask.dtype} of {tuple(mask.shape)}"
+            )
+
+
+def of_zeros(model: nn.Module) -> Masks:
+    """Masks of the non-zero entries of weights that have zeros; {} if none has.
+
+    For a sparse model that comes without its masks.
+
+    >>> layer = nn.Linear(2, 1, bias=False)
+    >>> _ = nn.init.constant_(layer.weight, 1.0)
+    >>> of_zeros(layer)
+    {}
+    """
+    found = {
+        name: p.detach() != 0 for name, p in model.named_parameters() if p.dim() > 1
+    }
+    return {name: mask for name, mask in found.items() if not mask.all()}
+
+
+def sparsity(masks: Mapping[str, Tensor]) -> float:
+    """Fraction of zeros over all masked weights; 0 without masks.
+
+    >>> sparsity({"weight": torch.tensor([True, False, False, False])})
+    0.75
+    """
+    total = sum(mask.numel() for mask in masks.values())
+    alive = sum(int(mask.sum()) for mask in masks.values())
+    return 1 - alive / total if total else 0.0

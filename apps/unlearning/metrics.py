@@ -1,0 +1,77 @@
+"""How much was forgotten, and how much else: values a record, and their means.
+
+UA = 1 - accuracy on the forget set, RA and TA = accuracy on the retain set and on fresh
+records, MIA = the published membership attack's share of non-members in the forget set.
+They mean something only beside a retrained model's: closest to it wins, not largest.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from apps.common.images import Split
+from apps.unlearning.attacks import scores
+from apps.unlearning.attacks.population import mia_efficacy
+from apps.unlearning.fitting import Loss, cross_entropy, evaluate
+
+Samples = Mapping[str, Mapping[str, Tensor]]
+
+
+def per_sample(
+    model: nn.Module, split: Split, loss: Loss = cross_entropy
+) -> dict[str, Tensor]:
+    """{"correct", "confidence", "logit_confidence", "loss"} -> [N], a value a record.
+
+    The first three are those of `attacks.scores`: 1 where the largest logit is the
+    label's, the label's probability, and its log-odds.
+    """
+    logits = evaluate(model, split)
+    if logits.dim() != 2:
+        raise ValueError(
+            f"metrics need a model that returns logits [B, K], got {list(logits.shape)}"
+        )
+    return {
+        "correct": scores.correctness(logits, split.y).cpu(),
+        "confidence": scores.confidence(logits, split.y).cpu(),
+        "logit_confidence": scores.logit_confidence(logits, split.y).cpu(),
+        "loss": loss(logits, split.y).detach().float().cpu(),
+    }
+
+
+def accuracies(samples: Samples) -> dict[str, float]:
+    """{"UA", "RA", "TA"} from values a record; TA only if there are fresh ones.
+
+    >>> import torch
+    >>> accuracies({"forget": {"correct": torch.tensor([1.0, 0.0, 0.0, 0.0])}})
+    {'UA': 0.75}
+    """
+    found = {}
+    if "forget" in samples:
+        found["UA"] = 1 - float(samples["forget"]["correct"].double().mean())
+    for name, part in (("RA", "retain"), ("TA", "fresh")):
+        if part in samples:
+            found[name] = float(samples[part]["correct"].double().mean())
+    return found
+
+
+NAMES = ("UA", "MIA", "RA", "TA")
+
+
+def of_model(samples: Samples) -> dict[str, float]:
+    """{"UA", "MIA", "RA", "TA"} from values a record of forget, retain and fresh."""
+    confidences = [samples[n]["confidence"] for n in ("retain", "fresh", "forget")]
+    found = accuracies(samples) | {"MIA": mia_efficacy(*confidences)}
+    return {name: found[name] for name in NAMES}
+
+
+def gaps(unlearned: Mapping[str, float], reference: Mapping[str, float]) -> dict:
+    """Signed differences to the retrained model, and "gap", the mean of their sizes.
+
+    A positive UA gap is over-forgetting: as much a failure as a negative one.
+
+    >>> gaps({"UA": 0.5, "RA": 0.75}, {"UA": 0.25, "RA": 1.0})
+    {'UA gap': 0.25, 'RA gap': -0.25, 'gap': 0.25}
+    """
+    signed = {f"{name} gap": unlearned[name] - reference[name] for name in unlearned}
+    sizes = [abs(value) for value in signed.values()]
+    return signed | {"gap": sum(sizes) / len(sizes)}

@@ -1,0 +1,159 @@
+"""An experiment's result, and its folder."""
+
+import json
+from dataclasses import dataclass, replace
+from math import nan
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from apps.common import cost, runs
+from apps.common.config import parse, refuse_other_settings, settings
+from apps.common.runs import RunFolder
+from apps.common.statistics import Interval, mean_interval
+from apps.unlearning import metrics, models
+from apps.unlearning.config import Config
+from apps.unlearning.data import Data
+
+MODELS = ("original", "unlearned", "reference")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one experiment gave.
+
+    metrics: UA, MIA, RA and TA of the unlearned model; "original UA", "reference UA"
+    and so on; "UA gap", ..., the signed difference to the reference; "gap", the mean of
+    their sizes; "run time", as a share of retraining. Intervals are over records where
+    a metric is a mean of them; others have none here: compare seeds.
+    samples: {"original", "unlearned", "reference"} -> {"forget", "retain", "fresh"} ->
+    {"correct", "confidence", "logit_confidence", "loss"} -> [N], a value a record.
+    masks, provenance: of the original; the unlearned model keeps them.
+    exact: whether the method leaves no trace of the forget set by construction.
+    """
+
+    config: Config
+    metrics: dict[str, Interval]
+    cost: dict[str, float]
+    history: list[dict[str, Any]]
+    samples: dict[str, dict[str, dict[str, Tensor]]]
+    model: nn.Module
+    masks: dict[str, Tensor]
+    provenance: str
+    exact: bool
+
+    def value(self, name: str) -> float:
+        """One metric. Raises KeyError that lists all."""
+        if name not in self.metrics:
+            raise KeyError(f"no metric {name!r}; there are {', '.join(self.metrics)}")
+        return self.metrics[name].value
+
+
+def measured(
+    samples: dict[str, dict[str, dict[str, Tensor]]], run_time: float
+) -> dict[str, Interval]:
+    """All metrics of the three models."""
+    values = {name: metrics.of_model(samples[name]) for name in MODELS}
+    found: dict[str, Interval] = {}
+    for model in ("unlearned", "original", "reference"):
+        for name, value in values[model].items():
+            label = name if model == "unlearned" else f"{model} {name}"
+            found[label] = _interval(name, value, samples[model])
+    for name, gap in metrics.gaps(values["unlearned"], values["reference"]).items():
+        found[name] = Interval(gap, nan, nan, 1)
+    return found | {"run time": Interval(run_time, nan, nan, 1)}
+
+
+def _interval(name: str, value: float, samples: dict) -> Interval:
+    part = {"UA": "forget", "RA": "retain", "TA": "fresh"}.get(name)
+    if part is None:
+        return Interval(value, nan, nan, 1)
+    right = samples[part]["correct"].double().numpy()
+    return mean_interval(1 - right if name == "UA" else right)
+
+
+def save(folder: RunFolder, result: Result, data: Data) -> None:
+    """The models, the values per record, and result.json, last."""
+    config = result.config
+    tensors, metadata = cost.packed(result.model, result.masks)
+    about = {
+        "settings": settings(config),
+        "classes": data.classes,
+        "channels": data.train.x.shape[1],
+        "size": data.train.x.shape[2],
+        "provenance": result.provenance,
+        "exact": result.exact,
+    }
+    flat = {
+        f"{model}/{part}/{name}": values
+        for model, parts in result.samples.items()
+        for part, columns in parts.items()
+        for name, values in columns.items()
+    }
+    if data.train.ids is not None:
+        flat["ids/forget"] = data.forgotten.ids.contiguous()
+        flat["ids/retain"] = data.retained.ids.contiguous()
+    folder.write_tensors("model.safetensors", tensors, metadata)
+    folder.write_tensors("samples.safetensors", flat, {"run": json.dumps(about)})
+    folder.write_log(result.history)
+    folder.write_result(
+        runs.Result(
+            app="unlearning",
+            method=config.method,
+            dataset=config.dataset,
+            seed=config.seed,
+            metrics=result.metrics,
+            cost=result.cost,
+            provenance=runs.provenance(config)
+            | {"mask": result.provenance, "exact": result.exact},
+        )
+    )
+
+
+def is_finished(path: Path | None) -> bool:
+    return path is not None and (Path(path) / "result.json").is_file()
+
+
+def load_result(path: Path, config: Config | None = None) -> Result:
+    """A finished experiment from its folder; the data set is not needed.
+
+    Raises FileNotFoundError if there is none, ValueError if `config` is given and the
+    experiment had other settings.
+    """
+    if not is_finished(path):
+        raise FileNotFoundError(f"no finished run in {path}: it has no result.json")
+    folder = RunFolder(path)
+    stored = folder.read_result()
+    flat, metadata = folder.read_tensors("samples.safetensors")
+    about = json.loads(metadata["run"])
+    if config is None:
+        config = parse(Config, ["--config", str(Path(path) / "config.toml")])
+    refuse_other_settings(config, about["settings"], Path(path))
+    samples: dict[str, Any] = {}
+    for key, values in flat.items():
+        model, part, *name = key.split("/")
+        if name:
+            samples.setdefault(model, {}).setdefault(part, {})[name[0]] = values
+    model = models.build(
+        config.model,
+        config.width,
+        config.depth,
+        about["classes"],
+        about["channels"],
+        about["size"],
+        config.seed,
+    )
+    state, masks = cost.unpacked(*folder.read_tensors("model.safetensors"))
+    model.load_state_dict(state)
+    return Result(
+        replace(config, out=Path(path)),
+        stored.metrics,
+        stored.cost,
+        folder.read_log(),
+        samples,
+        model.to(config.device).eval(),
+        masks,
+        about["provenance"],
+        about["exact"],
+    )

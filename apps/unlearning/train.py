@@ -1,0 +1,228 @@
+"""One experiment: prune and train, unlearn, retrain, measure.
+
+    python -m apps.unlearning train --forget class:3 --method l1_sparse --out runs/l1
+    python -m apps.unlearning train --out runs/l1 --resume
+
+or, in a notebook (nothing is written):
+
+    result = train(Config(forget="random:0.1", pruner="omp", method="finetune"))
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from torch import nn
+
+from apps.common import cost
+from apps.common.runs import RunFolder
+from apps.unlearning import data, metrics, models
+from apps.unlearning.config import Config
+from apps.unlearning.data import Data
+from apps.unlearning.fitting import evaluate, fit, mixed
+from apps.unlearning.pruning import Original, Pruner, train_original
+from apps.unlearning.result import (
+    Result,
+    is_finished,
+    load_result,
+    measured,
+    save,
+)
+from apps.unlearning.stages import Stages
+from apps.unlearning.unlearner import build
+from apps.unlearning.unlearning import Result as Unlearned
+from apps.unlearning.unlearning import unlearn
+
+Samples = dict[str, dict]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What all methods share: the data, the original model, the retrained reference.
+
+    reference_seconds: of the retraining, the yardstick of every method's run time.
+    """
+
+    data: Data
+    original: Original
+    reference: nn.Module
+    original_seconds: float
+    reference_seconds: float
+    samples: Samples  # "original" and "reference"
+
+
+def train(config: Config) -> Result:
+    """Runs the experiment that `config` describes.
+
+    Writes to `config.out` if it is given, else nothing; with `config.resume` goes on
+    from the last complete epoch, to the same result bit for bit, times aside.
+
+    Raises ValueError for unusable data or settings, and if a loss is not finite.
+    """
+    if config.resume and is_finished(config.out):
+        return load_result(config.out, config)
+    stages = _stages(config)
+    return experiment(config, prepare(config, stages), stages)
+
+
+def prepare(config: Config, stages: Stages | None = None) -> Prepared:
+    """The original model and its reference; neither depends on the method."""
+    stages = Stages() if stages is None else stages
+    loaded = data.load(
+        config.dataset, config.forget, config.seed, config.data_dir, config.part
+    )
+    loaded = data.to(loaded, config.device)
+    build_model = builder(config, loaded)
+    pruner = Pruner(
+        config.pruner, config.sparsity, config.rewind, config.rounds, config.prunable
+    )
+    original = train_original(
+        pruner,
+        loaded.train,
+        build_model,
+        config.recipe,
+        seed=config.seed,
+        mask_data=loaded.retained if config.mask_from == "retain" else None,
+        stages=stages,
+    )
+    reference, seconds = retrain(config, loaded, original, stages)
+    samples = {
+        "original": measure(original.model, loaded),
+        "reference": measure(reference, loaded),
+    }
+    spent = stages.seconds("original")
+    return Prepared(loaded, original, reference, spent, seconds, samples)
+
+
+def retrain(
+    config: Config,
+    loaded: Data,
+    original: Original,
+    stages: Stages | None = None,
+    number: int = 0,
+) -> tuple[nn.Module, float]:
+    """A reference, trained on the retain set alone, and the seconds of its training.
+
+    number: another number draws other weights and another order of the data.
+    """
+    stages = Stages() if stages is None else stages
+    seed, name = mixed(config.seed, 1000 + number), f"reference {number}"
+    build_model, recipe = builder(config, loaded), config.recipe
+    if config.reference == "retain-mask" and original.masks:
+        pruner = Pruner(
+            config.pruner,
+            config.sparsity,
+            config.rewind,
+            config.rounds,
+            config.prunable,
+        )
+        pruned = train_original(
+            pruner, loaded.retained, build_model, recipe,
+            seed=seed, stages=stages, name=name,
+        )  # fmt: skip
+        return pruned.model, stages.seconds(name)
+    masks = original.masks if config.reference == "same-mask" else {}
+    model = build_model(seed).to(config.device)
+    stage = stages.begin(name)
+    if stage.result is None:
+        fit(model, loaded.retained, recipe, seed=seed, masks=masks, stage=stage)
+    model.load_state_dict(stage.finish(model=model.state_dict())["model"])
+    return model, stage.seconds
+
+
+def experiment(
+    config: Config, prepared: Prepared, stages: Stages | None = None
+) -> Result:
+    """Unlearns by `config.method` and compares with the reference."""
+    stages = Stages() if stages is None else stages
+    loaded, original = prepared.data, prepared.original
+    stage = stages.begin("unlearn")
+    unlearned = unlearn_in(config, prepared, stage)
+    samples = prepared.samples | {"unlearned": measure(unlearned.model, loaded)}
+    masks = dict(unlearned.masks)
+    params_total, params_active = cost.count_parameters(unlearned.model, masks)
+    costs = {
+        "train_seconds": prepared.original_seconds,
+        "unlearn_seconds": unlearned.seconds,
+        "retrain_seconds": prepared.reference_seconds,
+        "train_flops": 0,
+        "peak_rss_mb": cost.peak_rss_mb(),
+        "params_total": params_total,
+        "params_active": params_active,
+        "bytes_on_disk": cost.bytes_on_disk(unlearned.model, masks),
+    }
+    result = Result(
+        config,
+        measured(samples, unlearned.seconds / prepared.reference_seconds),
+        costs,
+        stages.rows() + unlearned.rows,
+        samples,
+        unlearned.model,
+        masks,
+        original.provenance,
+        unlearned.exact,
+    )
+    if config.out is not None:
+        save(RunFolder(config.out), result, loaded)
+    return result
+
+
+def unlearn_in(config: Config, prepared: Prepared, stage=None) -> Unlearned:
+    """`unlearn` with the pieces of an experiment."""
+    loaded, original = prepared.data, prepared.original
+    return unlearn(
+        original.model,
+        loaded.retained,
+        loaded.forgotten,
+        build(config.method, config.options),
+        masks=original.masks,
+        mask_provenance=original.provenance,
+        held_out=loaded.held_out,
+        removed_class=loaded.forget.removed_class,
+        recipe=config.recipe,
+        build_model=builder(config, loaded),
+        seed=config.seed,
+        stage=stage,
+    )
+
+
+def measure(model: nn.Module, loaded: Data) -> dict:
+    """Values per record of the forget, the retain and the fresh set."""
+    parts = {
+        "forget": loaded.forgotten,
+        "retain": loaded.retained,
+        "fresh": loaded.fresh,
+    }
+    return {name: metrics.per_sample(model, split) for name, split in parts.items()}
+
+
+def builder(config: Config, loaded: Data) -> Callable[[int], nn.Module]:
+    """seed -> untrained model of the experiment's architecture."""
+    _, channels, size, _ = loaded.train.x.shape
+    return partial(
+        models.build,
+        config.model,
+        config.width,
+        config.depth,
+        loaded.classes,
+        channels,
+        size,
+    )
+
+
+def _stages(config: Config) -> Stages:
+    if config.out is None:
+        return Stages()
+    folder = RunFolder(config.out)
+    if not config.resume and is_finished(config.out):
+        raise ValueError(
+            f"{config.out} holds a finished run: load it with --resume, or give "
+            "another --out"
+        )
+    stages = Stages(folder, config)
+    if not stages.done and not stages.current:
+        folder.write_config(config)
+    return stages
+
+
+__all__ = ["Config", "Prepared", "evaluate", "experiment", "prepare", "train"]
