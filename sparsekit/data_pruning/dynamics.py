@@ -101,6 +101,21 @@ def forgetting(trace: TrainingTrace) -> Tensor:
     return torch.from_numpy(events)
 
 
+def misclassified(trace: TrainingTrace) -> Tensor:
+    """How often an example was wrong.
+
+    Source: Wang et al. 2022 (SparCL), arXiv 2209.09476, data removal.
+    """
+    wrong = ~_complete(trace).correct
+    return torch.from_numpy(wrong.sum(0).astype(np.float32))
+
+
+def summed_loss(trace: TrainingTrace) -> Tensor:
+    """Cross-entropy summed over the epochs, -sum log p_y."""
+    own = _complete(trace).own
+    return torch.from_numpy(-np.log(own.clip(1e-30)).sum(0))
+
+
 def aum(trace: TrainingTrace) -> Tensor:
     """Minus the area under the margin, -sum over epochs of (p_y - max of the others).
 

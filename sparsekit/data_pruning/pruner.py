@@ -29,6 +29,7 @@ OF_MODEL: dict[str, Callable[..., Tensor]] = {
 OF_TRACE: dict[str, Callable[[TrainingTrace], Tensor]] = {
     "aum": dynamics.aum,
     "forgetting": dynamics.forgetting,
+    "misclassified": dynamics.misclassified,
     "dynamic_uncertainty": dynamics.dynamic_uncertainty,
     "dual": dynamics.dual,
 }
@@ -49,8 +50,9 @@ class DataPruner:
     Args:
         keep: a share in (0, 1], or a number of examples.
         scores: el2n, grand, loss, margin, entropy, least_confidence, input_norm (of the
-            trained models), aum, forgetting, dynamic_uncertainty, dual (of the course
-            of their training), or a function (model, inputs, targets) -> [B].
+            trained models), aum, forgetting, misclassified, dynamic_uncertainty, dual
+            (of the course of their training), or a function (model, inputs, targets) ->
+            [B].
         policy, per_class, policy_options: as in `select`.
         model: makes a network that returns logits; default, for arrays, a small MLP.
         epochs, batch_size, lr, device: of the trainings.

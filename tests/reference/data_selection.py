@@ -1,5 +1,7 @@
 """Slow, obvious selection of examples, on Python lists."""
 
+from itertools import pairwise
+
 
 def strata_budgets(sizes: list[int], n: int) -> list[int]:
     """CCS: visit strata from the smallest; min(size, floor(left / strata left))."""
@@ -48,3 +50,28 @@ def entropy(entities: list) -> float:
 
     counts = Counter(entities).values()
     return -sum(c / len(entities) * log(c / len(entities)) for c in counts)
+
+
+def removal(
+    history: list[dict[int, tuple[bool, float]]], n_leaving: int, by: str
+) -> set[int]:
+    """Who leaves at a stage's end, by SparCL's rule or its release's, on dicts.
+
+    history: of each epoch, {example: (right, margin)} of those that it showed; every
+    example that has not left before is in one of them.
+    """
+    ranked = []
+    for example in sorted(set().union(*history)):
+        seen = [epoch.get(example) for epoch in history]
+        first = next(s for s in seen if s is not None)
+        told = []
+        for s in seen:
+            told.append(s if s is not None else told[-1] if told else first)
+        right = [correct for correct, _ in told]
+        if by == "misclassified":
+            hard = right.count(False)
+        else:
+            forgotten = sum(a and not b for a, b in pairwise(right))
+            hard = forgotten if any(right) else 10**9
+        ranked.append((hard, -sum(margin for _, margin in told), example))
+    return {example for _, _, example in sorted(ranked)[:n_leaving]}
