@@ -49,6 +49,7 @@ def accuracies(comparison: Comparison, axes: "Axes") -> None:
         axes.plot(seeds, [row] * len(seeds), ".", color=color, alpha=0.4)
         _interval(axes, row, comparison.interval(label), color)
     axes.set_yticks(range(len(labels)), labels)
+    axes.set_xlim(0, 100)
     axes.set_xlabel(f"average accuracy, %; {len(comparison.seeds)} seeds")
 
 

@@ -1,6 +1,6 @@
 """Data sets before they are cut into tasks: raw inputs, labels, and the three parts.
 
-mnist5k, mnist, digits (8x8), news (text) come from the package index or scikit-learn;
+mnist5k, mnist, digits (8x8), tweets and reviews (text) come from the package index or scikit-learn;
 cifar10 and tiny-imagenet are found in $SPARSEKIT_DATA; yours is an .npz or a folder.
 """
 
@@ -229,10 +229,21 @@ def _tiny_imagenet(data_dir: str | None) -> Raw:
     return _folder(path)
 
 
+def _text(name: str) -> Callable[[str | None], Raw]:
+    def read_text(_: str | None) -> Raw:
+        from apps.continual import text  # here: it imports this module
+
+        return getattr(text, name)()
+
+    return read_text
+
+
 SETS: dict[str, Callable[[str | None], Raw]] = {
     "mnist5k": _mnist5k,
     "mnist": _mnist,
     "digits": _digits,
+    "tweets": _text("tweets"),
+    "reviews": _text("reviews"),
     "cifar10": _cifar10,
     "tiny-imagenet": _tiny_imagenet,
 }

@@ -114,7 +114,7 @@ def load(config: Config) -> Stream:
         tasks = [_shortened(task, config.train_size) for task in tasks]
     _require_examples(tasks)
     first = tasks[0].train
-    mean, std = _moments(first)
+    mean, std = (torch.zeros(1), torch.ones(1)) if source.counts else _moments(first)
     return Stream(
         tuple(tasks), len(source.names), source.names, source.name, mean, std,
         source.counts,
