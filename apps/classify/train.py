@@ -11,7 +11,6 @@ or, in a notebook (nothing is written):
 import math
 import time
 from collections.abc import Callable
-from fnmatch import fnmatchcase
 
 import numpy as np
 import torch
@@ -62,7 +61,7 @@ def train(config: Config, watch: Watch | None = None) -> Result:
             model,
             optimizer,
             method,
-            params=maskable(config, model),
+            params=options.maskable(config.keep_dense, model),
             moments=config.moments,
             seed=config.seed if config.mask_seed is None else config.mask_seed,
             objective=objective(config, splits, flops),
@@ -168,25 +167,6 @@ def epoch_batches(config: Config, n_train: int, epoch: int) -> tuple[Tensor, ...
     generator = torch.Generator().manual_seed(int(mixed))
     order = torch.randperm(n_train, generator=generator).to(config.device)
     return order[: n_train - n_train % config.batch].split(config.batch)
-
-
-def maskable(config: Config, model: nn.Module) -> Callable | None:
-    """Sparsifier's default choice without what `keep_dense` names."""
-    if not config.keep_dense:
-        return None
-    names = [name for name, _ in model.named_parameters()]
-    for pattern in config.keep_dense:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(
-                f"keep_dense: {pattern!r} matches no parameter; the model has "
-                f"{', '.join(names)}"
-            )
-
-    def choose(name: str, parameter: nn.Parameter) -> bool:
-        kept = any(fnmatchcase(name, pattern) for pattern in config.keep_dense)
-        return parameter.dim() >= 2 and not kept
-
-    return choose
 
 
 def objective(config: Config, splits: data.Splits, flops: cost.TrainingFlops):

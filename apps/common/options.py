@@ -13,11 +13,14 @@ data or the number of epochs change.
 import importlib.util
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from fnmatch import fnmatchcase
 from math import isfinite
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
+
+from torch import nn
 
 from sparsekit import allocation
 from sparsekit.method import Method, discover, method_in
@@ -196,3 +199,30 @@ def pattern(text: str) -> Pattern:
             f"pattern {text!r} is unknown; use {', '.join(simple)}, 2:4 or 4x4"
         )
     return (NM if match[2] == ":" else Block)(int(match[1]), int(match[3]))
+
+
+def maskable(
+    keep_dense: Sequence[str], model: nn.Module
+) -> Callable[[str, nn.Parameter], bool] | None:
+    """The parameters that are masked, as Sparsifier's `params` takes it.
+
+    keep_dense: patterns of names that are left out, as "classifier.*". Without any,
+    None, the Sparsifier's own choice.
+
+    Raises ValueError for a pattern that matches no parameter.
+    """
+    if not keep_dense:
+        return None
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in keep_dense:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(
+                f"keep_dense: {pattern!r} matches no parameter; the model has "
+                f"{', '.join(names)}"
+            )
+
+    def choose(name: str, parameter: nn.Parameter) -> bool:
+        kept = any(fnmatchcase(name, pattern) for pattern in keep_dense)
+        return parameter.dim() >= 2 and not kept
+
+    return choose

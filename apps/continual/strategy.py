@@ -19,7 +19,6 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar, get_type_hints
 
 import torch
@@ -108,7 +107,7 @@ class Strategy:
         self, config: Config, model: nn.Module
     ) -> list[str] | Callable[[str, nn.Parameter], bool] | None:
         """Parameters that the method masks, as Sparsifier's `params` takes it."""
-        return maskable(config, model)
+        return methods.maskable(config.keep_dense, model)
 
     def sources(self, task: int) -> range:
         """Tasks whose training parts are passed over in `task`."""
@@ -242,25 +241,6 @@ def build(config: Config) -> Strategy:
     if cls.needs_task_id and config.scenario != "task":
         raise ValueError(f"{config.strategy} needs the task in tests: scenario task")
     return cls(**values)
-
-
-def maskable(config: Config, model: nn.Module) -> Callable | None:
-    """Sparsifier's default choice without what `keep_dense` names."""
-    if not config.keep_dense:
-        return None
-    names = [name for name, _ in model.named_parameters()]
-    for pattern in config.keep_dense:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(
-                f"keep_dense: {pattern!r} matches no parameter; the model has "
-                f"{', '.join(names)}"
-            )
-
-    def choose(name: str, parameter: nn.Parameter) -> bool:
-        kept = any(fnmatchcase(name, pattern) for pattern in config.keep_dense)
-        return parameter.dim() >= 2 and not kept
-
-    return choose
 
 
 @contextmanager

@@ -78,7 +78,9 @@ def reviews(_: str | None = None) -> Raw:
 def _table(content: bytes):
     import pandas as pd
 
-    return pd.read_csv(io.BytesIO(content), encoding_errors="replace", dtype=str).dropna()
+    return pd.read_csv(
+        io.BytesIO(content), encoding_errors="replace", dtype=str
+    ).dropna()
 
 
 def _raw(texts, labels, task: np.ndarray | None, name: str) -> Raw:

@@ -15,9 +15,9 @@ from apps.classify.train import (
     build_model,
     epoch_batches,
     learning_rate_factor,
-    maskable,
     train,
 )
+from apps.common import options
 from sparsekit.masks import count_active
 
 TINY = Config(model="mlp", width=11, depth=2, epochs=3, method="static", sparsity=0.8)
@@ -252,7 +252,7 @@ def test_keep_dense_leaves_tensors_out() -> None:
     with pytest.raises(ValueError, match=r"'fc\*' matches no parameter.* 1\.weight"):
         train(replace(TINY, keep_dense=("fc*",)))
     model = nn.Linear(2, 2)
-    assert maskable(TINY, model) is None
+    assert options.maskable((), model) is None
 
 
 def test_every_image_is_used_once_an_epoch() -> None:
