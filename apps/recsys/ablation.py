@@ -1,87 +1,158 @@
 """What each part of an augmentation does: LightGCN, and LLMRec with one part at a time.
 
-    configs = variants(preset("lightgcn-ml100k"), folder, ["text", "edges base"])
-    comparison = compare(configs, range(5), trials=1, baseline="lightgcn")
+    mixed = Ingredients.load(folder, split=100)
+    trials = [config(plain, mixed, "text", k, work) for k in range(TRIALS)]
+    result, values = trained(trials)
+    sliced(result.evaluation, result.data, mixed.cold)
 
-Everything else is LightGCN's, settings included. What a part's weight is was chosen on
-the validation part of one split, like LightGCN's own settings; see WEIGHTS.
+Everything else is LightGCN's, settings included. How much a part weighs is one of three
+settings, of which the validation part chooses; LightGCN has as many, of its penalty.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from apps.recsys.augment import FILE, AugmentConfig, augment
-from apps.recsys.augmentation import LLMRecSettings
-from apps.recsys.config import Config, Source
+import numpy as np
 
-NONE = {"chooser": "none", "items": (), "side": "none", "users": "none"}
-WEIGHTS = {"items": 0.3, "users": 0.3, "edges": 0.1, "restored": 0.1, "dropped": 0.3}
+from apps.recsys.augmentation import LLMRecSettings, save
+from apps.recsys.config import Config
+from apps.recsys.evaluation import Evaluation
+from apps.recsys.ingredients import Ingredients
+from apps.recsys.metrics import by_popularity, only_items, ranking_metrics
+from apps.recsys.result import CHOSEN_BY, Result
+from apps.recsys.splits import Dataset
+from apps.recsys.train import train
+
+TRIALS = 3
+WEIGHTS = {
+    "items": (0.1, 0.3, 1.0),
+    "users": (0.1, 0.3, 1.0),
+    "edges": (0.1, 0.3, 1.0),
+    "restored": (0.03, 0.1, 0.3),
+    "dropped": (0.1, 0.3, 0.7),
+}
+PENALTIES = (0.001, 0.003, 0.01)  # of LightGCN
 
 
 @dataclass(frozen=True)
 class Variant:
-    """made: what `augment` makes, beyond nothing at all. used: what training does."""
+    """Which parts. "" for none; the names are those of `Ingredients`.
 
-    made: dict[str, Any] = field(default_factory=dict)
-    used: tuple[str, ...] = ()
-    keep: str = "easy"
+    shuffled: every item has another item's features. cold: profiles and edges of cold
+    users only. keep: what noise pruning keeps. restored: whether masked features are.
+    """
 
-    def settings(self) -> LLMRecSettings:
-        """All weights 0 but those that are used."""
-        weights = {name: WEIGHTS[name] * (name in self.used) for name in WEIGHTS}
-        return LLMRecSettings(**weights, keep=self.keep)
+    items: str = ""
+    users: str = ""
+    edges: str = ""
+    shuffled: bool = False
+    cold: bool = False
+    keep: Literal["", "hard", "easy", "middle", "random"] = ""
+    restored: bool = False
+
+    def settings(self, trial: int) -> LLMRecSettings:
+        """All weights 0 but those of its parts."""
+        weights = {
+            name: values[trial] * bool(part)
+            for (name, values), part in zip(WEIGHTS.items(), self.parts, strict=True)
+        }
+        return LLMRecSettings(**weights, keep=self.keep or "easy")
+
+    @property
+    def parts(self) -> tuple[str | bool, ...]:
+        """In the order of WEIGHTS."""
+        return self.items, self.users, self.edges, self.restored, self.keep
 
 
-TEXT = {"items": ("text",), "side": "known"}
-VARIANTS = {
-    "genres": Variant({"items": ("genres",)}, ("items",)),
-    "titles": Variant({"items": ("text",)}, ("items",)),
-    "text": Variant(TEXT, ("items",)),
-    "text restored": Variant(TEXT, ("items", "restored")),
-    "profiles": Variant({"users": "genres"}, ("users",)),
-    **{
-        f"edges {chooser}": Variant({"chooser": chooser, "side": "known"}, ("edges",))
-        for chooser in ("base", "random", "popularity", "genres", "encoder",
-                        "likelihood")
-    },
-    **{
-        f"keep {which}": Variant({}, ("dropped",), which)
-        for which in ("hard", "easy", "middle")
-    },
-    "all": Variant(
-        {**TEXT, "users": "genres", "chooser": "encoder"},
-        ("items", "users", "edges", "restored", "dropped"), "hard",
-    ),
+CHOOSERS = ("base", "random", "popularity", "genres", "encoder")
+PUBLISHED = {"keep": "hard", "restored": True}
+LM = Variant("text_lm", "lm", "lm")
+NO_LM = Variant("text", "counted", "encoder", cold=True)
+VARIANTS: dict[str, Variant] = {
+    "text": Variant("text"),
+    "text shuffled": Variant("text", shuffled=True),
+    "text restored": Variant("text", restored=True),
+    "llmrec": replace(LM, **PUBLISHED),
+    "llmrec, none pruned": replace(LM, restored=True),
+    "without lm": replace(NO_LM, **PUBLISHED),
+    "cold edges lm": Variant(edges="lm"),
+    "cold edges random": Variant(edges="random", cold=True),
+    "edges base": Variant(edges="base"),
+    "edges random": Variant(edges="random"),
+    "noisy, easy kept": Variant(edges="random", keep="easy"),
+    "noisy, hard kept": Variant(edges="random", keep="hard"),
+    "profiles lm": Variant(users="lm"),
+    "cold profiles": Variant(users="counted", cold=True),
+    "profiles": Variant(users="counted"),
+    "text lm": Variant("text_lm"),
+    "genres": Variant("genres"),
+    "titles": Variant("titles"),
+    **{f"edges {name}": Variant(edges=name) for name in CHOOSERS},
+    **{f"cold edges {name}": Variant(edges=name, cold=True) for name in CHOOSERS},
+    "noisy, random kept": Variant(edges="random", keep="random"),
+    **{f"keep {which}": Variant(keep=which)
+       for which in ("hard", "easy", "middle", "random")},
+    "llmrec, easy kept": replace(LM, keep="easy", restored=True),
+    "llmrec, not restored": replace(LM, keep="hard"),
+    "without lm, none pruned": replace(NO_LM, restored=True),
 }  # fmt: skip
 
 
-def variants(
-    plain: Config, folder: Path, names: Iterable[str] = VARIANTS, **changes: Any
-) -> dict[str, Config]:
-    """{"lightgcn": plain, name: LLMRec with that part, ...}, for `compare`.
+def needs_lm(name: str) -> bool:
+    """Whether a language model made a part of it."""
+    variant = VARIANTS.get(name, Variant())
+    return any("lm" in str(part) for part in variant.parts)
 
-    Makes each augmentation in a folder of its own unless it is there. plain: a config
-    of lightgcn. changes: of AugmentConfig, for all, as cold=10.
 
-    Raises ValueError for an unknown name.
+def config(
+    plain: Config, mixed: Ingredients, name: str, trial: int, folder: Path
+) -> Config:
+    """Trial 0, 1 or 2 of "lightgcn" or a variant; its augmentation goes to `folder`.
+
+    Raises ValueError for an unknown name, or if `plain` is no lightgcn.
     """
-    names = list(names)
-    for name in names:
-        if name not in VARIANTS:
-            raise ValueError(f"no variant {name!r}; known: {', '.join(VARIANTS)}")
     if plain.model != "lightgcn":
         raise ValueError(f"an ablation starts from lightgcn, not from {plain.model}")
-    shared = {f.name: getattr(plain, f.name) for f in fields(Source)}
-    found = {"lightgcn": plain}
-    for name in names:
-        out = folder / name.replace(" ", "-")
-        made = NONE | VARIANTS[name].made | changes
-        if not (out / FILE).is_file():
-            augment(AugmentConfig(**(shared | made | {"out": out, "resume": False})))
-        found[name] = replace(
-            plain, model="llmrec", augmentation=out / FILE,
-            llmrec=VARIANTS[name].settings(),
-        )  # fmt: skip
+    if name == "lightgcn":
+        return replace(plain, l2=PENALTIES[trial])
+    if name not in VARIANTS:
+        raise ValueError(f"no variant {name!r}; known: lightgcn, {', '.join(VARIANTS)}")
+    path = folder / f"{name.replace(' ', '-')}.safetensors"
+    variant = VARIANTS[name]
+    if not path.is_file():
+        save(path, mixed.augmentation(
+            items=variant.items, users=variant.users, edges=variant.edges,
+            shuffled=variant.shuffled, cold=variant.cold,
+        ))  # fmt: skip
+    return replace(
+        plain, model="llmrec", augmentation=path, llmrec=variant.settings(trial)
+    )
+
+
+def trained(configs: Sequence[Config]) -> tuple[Result, list[float]]:
+    """Of these trials the one with the best NDCG@20 on validation; all their values."""
+    results = [train(one) for one in configs]
+    values = [
+        max(row[CHOSEN_BY] for row in result.history if row.get("eligible"))
+        for result in results
+    ]
+    return results[int(np.argmax(values))], values
+
+
+def sliced(evaluation: Evaluation, data: Dataset, cold: np.ndarray) -> dict[str, float]:
+    """NDCG@20 and recall@20 of all, and NDCG@20 of slices.
+
+    cold: [U] bool; the other users are warm. tail, middle, head: of the test part the
+    items that few, some, many users have in train; in the same lists.
+    """
+    found = {name: evaluation.means[name] for name in ("ndcg@20", "recall@20")}
+    each = evaluation.values["ndcg@20"]
+    found |= {
+        "cold": float(np.nanmean(each[cold])), "warm": float(np.nanmean(each[~cold])),
+    }  # fmt: skip
+    for name, chosen in by_popularity(data.train).items():
+        part = ranking_metrics(evaluation.ranked, only_items(data.test, chosen), [20])
+        found[name] = float(np.nanmean(part["ndcg@20"]))
     return found

@@ -149,6 +149,10 @@ def augment(config: AugmentConfig) -> tuple[Augmentation, dict[str, Any]]:
                 user_features=work.user_features(items),
                 item_features=work.item_features(items),
             )  # fmt: skip
+    if work.models.tokens or store.found:
+        work.report["language model"] = {
+            "tokens read": work.models.tokens, "answers kept from before": store.found,
+        }  # fmt: skip
     work.report |= {"settings": settings(config), "triplets": len(triplets)}
     if config.out is not None:
         save(config.out / FILE, made)
@@ -157,11 +161,32 @@ def augment(config: AugmentConfig) -> tuple[Augmentation, dict[str, Any]]:
     return made, work.report
 
 
+class Models:
+    """The models on this machine, each loaded when it is first needed."""
+
+    @cached_property
+    def encoder(self) -> MiniLM:
+        return MiniLM.load()
+
+    @cached_property
+    def small(self) -> Local:
+        return Local.smollm()
+
+    @property
+    def tokens(self) -> int:
+        """That the language model has read so far."""
+        return self.small.tokens if "small" in vars(self) else 0
+
+
 class Work:
     """The steps of one run, and what they share."""
 
-    def __init__(self, config: AugmentConfig, data: Dataset, store: Store):
+    def __init__(
+        self, config: AugmentConfig, data: Dataset, store: Store,
+        models: Models | None = None,
+    ):  # fmt: skip
         self.config, self.data, self.store = config, data, store
+        self.models = models or Models()
         self.report: dict[str, Any] = {"seconds": {}}
         self.read = catalogue.histories(data, config.history)
         self.counts = np.bincount(data.train.indices, minlength=data.shape[1])
@@ -175,13 +200,13 @@ class Work:
         yield
         self.report["seconds"][step] = round(time.monotonic() - started, 2)
 
-    @cached_property
+    @property
     def encoder(self) -> MiniLM:
-        return MiniLM.load()
+        return self.models.encoder
 
-    @cached_property
+    @property
     def small(self) -> Local:
-        return Local.smollm()
+        return self.models.small
 
     @cached_property
     def remote(self) -> Any:
@@ -286,7 +311,7 @@ class Work:
             found = profiles.by_counting(items, self.read, users=self.users)
         elif how == "choice":
             found = profiles.by_choice(
-                self.small, items, self.read, self.store, users=self.users,
+                self.small, items, self.read, self.store, users=self.users, prior=True,
                 noun=config.noun, progress="profiles",
             )  # fmt: skip
         else:

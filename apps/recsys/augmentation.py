@@ -31,7 +31,7 @@ class LLMRecSettings:
     Args:
         edges: share of a batch's users whose triplet joins the batch, in [0, 1].
         dropped: share of the triplets that noise pruning drops, in [0, 1).
-        keep: of noise pruning: hard (the paper's), easy or middle.
+        keep: of noise pruning: hard (the paper's), easy, middle or random.
         items: weight of each item feature in the vectors.
         users: weight of each user feature in the vectors.
         alone: weight of the ranking loss of each feature by itself.
@@ -42,7 +42,7 @@ class LLMRecSettings:
 
     edges: float = 0.1
     dropped: float = 0.0
-    keep: Literal["hard", "easy", "middle"] = "easy"
+    keep: Literal["hard", "easy", "middle", "random"] = "easy"
     items: float = 0.5
     users: float = 0.5
     alone: float = 0.0
@@ -57,8 +57,10 @@ class LLMRecSettings:
                 raise ValueError(f"llmrec.{name} must be in [0, 1), got {value}")
         if not 0 <= self.edges <= 1:
             raise ValueError(f"llmrec.edges must be in [0, 1], got {self.edges}")
-        if self.keep not in ("hard", "easy", "middle"):
-            raise ValueError(f"llmrec.keep is hard, easy or middle, not {self.keep!r}")
+        if self.keep not in ("hard", "easy", "middle", "random"):
+            raise ValueError(
+                f"llmrec.keep is hard, easy, middle or random, not {self.keep!r}"
+            )
         for name in ("items", "users", "alone", "restored", "gamma"):
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):

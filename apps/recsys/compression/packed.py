@@ -3,6 +3,7 @@
     packed = PackedFactors(users, items)              # a vector for each user and item
     packed = PackedFactors(None, items, FoldIn(...))  # users from their histories
     packed = PackedGraph(users, items, layers=3)      # LightGCN's learned tables
+    packed = PackedAugmented(users, items, features, weight=0.3, layers=2)   # LLMRec's
     packed = PackedWeights(weights)                   # EASE, ItemKNN
     packed.nbytes, packed.model(data.train).scores(...)
 
@@ -21,7 +22,7 @@ from apps.recsys.fold_in import folded
 from apps.recsys.models.closed_form import Linear, Model
 from apps.recsys.models.factors import Factors
 from apps.recsys.scoring import FoldIn
-from apps.recsys.tables import Table
+from apps.recsys.tables import Dense, Table
 
 
 class Packed(Protocol):
@@ -102,6 +103,44 @@ class PackedGraph(_Tables):
         with torch.no_grad():
             network.embedding.weight.copy_(torch.from_numpy(learned))
         return network.fitted()
+
+
+@dataclass(frozen=True)
+class PackedAugmented(_Tables):
+    """LLMRec's learned tables, and one feature of the items as it is projected.
+
+    users: [U, d]; items, features: [I, d]. weight: of the feature in the vectors. The
+    matrix that projects it, and the feature itself, serve nobody and are not stored.
+    """
+
+    users: Table
+    items: Table
+    features: Table
+    weight: float
+    layers: int
+
+    @property
+    def tables(self) -> dict[str, Table]:
+        return {"users": self.users, "items": self.items, "features": self.features}
+
+    @property
+    def needs_history(self) -> bool:
+        return True
+
+    def model(self, train: sp.csr_array) -> Factors:
+        from apps.recsys.models.llmrec import HOPS
+
+        graph = PackedGraph(self.users, self.items, self.layers).model(train)
+        nothing = Dense.of(np.zeros(self.users.shape, np.float32), "float32")
+        part = PackedGraph(nothing, self.features, HOPS).model(train)
+        parts = (graph.users, part.users), (graph.items, part.items)
+        return Factors(*(own + self.weight * _unit(of) for own, of in parts))
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    """Each row scaled to length 1; rows of zeros stay."""
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.maximum(lengths, 1e-12)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class Local:
 
     network: gives logits and keys and values for ids [B, T]. start, end: ids of the
     marks around a message. batch: prompts, or options, at a time. longest: tokens of a
-    context; what is further back is cut off.
+    context; what is further back is cut off. tokens: that were read so far.
     """
 
     network: Any
@@ -39,6 +39,7 @@ class Local:
     end: int
     batch: int = 16
     longest: int = 2048
+    tokens: int = 0
 
     def __post_init__(self) -> None:
         # Marks inside a text, such as a title, stay text.
@@ -67,6 +68,7 @@ class Local:
         before = self._ids(context)[-self.longest :]
         if not before or not ids or not all(ids):
             raise ValueError("a context and at least one option, none of them empty")
+        self.tokens += len(before) + sum(map(len, ids))
         found = np.zeros(len(ids))
         # Options of one length together: little padding. The order is restored.
         order = np.argsort([len(i) for i in ids], kind="stable")
@@ -129,6 +131,7 @@ class Local:
         import torch
 
         ids = [self._chat(prompt) for prompt in prompts]
+        self.tokens += sum(map(len, ids))
         width = max(map(len, ids))
         padded = torch.tensor([[self.end] * (width - len(i)) + i for i in ids])
         mask = torch.tensor([[0] * (width - len(i)) + [1] * len(i) for i in ids])

@@ -7,25 +7,26 @@ l = -log sigmoid(s_pos - s_neg) is then large.
 
 Wei et al.: LLMRec, 2024, section 3.3. Differs from the paper: there, and in the
 released code, the *hard* ones are kept, while the reason given (noise shows as large
-losses) asks for the opposite. Both are offered, and what lies between.
+losses) asks for the opposite. Both are offered, what lies between, and chance.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 from sparsekit.masks import count_active
 
-Which = Literal["hard", "easy", "middle"]
+Which = Literal["hard", "easy", "middle", "random"]
 
 
 def keep(losses: Tensor, share: float, which: Which) -> Tensor:
     """Indices of the triplets that count: [m] int64, in their order in the batch.
 
     losses: [n], larger = harder; not differentiated. share: that is dropped, in [0, 1);
-    m is `count_active(n, share)`. which: keep the hard ones, the easy ones, or the
-    middle (half of the dropped from each end, an odd one from the hard). Of equal
-    losses the earlier counts as easier.
+    m is `count_active(n, share)`. which: keep the hard ones, the easy ones, the middle
+    (half of the dropped from each end, an odd one from the hard), or some at random, by
+    torch's generator on the CPU. Of equal losses the earlier counts as easier.
 
     Raises ValueError for an empty batch, NaN, or arguments out of range.
 
@@ -36,8 +37,8 @@ def keep(losses: Tensor, share: float, which: Which) -> Tensor:
         raise ValueError(
             f"losses are a vector of at least 1, got {tuple(losses.shape)}"
         )
-    if which not in ("hard", "easy", "middle"):
-        raise ValueError(f"keep hard, easy or middle, not {which!r}")
+    if which not in get_args(Which):
+        raise ValueError(f"keep {', '.join(get_args(Which))}, not {which!r}")
     values = losses.detach()
     if values.isnan().any():
         raise ValueError(
@@ -45,6 +46,8 @@ def keep(losses: Tensor, share: float, which: Which) -> Tensor:
         )
     n = len(values)
     m = count_active(n, share)
+    if which == "random":
+        return torch.randperm(n)[:m].sort().values.to(losses.device)
     first = {"easy": 0, "middle": (n - m) // 2, "hard": n - m}[which]
     order = values.argsort(stable=True)  # easy first
     return order[first : first + m].sort().values

@@ -33,6 +33,7 @@ class Store:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.found = 0  # answers to `get` so far
         self.path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
         self._connection = sqlite3.connect(
@@ -72,6 +73,7 @@ class Store:
         row = self._connection.execute(
             "SELECT value FROM replies WHERE key = ?", (key,)
         ).fetchone()
+        self.found += row is not None
         return None if row is None else str(row[0])
 
     def sending(self, key: str) -> None:

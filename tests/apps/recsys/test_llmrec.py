@@ -17,10 +17,12 @@ from apps.recsys.augmentation import (
     load,
     save,
 )
+from apps.recsys.compression.packed import PackedAugmented
 from apps.recsys.config import Config
 from apps.recsys.data import load as load_data
 from apps.recsys.models.lightgcn import LightGCN, normalised_adjacency
 from apps.recsys.models.llmrec import LLMRec
+from apps.recsys.tables import Sparse, encode
 from apps.recsys.train import train
 
 USERS, ITEMS = 13, 17
@@ -328,6 +330,34 @@ def test_augmented_and_sparse(movielens):
     assert (weight != 0).sum() <= round(0.1 * weight.numel())
     assert result.cost["params_active"] < result.cost["params_total"]
     assert result.metrics["ndcg@20"].value > 0.02
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.7])
+def test_packed_tables_score_as_the_network(movielens, weight):
+    """Exactly with floats; with features in 4 bits nearly."""
+    options = {"begin": 0, "end": "75%", "every": 5}
+    use = LLMRecSettings(items=weight, edges=0.0)
+    plan = replace(config(movielens, method="gradual", options=options), llmrec=use)
+    result = train(plan)
+    n_users = result.data.shape[0]
+    weights = result.network.embedding.weight.detach().numpy()
+    mask = result.masks["embedding.weight"].numpy()
+    users, items = (
+        Sparse.of(weights[half], mask[half], "float32")
+        for half in (slice(None, n_users), slice(n_users, None))
+    )
+    with torch.no_grad():
+        network = result.network
+        features = network.project["genres"](network.feature("genres")).numpy()
+    some = np.arange(0, n_users, 50)
+    expected = result.model.scores(some)
+    for kind, near in (("float32", 1e-4), ("int4", 0.25)):
+        packed = PackedAugmented(users, items, encode(features, kind), weight, 1)
+        assert packed.nbytes == sum(
+            table.nbytes for table in (users, items, encode(features, kind))
+        )
+        found = packed.model(result.data.train).scores(some)
+        assert np.abs(found - expected).max() < near * np.abs(expected).max()
 
 
 def test_training_on_everything_takes_the_same_file(movielens):

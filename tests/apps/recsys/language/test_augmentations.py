@@ -344,8 +344,25 @@ def test_pruning_against_its_definition(values, share, which):
     losses[kept].sum().backward()  # what is kept learns
 
 
+def test_chance_keeps_all_equally_often_and_follows_the_seed():
+    losses = torch.arange(10.0)
+    times = np.zeros(10)
+    torch.manual_seed(0)
+    for _ in range(2000):
+        kept = keep(losses, 0.7, "random").numpy()
+        assert len(kept) == 3
+        assert (np.diff(kept) > 0).all()
+        times[kept] += 1
+    # Each is kept 600 times, with a standard deviation of 20.5.
+    assert np.abs(times - 600).max() < 5 * 20.5
+    torch.manual_seed(7)
+    first = keep(losses, 0.5, "random")
+    torch.manual_seed(7)
+    assert torch.equal(first, keep(losses, 0.5, "random"))
+
+
 def test_pruning_is_checked():
-    with pytest.raises(ValueError, match="hard, easy or middle"):
+    with pytest.raises(ValueError, match="hard, easy, middle, random"):
         keep(torch.zeros(3), 0.5, "soft")
     with pytest.raises(ValueError, match="NaN"):
         keep(torch.tensor([1.0, float("nan")]), 0.5, "easy")

@@ -66,7 +66,10 @@ def plainly(model: Local, context: str, option: str) -> float:
 
 @needs_smollm
 def test_likelihoods(small):
+    before = small.tokens
     likelihoods = small.likelihoods(CONTEXT, OPTIONS)
+    read = sum(len(small._ids(text)) for text in (CONTEXT, *OPTIONS))
+    assert small.tokens - before == read
     found = likelihoods.mean
     assert likelihoods.tokens[0] == len(small._ids(OPTIONS[0]))
     expected = [plainly(small, CONTEXT, option) for option in OPTIONS]
