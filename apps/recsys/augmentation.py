@@ -147,6 +147,28 @@ def fingerprints(data: Dataset) -> tuple[str, ...]:
     return fingerprint(data.train), fingerprint(data.known("test"))
 
 
+def content_hash(path: Path | None) -> str | None:
+    """SHA-256, in hex, of a file's bytes; None for no path.
+
+    Raises FileNotFoundError as `load` does.
+    """
+    if path is None:
+        return None
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no augmentation {path}: make one with `augment`")
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def refuse_changed(path: Path | None, before: str | None, folder: Path) -> None:
+    """ValueError if a run's augmentation is no longer what it was trained with."""
+    if content_hash(path) != before:
+        raise ValueError(
+            f"{folder} was trained with another content of {path}: put the old file "
+            "back, or give another --out"
+        )
+
+
 def save(path: Path, augmentation: Augmentation) -> None:
     """Writes one safetensors file."""
     from safetensors.numpy import save as packed

@@ -22,6 +22,7 @@ from apps.common.config import settings
 from apps.common.cost import peak_rss_mb
 from apps.common.runs import COSTS, RunFolder
 from apps.recsys import tuning
+from apps.recsys.augmentation import content_hash
 from apps.recsys.comparison import Comparison
 from apps.recsys.config import Config, Source
 from apps.recsys.evaluation import Evaluation, evaluate, select
@@ -249,7 +250,10 @@ def _placed(label: str, config: Config, out: Path | None) -> Config:
 
 
 def _digest(config: Config) -> str:
-    content = json.dumps(settings(config), sort_keys=True).encode()
+    told = settings(config)
+    if config.augmentation is not None:
+        told |= {"content": content_hash(config.augmentation)}
+    content = json.dumps(told, sort_keys=True).encode()
     return hashlib.sha256(content).hexdigest()[:12]
 
 

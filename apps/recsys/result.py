@@ -15,6 +15,7 @@ from apps.common.config import parse, refuse_other_settings, settings
 from apps.common.runs import RunFolder
 from apps.common.statistics import Interval
 from apps.recsys import metrics, networks
+from apps.recsys.augmentation import content_hash, refuse_changed
 from apps.recsys.config import Config
 from apps.recsys.evaluation import Evaluation, evaluate
 from apps.recsys.models.closed_form import Model
@@ -188,10 +189,14 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "sparsifier": self.sparsifier and self.sparsifier.state_dict(),
             "settings": settings(self.config),
+            "augmentation": content_hash(self.config.augmentation),
         }
 
     def _load(self, state: dict[str, Any]) -> None:
         refuse_other_settings(self.config, state["settings"], self.folder.path)
+        refuse_changed(
+            self.config.augmentation, state["augmentation"], self.folder.path
+        )
         self.epoch, self.seconds = state["epoch"], state["seconds"]
         self.history, self.best = state["history"], state["best"]
         self.network.load_state_dict(state["network"])
@@ -234,6 +239,8 @@ def save(folder: RunFolder, result: Result) -> None:
     tensors, metadata = cost.packed(result.network, result.masks)
     folder.write_tensors("model.safetensors", tensors, metadata)
     values = {k: torch.from_numpy(v) for k, v in result.evaluation.values.items()}
+    augmentation = content_hash(config.augmentation)
+    made_by = {} if augmentation is None else {"augmentation": augmentation}
     shown = {"settings": settings(config), "epoch": result.epoch}
     folder.write_tensors(
         "users.safetensors",
@@ -249,7 +256,7 @@ def save(folder: RunFolder, result: Result) -> None:
             seed=config.seed,
             metrics=result.metrics,
             cost=result.cost,
-            provenance=runs.provenance(config),
+            provenance=runs.provenance(config) | made_by,
         )
     )
 
@@ -273,6 +280,7 @@ def load_result(path: Path, config: Config | None = None) -> Result:
     if config is None:
         config = parse(Config, ["--config", str(Path(path) / "config.toml")])
     refuse_other_settings(config, shown["settings"], Path(path))
+    refuse_changed(config.augmentation, stored.provenance.get("augmentation"), path)
     data = config.load()
     fit_on = data.final() if config.train_on == "all" else data
     network = networks.build(config, fit_on.train)

@@ -21,6 +21,7 @@ from typing import Literal
 import httpx
 
 from apps.recsys.language import wire
+from apps.recsys.language.deadline import Deadline
 from apps.recsys.language.destination import check_url, is_loopback, permit
 from apps.recsys.language.interface import (
     EndpointError,
@@ -43,7 +44,7 @@ class Endpoint:
     url: up to /v1. model: the server's name of it. key_variable: environment variable
     with the key; no key is sent if it is not set. local, allow_remote: see
     `destination`. concurrency: requests at a time. per_minute: requests; None for no
-    limit. timeout: seconds for a reply, and for each wait on the connection. retries:
+    limit. timeout: seconds for a reply in all. retries:
     further attempts. longest_wait: seconds before a retry; a server that asks for more
     is given up. give_up: failed prompts in a row that end the run. stream: in pieces,
     which keeps slow connections alive. length_field: some servers want
@@ -112,7 +113,10 @@ class Endpoint:
         return httpx.Client(
             headers=headers,
             timeout=self.timeout,
-            limits=httpx.Limits(max_connections=self.concurrency),
+            # Each request opens its own connection, which its deadline can cut.
+            limits=httpx.Limits(
+                max_connections=self.concurrency, max_keepalive_connections=0
+            ),
             follow_redirects=False,  # it would take the data to another host
             # A proxy of the environment would take data for loopback off the machine.
             trust_env=not is_loopback(self.url),
@@ -200,23 +204,32 @@ class _Attempts:
         )  # fmt: skip
         self.pause, self.passing = None, True
         until = time.monotonic() + endpoint.timeout
-        url = f"{endpoint.url.rstrip('/')}/chat/completions"
-        try:
-            with self.client.stream("POST", url, content=content) as response:
-                if response.status_code == 200:
-                    reply = wire.read(
-                        response, settings, stream=endpoint.stream, until=until
-                    )
-                    return replace(reply, text=self._without_key(reply.text))
+        with Deadline(endpoint.timeout) as deadline:
+            try:
+                return self._read(content, settings, until, deadline)
+            except wire.TooLong:
+                return Reply("", "too long")
+            except (wire.TooSlow, httpx.TimeoutException):
+                return Failure("too slow")
+            except (wire.Garbled, httpx.HTTPError) as error:
+                if deadline.passed:
+                    return Failure("too slow")
+                if isinstance(error, wire.Garbled):
+                    return Failure(f"garbled: {error}")
+                return Failure(f"connection: {type(error).__name__}")
+
+    def _read(
+        self, content: bytes, settings: Settings, until: float, deadline: Deadline
+    ) -> Reply | Failure:
+        endpoint = self.endpoint
+        with self.client.stream(
+            "POST", f"{endpoint.url.rstrip('/')}/chat/completions", content=content,
+            extensions={"trace": deadline.trace},
+        ) as response:  # fmt: skip
+            if response.status_code != 200:
                 return self._refused(response, until)
-        except wire.TooLong:
-            return Reply("", "too long")
-        except (wire.TooSlow, httpx.TimeoutException):
-            return Failure("too slow")
-        except wire.Garbled as error:
-            return Failure(f"garbled: {error}")
-        except httpx.HTTPError as error:
-            return Failure(f"connection: {type(error).__name__}")
+            reply = wire.read(response, settings, stream=endpoint.stream, until=until)
+            return replace(reply, text=self._without_key(reply.text))
 
     def _refused(self, response: httpx.Response, until: float) -> Failure:
         """A status other than 200: a failure that may pass or not, or the end."""

@@ -1,5 +1,7 @@
 """LLMRec against a slow definition, LightGCN, and a run that was interrupted."""
 
+import hashlib
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -17,11 +19,13 @@ from apps.recsys.augmentation import (
     load,
     save,
 )
+from apps.recsys.compare import _digest
 from apps.recsys.compression.packed import PackedAugmented
 from apps.recsys.config import Config
 from apps.recsys.data import load as load_data
 from apps.recsys.models.lightgcn import LightGCN, normalised_adjacency
 from apps.recsys.models.llmrec import LLMRec
+from apps.recsys.result import load_result
 from apps.recsys.tables import Sparse, encode
 from apps.recsys.train import train
 
@@ -320,6 +324,45 @@ def test_resumed_is_uninterrupted(movielens, tmp_path):
     for name, tensor in whole.network.state_dict().items():
         assert torch.equal(tensor, resumed.network.state_dict()[name]), name
     assert resumed.metrics["ndcg@20"] == whole.metrics["ndcg@20"]
+
+
+def test_a_changed_augmentation_is_refused(movielens, tmp_path):
+    """The same path with another content: nothing goes on as if it were the same."""
+    path, other = tmp_path / "a.safetensors", load(movielens)
+    path.write_bytes(movielens.read_bytes())
+
+    def stop(epoch, *_):
+        if epoch == 3:
+            raise KeyboardInterrupt
+
+    plan = config(path, out=tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        train(plan, watch=stop)
+    save(path, replace(other, liked=other.disliked, disliked=other.liked))
+    with pytest.raises(ValueError, match="another content"):
+        train(replace(plan, resume=True))
+    path.write_bytes(movielens.read_bytes())
+    train(replace(plan, resume=True))
+    stored = json.loads((tmp_path / "run" / "result.json").read_text())
+    digest = hashlib.sha256(movielens.read_bytes()).hexdigest()
+    assert stored["provenance"]["augmentation"] == digest
+    load_result(tmp_path / "run")
+    save(path, other)  # the same numbers, so the same bytes
+    load_result(tmp_path / "run")
+    path.write_bytes(movielens.read_bytes() + b" ")
+    with pytest.raises(ValueError, match="another content"):
+        load_result(tmp_path / "run")
+
+
+def test_trials_are_of_this_content(movielens, tmp_path):
+    """A cached trial of a comparison does not stand for another augmentation."""
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(movielens.read_bytes())
+    first = _digest(config(path))
+    assert _digest(config(path)) == first
+    made = load(movielens)
+    save(path, replace(made, liked=made.disliked, disliked=made.liked))
+    assert _digest(config(path)) != first
 
 
 def test_augmented_and_sparse(movielens):

@@ -5,6 +5,7 @@ import logging
 import random
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -274,7 +275,21 @@ def test_slow_servers_are_given_up():
             handler.wfile.write(b": still there\n")
             handler.wfile.flush()
 
-    for behave in (silent, drip):
+    def drip_headers(handler: Handler) -> None:
+        """A header that never ends, a byte at a time."""
+        handler.connection.sendall(b"HTTP/1.1 200 OK\r\nx-patience: ")
+        with suppress(OSError):  # the client hangs up
+            while not stop.wait(0.05):
+                handler.connection.sendall(b"a")
+        handler.close_connection = True
+
+    def drip_status(handler: Handler) -> None:
+        with suppress(OSError):
+            while not stop.wait(0.05):
+                handler.connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        handler.close_connection = True
+
+    for behave in (silent, drip, drip_headers, drip_status):
         stop.clear()
         with chat(behave) as server:
             model = endpoint(server, timeout=0.3, retries=1, stream=True)
