@@ -57,6 +57,10 @@ class DataMap:
             raise ValueError(f"{self.path} lacks {name!r}: run `setup` to its end")
         return str(row[0])
 
+    def is_installed(self) -> bool:
+        """Whether `setup` came to its end."""
+        return self._one("SELECT 1 FROM facts WHERE name = 'current'") is not None
+
     def set_facts(self, facts: dict[str, str]) -> None:
         with self.transaction():
             self._set(facts)
@@ -98,6 +102,15 @@ class DataMap:
         """Rows of the main tables."""
         names = ("subjects", "records", "requests", "artefacts", "receipts")
         return {name: self._count(name) for name in names}
+
+    def install(
+        self, file: tuple[str, str, int], trained_on: Iterable[int],
+        facts: dict[str, str], at: str,
+    ) -> None:  # fmt: skip
+        """The first model, file = (path, SHA-256, bytes), and what is known of it."""
+        with self.transaction():
+            number = self._add(*file, "model", at, (), trained_on)
+            self._set(facts | {"current": str(number)})
 
     # files
 

@@ -113,10 +113,8 @@ class Estimate(Strict):
 
 
 class Comparison(Strict):
-    """One number of three models, and the gap `unlearned - retrained`.
-
-    retrained: models trained from scratch without the erased records.
-    """
+    """One number of three models; gap: unlearned - retrained, control: original -
+    retrained. retrained: models trained from scratch without the erased records."""
 
     name: Text
     about: Text
@@ -124,6 +122,7 @@ class Comparison(Strict):
     unlearned: Estimate
     retrained: Estimate
     gap: Estimate
+    control: Estimate
 
 
 class Audit(Strict):
@@ -137,12 +136,11 @@ class Audit(Strict):
 
 
 class Retired(Strict):
-    """A file that holds the erased records, or may; what became of it by then."""
+    """A file that was trained on erased records, or derives from one: to be wiped."""
 
     path: Text
     kind: Text
     sha256: Hash
-    state: Literal["retired", "wiped"]
 
 
 class Process(Strict):
@@ -237,30 +235,39 @@ def supported_level(method: str, provenance: str, audit: Audit) -> Level | None:
     """The highest level that the numbers allow; None: the deletion is not shown.
 
     exact: a method that is exact by construction, and a mask that did not see the
-    erased records. statistical: there are attacks, and for each the whole interval of
-    the gap to retraining lies within the margin, on both sides. An interval that is
-    too wide shows nothing, so a small audit does not pass for a clean one.
+    erased records.
+    statistical: the whole interval of every attack's gap lies within the margin; some
+    attack sees the records in the original model (its control is above 0, with its
+    interval); and for each of these the whole interval of the gap is smaller than the
+    control. So doing nothing never passes, nor does an audit that sees nothing.
     """
     if method in EXACT and provenance != "with-forget-data":
         return "exact"
-    margin = float(audit.margin)
-    within = [
-        gap.low is not None
-        and gap.high is not None
-        and -margin <= float(gap.low) <= float(gap.high) <= margin
-        for gap in (attack.gap for attack in audit.attacks)
-    ]
-    return "statistical" if within and all(within) and audit.references else None
+    margin, seen = float(audit.margin), 0
+    for attack in audit.attacks:
+        ends = [attack.gap.low, attack.gap.high, attack.control.low]
+        if None in ends:
+            return None
+        low, high, control_low = (float(end) for end in ends if end is not None)
+        widest = max(abs(low), abs(high))
+        sees = control_low > 0
+        seen += sees
+        if widest > margin or (sees and widest >= float(attack.control.value)):
+            return None
+    return "statistical" if seen and audit.references >= 2 else None
 
 
 def verify(
-    path: Path, key: Path | None = None, files: Path | None = None
+    path: Path,
+    key: Path | None = None,
+    files: Path | None = None,
+    wiped: bool = False,
 ) -> tuple[Receipt, list[str]]:
     """Checks fields, sense and signature, and with `files` the hashes of the models.
 
     key: the public key; default: that beside the receipt. files: the service's folder;
-    then the model after the deletion must be there with its hash, and retired files
-    that the receipt calls wiped must be gone.
+    then the model after the deletion must be there with its hash. wiped: and no retired
+    file may be there.
 
     Returns the receipt and what was checked, a line each. Raises ValueError that says
     what does not fit, FileNotFoundError for a file or key that is not there.
@@ -278,7 +285,7 @@ def verify(
     checked = [f"signature: Ed25519, key {print_of_key}"]
     checked.append(f"level: {receipt.level}, as its numbers allow")
     if files is not None:
-        checked += _check_files(receipt, files)
+        checked += _check_files(receipt, files, wiped)
     return receipt, checked
 
 
@@ -288,7 +295,7 @@ def key_beside(path: Path) -> Path:
     return own if own.is_file() else path.with_name("public.pem")
 
 
-def _check_files(receipt: Receipt, folder: Path) -> list[str]:
+def _check_files(receipt: Receipt, folder: Path, wiped: bool) -> list[str]:
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder: {folder}")
     after = receipt.after
@@ -297,11 +304,13 @@ def _check_files(receipt: Receipt, folder: Path) -> list[str]:
         raise ValueError(f"{after.path} is not in {folder}")
     if found != after.sha256:
         raise ValueError(f"{after.path} has another content than the receipt says")
-    wiped = [file for file in receipt.retired if file.state == "wiped"]
-    for file in wiped:
-        if paths.digest(folder, file.path) == file.sha256:
-            raise ValueError(f"{file.path} was to be wiped, and is there")
-    return [f"file: {after.path}", f"wiped: {len(wiped)} files that are gone"]
+    there = [
+        f.path for f in receipt.retired if paths.digest(folder, f.path) == f.sha256
+    ]
+    if wiped and there:
+        raise ValueError(f"{there[0]} is retired, and still there ({len(there)} are)")
+    gone = len(receipt.retired) - len(there)
+    return [f"file: {after.path}", f"retired: {gone} gone, {len(there)} still there"]
 
 
 def _check_sense(receipt: Receipt) -> None:
@@ -358,6 +367,11 @@ def index_sha256(records: Sequence[int]) -> str:
     return sha256(lines.encode("ascii")).hexdigest()
 
 
+def text_sha256(text: str) -> str:
+    """SHA-256, in hex, of a receipt's file, by which the next one names it."""
+    return sha256(text.encode("utf-8")).hexdigest()
+
+
 def printable(text: str) -> str:
     """Text of a receipt for a terminal: control characters are shown, not sent."""
     return re.sub(r"[^\x20-\x7e\u00a0-\ud7ff\ue000-\ufdff]", "?", text)
@@ -373,9 +387,14 @@ def verify_command(argv: list[str]) -> int:
     parser.add_argument("file", type=Path, help="the receipt")
     parser.add_argument("--key", type=Path, help="public key; default: beside the file")
     parser.add_argument("--files", type=Path, help="the service's folder")
+    parser.add_argument(
+        "--wiped", action="store_true", help="with --files: no retired file is there"
+    )
     args = parser.parse_args(argv)
+    if args.wiped and args.files is None:
+        parser.error("--wiped needs --files FOLDER")
     try:
-        receipt, checked = verify(args.file, args.key, args.files)
+        receipt, checked = verify(args.file, args.key, args.files, args.wiped)
     except FileNotFoundError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

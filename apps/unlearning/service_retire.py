@@ -56,8 +56,8 @@ def wipe(ledger: Ledger, folder: Path, at: str) -> list[Line]:
 
 
 def copies(ledger: Ledger, folder: Path) -> dict[str, str]:
-    """{path: path of the original} of unlisted files of the folder that have the content
-    of a retired or wiped one. Listed files and the service's own are no copies."""
+    """{path: path of the original} of unlisted files of the folder with the content of
+    a retired or wiped one. Listed files and the service's own are no copies."""
     listed = {file.path: file for file in ledger.artefacts()}
     gone = {f.sha256: f.path for f in listed.values() if f.state != "live"}
     sizes = {f.bytes for f in listed.values() if f.state != "live"}

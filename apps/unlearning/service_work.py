@@ -1,0 +1,195 @@
+"""What the service asks of the rest of this app: data, the original model, unlearning.
+
+Records are named by their index in the data set. Nothing here knows of requests.
+"""
+
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from apps.common import cost, images
+from apps.common.images import Split
+from apps.common.runs import RunFolder
+from apps.unlearning import data as sets
+from apps.unlearning import masking, models
+from apps.unlearning.config import Config
+from apps.unlearning.fitting import fit, mixed
+from apps.unlearning.pruning import Original, Pruner, train_original
+from apps.unlearning.stages import Stages
+from apps.unlearning.unlearning import Result, unlearn
+
+Masks = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Material:
+    """The data set, cut as the seed says; n_records: of all parts together."""
+
+    train: Split
+    held_out: Split
+    fresh: Split
+    classes: int
+    n_records: int
+    name: str
+
+    def content_sha256(self) -> str:
+        """Of all training records: ids, labels and inputs, as they are learned from."""
+        found = sha256()
+        for tensor in (self.train.ids, self.train.y, self.train.x):
+            found.update(tensor.contiguous().cpu().numpy().tobytes())
+        return found.hexdigest()
+
+
+def material(config: Config, erased: Iterable[int] = ()) -> Material:
+    """Loads the data. erased: records that are left out of `held_out` and `fresh`; of
+    the training part, a caller takes what it may by `chosen`."""
+    splits = images.load(config.dataset, config.seed, config.data_dir).to(config.device)
+    parts = (splits.train, splits.validation, splits.test)
+    own = torch.cat([parts[0].ids, parts[1].ids])
+    # An official test part counts its records by itself, from 0: it is nobody's.
+    shared = not torch.isin(parts[2].ids, own).any()
+    n_records = len(own) + (len(parts[2]) if shared else 0)
+    gone = torch.tensor(sorted(erased), dtype=torch.int64)
+    held_out = _without(splits.validation, gone)
+    fresh = _without(splits.test, gone) if shared else splits.test
+    return Material(
+        splits.train, held_out, fresh, splits.classes, n_records, splits.name
+    )
+
+
+def chosen(split: Split, records: Iterable[int]) -> Split:
+    """The records of a part that have these indices, in the order of the part."""
+    wanted = torch.tensor(sorted(records), dtype=torch.int64)
+    return sets.subset(split, torch.isin(split.ids, wanted).nonzero().squeeze(1))
+
+
+def _without(split: Split, records: Tensor) -> Split:
+    return sets.subset(split, (~torch.isin(split.ids, records)).nonzero().squeeze(1))
+
+
+def builder(config: Config, data: Material) -> Callable[[int], nn.Module]:
+    """seed -> untrained model."""
+    _, channels, size, _ = data.train.x.shape
+    return partial(
+        models.build,
+        config.model,
+        config.width,
+        config.depth,
+        data.classes,
+        channels,
+        size,
+    )
+
+
+def original(config: Config, data: Material, work: Path) -> Original:
+    """The model that is trained on all training records; goes on where it was cut."""
+    pruner = Pruner(
+        config.pruner, config.sparsity, config.rewind, config.rounds, config.prunable
+    )
+    return train_original(
+        pruner,
+        data.train,
+        builder(config, data),
+        config.recipe,
+        seed=config.seed,
+        stages=_stages(config, work),
+    )
+
+
+def unlearned(
+    config: Config,
+    data: Material,
+    before: Original,
+    kept: Iterable[int],
+    erased: Iterable[int],
+    work: Path,
+) -> Result:
+    """One unlearning run by the config's method; goes on where it was cut."""
+    stage = _stages(config, work).begin("unlearn")
+    return unlearn(
+        before.model,
+        chosen(data.train, kept),
+        chosen(data.train, erased),
+        config.method,
+        options=config.options,
+        masks=before.masks,
+        mask_provenance=before.provenance,
+        held_out=data.held_out,
+        recipe=config.recipe,
+        build_model=builder(config, data),
+        seed=config.seed,
+        stage=stage,
+    )
+
+
+def references(
+    config: Config,
+    data: Material,
+    before: Original,
+    kept: Iterable[int],
+    n: int,
+    work: Path,
+) -> list[nn.Module]:
+    """n models trained from scratch on the records that stay, with the same masks.
+
+    Each is a seed of its own: other weights, another order of the data.
+    """
+    stages = _stages(config, work)
+    retained, build = chosen(data.train, kept), builder(config, data)
+    found = []
+    for number in range(n):
+        seed = mixed(config.seed, 1000 + number)
+        model = build(seed).to(config.device)
+        masking.apply(model, before.masks)
+        stage = stages.begin(f"reference {number}")
+        if stage.result is None:
+            fit(
+                model, retained, config.recipe,
+                seed=seed, masks=before.masks, stage=stage,
+            )  # fmt: skip
+        model.load_state_dict(stage.finish(model=model.state_dict())["model"])
+        found.append(model.eval())
+    return found
+
+
+def write_model(path: Path, model: nn.Module, masks: Masks) -> None:
+    """One safetensors file; absent weights take one bit or less."""
+    tensors, metadata = cost.packed(model, masks)
+    RunFolder(path.parent).write_tensors(path.name, tensors, metadata)
+
+
+def read_model(
+    path: Path, provenance: str, build: Callable[[int], nn.Module]
+) -> Original:
+    """What `write_model` wrote. Raises FileNotFoundError, ValueError."""
+    tensors, metadata = RunFolder(path.parent).read_tensors(path.name)
+    try:
+        state, masks = cost.unpacked(tensors, metadata)
+        model = build(0)
+        model.load_state_dict(state)
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(f"{path} is no model of this service: {error}") from error
+    return Original(model.eval(), masks, provenance)
+
+
+def parameters(before: Original) -> tuple[int, int]:
+    """All parameters, and the active ones."""
+    return cost.count_parameters(before.model, before.masks)
+
+
+def clear(work: Path) -> None:
+    """Removes what an interrupted run kept: weights and optimizer state."""
+    if work.is_symlink():
+        raise ValueError(f"{work} is a link: remove it by hand")
+    if work.is_dir():
+        shutil.rmtree(work)
+
+
+def _stages(config: Config, work: Path) -> Stages:
+    return Stages(RunFolder(work), replace(config, resume=True))
