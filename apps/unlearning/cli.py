@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from apps.common.config import RunConfig, parse
 from apps.common.tables import percent
 from apps.common.verbs import listed, presets, run
-from apps.unlearning import data, unlearner
+from apps.unlearning import data, service_cli, unlearner
 from apps.unlearning.config import PRESETS, Config
 from apps.unlearning.result import Result
 from apps.unlearning.train import train
@@ -95,4 +95,5 @@ VERBS = {
     "data": data_command,
     "methods": methods_command,
     "train": train_command,
+    **service_cli.VERBS,
 }

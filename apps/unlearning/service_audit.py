@@ -53,7 +53,7 @@ def combined(value: float, parts: Sequence[tuple[float, int]]) -> Interval:
     that of the first part.
 
     >>> print(combined(0.5, [(0.04, 100), (0.0001, 3)]))
-    0.5 [0.4581, 0.5419], n = 100
+    0.5 [0.4586, 0.5414], n = 100
     """
     errors = [(v / n, n - 1) for v, n in parts]
     if any(freedom < 1 for _, freedom in errors):

@@ -1,0 +1,272 @@
+"""Commands of the deletion service.
+
+sparsekit unlearning setup --config mnist-random --subjects subjects.csv
+sparsekit unlearning request --subjects c-1041 c-2203
+sparsekit unlearning run --method retrain
+sparsekit unlearning audit
+sparsekit unlearning report --out report.html
+sparsekit unlearning verify service/receipts/0001.json --files service
+sparsekit unlearning retire --wipe
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from apps.common.config import RunConfig, parse
+from apps.common.verbs import required
+from apps.unlearning import service_audit
+from apps.unlearning.config import PRESETS, Config, Value
+from apps.unlearning.ledger import Batch
+from apps.unlearning.receipt import printable, verify_command
+from apps.unlearning.service import Service, setup
+from apps.unlearning.service_html import write_report
+from apps.unlearning.service_retire import Line
+
+
+@dataclass(frozen=True)
+class SetupConfig(Config):
+    """Makes a service: trains the model and lists whose records it was trained on.
+
+    Args:
+        folder: of the service; an interrupted setup goes on.
+        subjects: .csv or .parquet with the columns subject and record.
+        hash_subjects: the ledger keeps keyed hashes in place of the subjects' ids.
+    """
+
+    folder: Path = Path("service")
+    subjects: Path | None = None
+    hash_subjects: bool = True
+
+
+@dataclass(frozen=True)
+class FolderConfig(RunConfig):
+    """Prints where every request, model and file stands.
+
+    Args:
+        folder: of the service.
+    """
+
+    folder: Path = Path("service")
+
+
+@dataclass(frozen=True)
+class ImportConfig(FolderConfig):
+    """Adds to the list of whose the records are.
+
+    Args:
+        subjects: .csv or .parquet with the columns subject and record.
+    """
+
+    subjects: Path | None = None
+
+
+@dataclass(frozen=True)
+class RequestConfig(FolderConfig):
+    """Receives requests to erase subjects. The same request twice is one.
+
+    Args:
+        subjects: their ids, as in the file that was imported.
+    """
+
+    subjects: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RegisterConfig(FolderConfig):
+    """Lists a file that was made from a model: an export, a copy, optimizer state.
+
+    Args:
+        path: of the file, relative to the folder, and in it.
+        kind: pruned, export, checkpoint, optimizer, scores, copy, other.
+        parents: listed files that it was made from.
+    """
+
+    path: str = ""
+    kind: str = "export"
+    parents: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class UnlearnConfig(FolderConfig):
+    """Unlearns all received requests at once; goes on with an interrupted run.
+
+    Args:
+        method: a name that `sparsekit unlearning methods` lists; default: that of the
+            setup.
+        options: the method's fields, such as epochs=3.
+    """
+
+    method: str | None = None
+    options: dict[str, Value] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AuditConfig(FolderConfig):
+    """Compares with retraining; signs a receipt, or says what is not shown.
+
+    Args:
+        references: models that are retrained without the erased records.
+        margin: gap in AUC that the whole interval of every attack must lie within.
+    """
+
+    references: int = 3
+    margin: float = 0.1
+
+
+@dataclass(frozen=True)
+class RetireConfig(FolderConfig):
+    """Lists files that hold erased records, or removes them for good.
+
+    Args:
+        wipe: remove them. Without it nothing is touched.
+    """
+
+    wipe: bool = False
+
+
+def setup_command(argv: list[str]) -> None:
+    """Make a deletion service: train, list whose the records are, make keys."""
+    config = parse(SetupConfig, argv, presets=PRESETS)
+    plain = Config(**{f.name: getattr(config, f.name) for f in fields(Config)})
+    setup(config.folder, plain, config.subjects, config.hash_subjects)
+    with Service(config.folder) as service:
+        counts = service.ledger.counts()
+    print(
+        f"{config.folder}: {counts['subjects']} subjects, {counts['records']} records"
+    )
+    print("Publish public.pem; keep key.pem and salt secret, and in your backup.")
+
+
+def import_command(argv: list[str]) -> None:
+    """Add to the list of whose the records are."""
+    config = parse(ImportConfig, argv)
+    with Service(config.folder) as service:
+        added = service.import_mapping(required(config.subjects, "subjects"))
+    print(f"{added} new pairs of subject and record")
+
+
+def request_command(argv: list[str]) -> None:
+    """Receive requests to erase subjects."""
+    config = parse(RequestConfig, argv)
+    if not config.subjects:
+        raise ValueError("--subjects is required: the ids of those to be erased")
+    with Service(config.folder) as service:
+        for subject in config.subjects:
+            request = service.request(subject)
+            print(f"{request}  {service.ledger.state(request)}")
+
+
+def run_command(argv: list[str]) -> int:
+    """Unlearn all received requests in one run; go on if it was interrupted."""
+    config = parse(UnlearnConfig, argv)
+    with Service(config.folder) as service:
+        batch = service.run(config.method, config.options or None)
+        if batch is None:
+            print("nothing to do: no request is waiting")
+            return 0
+        requests = service.ledger.requests_of(batch.id)
+    print(
+        f"batch {batch.id}: {len(requests)} requests, {batch.settings['method']}, "
+        f"{batch.facts['seconds']:.2f} s; now `audit`"
+    )
+    return 0
+
+
+def audit_command(argv: list[str]) -> int:
+    """Compare with retraining; sign a receipt, or say what is not shown (status 1)."""
+    config = parse(AuditConfig, argv)
+    wanted = service_audit.Settings(config.references, config.margin)
+    with Service(config.folder) as service:
+        batch = service.audit(wanted)
+        if batch is None:
+            print("nothing to do: no batch awaits its audit")
+            return 0
+        print_audit(batch)
+        if batch.state == "verified":
+            number = service.ledger.receipts()[-1][0]
+            print(f"verified: {config.folder / 'receipts' / f'{number:04}.json'}")
+            print(f"{len(service.pending())} files are retired: `retire --wipe`")
+            return 0
+        request = service.ledger.requests_of(batch.id)[0]
+        print(f"failed: {service.ledger.log(request)[-1].note}")
+        return 1
+
+
+def status_command(argv: list[str]) -> None:
+    """Print where every request, batch and file stands."""
+    config = parse(FolderConfig, argv)
+    with Service(config.folder) as service:
+        ledger = service.ledger
+        for name, count in ledger.counts().items():
+            print(f"{name:10}{count:8}")
+        for request in ledger.requests():
+            last = ledger.log(request)[-1]
+            print(f"{request}  {last.state:9} {last.at}  {printable(last.note)}")
+        current = int(ledger.fact("current"))
+        for file in ledger.artefacts():
+            state = "current" if file.id == current else file.state
+            print(f"{file.path:32} {file.kind:10} {state}")
+
+
+def register_command(argv: list[str]) -> None:
+    """List a file that was made from a model: an export, a copy, optimizer state."""
+    config = parse(RegisterConfig, argv)
+    if not config.path:
+        raise ValueError("--path is required: the file, relative to the folder")
+    with Service(config.folder) as service:
+        service.register(config.path, config.kind, list(config.parents))
+    print(f"{config.path} is listed: it will be retired with what it was made from")
+
+
+def retire_command(argv: list[str]) -> int:
+    """List retired files, and with --wipe remove them for good."""
+    config = parse(RetireConfig, argv)
+    with Service(config.folder) as service:
+        lines = service.wipe() if config.wipe else service.pending()
+    print_lines(lines)
+    return 1 if any(line.state == "refused" for line in lines) else 0
+
+
+def report_command(argv: list[str]) -> None:
+    """Write a report that an auditor can read: one HTML file."""
+    config = parse(FolderConfig, argv)
+    out = config.out or config.folder / "report.html"
+    with Service(config.folder) as service:
+        write_report(service.ledger, out)
+    print(out)
+
+
+def print_audit(batch: Batch) -> None:
+    """The three models side by side, and the gap with its interval."""
+    print(f"{'':12}{'original':>10}{'unlearned':>11}{'retrained':>11}   gap")
+    for row in [*batch.audit["metrics"], *batch.audit["attacks"]]:
+        cells = (float(row[k]["value"]) for k in ("original", "unlearned", "retrained"))
+        gap = row["gap"]
+        ends = "no interval"
+        if gap["low"] is not None:
+            ends = f"[{float(gap['low']):+.3f}, {float(gap['high']):+.3f}]"
+        shown = "".join(f"{cell:11.3f}" for cell in cells)
+        print(f"{row['name']:11}{shown}   {float(gap['value']):+.3f} {ends}")
+    print(batch.audit["smallest_detectable"])
+
+
+def print_lines(lines: Sequence[Line]) -> None:
+    for line in lines:
+        print(f"{line.state:8} {line.kind:10} {printable(line.path)}  {line.note}")
+    if not lines:
+        print("nothing is retired")
+
+
+VERBS = {
+    "setup": setup_command,
+    "import": import_command,
+    "request": request_command,
+    "register": register_command,
+    "run": run_command,
+    "audit": audit_command,
+    "status": status_command,
+    "retire": retire_command,
+    "report": report_command,
+    "verify": verify_command,
+}
