@@ -2,7 +2,7 @@
 
     python -m apps.recsys.language_full prepare --splits 100 110 --lm 100 105 --to made
     python -m apps.recsys.language_full run --made made --minutes 9 --out out
-    python -m apps.recsys.language_full merge out --results book/results
+    python -m apps.recsys.language_full merge out --made made --results book/results
 
 `prepare` needs the models and no GPU: it writes the ingredients that variants are mixed
 from. `run` needs neither models nor a network, only MovieLens-100k in the cache. For
@@ -215,7 +215,7 @@ def write(path: Path, row: dict[str, Any], commit: str | None) -> None:
     atomic.write_text(path, json.dumps({"provenance": origin, "row": row}) + "\n")
 
 
-def merge(folders: list[Path], results: Path) -> list[Path]:
+def merge(folders: list[Path], results: Path, made: Path) -> list[Path]:
     """The rows of all parts in one table, and the values that decide claims."""
     paths = sorted(path for folder in folders for path in folder.rglob("rows-*.json"))
     if not paths:
@@ -225,17 +225,41 @@ def merge(folders: list[Path], results: Path) -> list[Path]:
     names = ["lightgcn", *VARIANTS, *BUDGET]
     order = sorted(rows, key=lambda key: (names.index(key[1]), key[0]))
     origin = read[0]["provenance"]
+    splits = sorted({split for split, _ in rows})
+    tables = {
+        "rows": [rows[key] for key in order],
+        "choices": [row for split in splits for row in choices(made, split)],
+    }
     path = results / "full" / f"{NAME}.json"
-    table = ",\n".join(json.dumps(rows[key]) for key in order)
-    atomic.write_text(
-        path, f'{{"provenance": {json.dumps(origin)},\n"rows": [\n{table}\n]}}\n'
-    )
+    lines = [f'{{"provenance": {json.dumps(origin)}']
+    for name, table in tables.items():
+        lines.append(f'"{name}": [\n' + ",\n".join(map(json.dumps, table)) + "\n]")
+    atomic.write_text(path, ",\n".join(lines) + "}\n")
     ledger = Ledger(CHAPTER, "full", folder=results, provenance=origin)
     for metric in METRICS:
         splits, values = differences(list(rows.values()), *METRICS[metric])
         if splits:
             ledger.record(metric, values, seeds=splits)
     return [path, ledger.path]
+
+
+def choices(made: Path, split: int) -> list[dict[str, Any]]:
+    """How often the liked candidate is in the user's validation part, by chooser.
+
+    A row for cold users, who have few such items, and one for all where all have one.
+    """
+    mixed = Ingredients.load(made, split)
+    valid = replace(PLAIN, split_seed=split).load().valid.toarray() > 0
+    found = []
+    for chooser, (liked, _) in mixed.edges.items():
+        for who, group in (("cold", mixed.cold), ("all", np.ones_like(mixed.cold))):
+            users = np.flatnonzero(group & (liked >= 0))
+            if who == "all" and len(users) == mixed.cold.sum():
+                continue
+            right = float(valid[users, liked[users]].mean())
+            row = {"split": split, "chooser": chooser, "who": who}
+            found.append(row | {"users": len(users), "right": right})
+    return found
 
 
 def differences(
@@ -268,6 +292,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     merging = verbs.add_parser("merge", help="parts into the book's results")
     merging.add_argument("folders", type=Path, nargs="+")
+    merging.add_argument("--made", type=Path, required=True)
     merging.add_argument("--results", type=Path, required=True)
     arguments = parser.parse_args(argv)
     try:
@@ -279,7 +304,8 @@ def main(argv: list[str] | None = None) -> int:
         elif arguments.verb == "run":
             run(arguments)
         else:
-            print(*merge(arguments.folders, arguments.results), sep="\n")
+            where = (arguments.folders, arguments.results, arguments.made)
+            print(*merge(*where), sep="\n")
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -110,7 +110,7 @@ def features(
     folder: Path | None = None,
     *,
     progress: str | None = None,
-    chunk: int = 512,
+    chunk: int = 128,
 ) -> np.ndarray:
     """[n, dimensions] float32 of the texts; equal texts are encoded once.
 

@@ -9,6 +9,7 @@ from apps.common.claims import load_book
 from apps.recsys import ablation, language_full
 from apps.recsys.ablation import VARIANTS
 from apps.recsys.config import Source, preset
+from apps.recsys.data import load
 from apps.recsys.ingredients import Ingredients
 from apps.recsys.preparation import make
 from apps.recsys.train import train
@@ -52,7 +53,7 @@ def test_processes_share_the_jobs_go_on_and_merge(made, tmp_path, capsys):
     assert set(rows_in(tmp_path)) == {(s, n) for s in (3, 4) for n in NAMES[:2]}
 
     book = tmp_path / "results"
-    merge = ["merge", str(tmp_path), "--results", str(book)]
+    merge = ["merge", str(tmp_path), "--made", str(made), "--results", str(book)]
     # Two splits do not decide a claim, and that is an error, not half a result.
     assert language_full.main(merge) == 2
     assert "needs 5 seeds" in capsys.readouterr().err
@@ -60,6 +61,16 @@ def test_processes_share_the_jobs_go_on_and_merge(made, tmp_path, capsys):
     keys = [(row["name"], row["split"]) for row in stored["rows"]]
     assert keys == [(n, s) for n in NAMES[:2] for s in (3, 4)]
     assert "command" not in stored["provenance"]
+    by_hand = load("ml100k", seed=4)
+    liked = Ingredients.load(made, 4).edges["base"][0]
+    right = np.mean([by_hand.valid[[u], [i]][0] for u, i in enumerate(liked)])
+    (row,) = (
+        r
+        for r in stored["choices"]
+        if (r["split"], r["chooser"], r["who"]) == (4, "base", "all")
+    )
+    assert row["right"] == pytest.approx(right)
+    assert row["users"] == 942
 
 
 def test_a_row_is_what_training_gives(made, tmp_path):
@@ -124,6 +135,7 @@ def test_differences_are_of_the_same_split():
 def test_usage_errors(made, tmp_path, capsys):
     assert language_full.main(running(tmp_path / "no", tmp_path, NAMES)) == 2
     assert "make the ingredients" in capsys.readouterr().err
-    merge = ["merge", str(tmp_path / "empty"), "--results", str(tmp_path)]
+    made = ["--made", str(made), "--results", str(tmp_path)]
+    merge = ["merge", str(tmp_path / "empty"), *made]
     assert language_full.main(merge) == 2
     assert "no rows" in capsys.readouterr().err
