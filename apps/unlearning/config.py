@@ -43,6 +43,8 @@ class Config(RunConfig):
         schedule: one-cycle, cosine, steps (a tenth after 1/2 and 3/4) or constant.
         weight_decay: coefficient; biases and norms included.
         augment: random crops and flips of training images.
+        model_seed: of weights and the order of the data; default: `seed`, which draws
+            the split and the forget set as well.
         part: test, or validation to choose settings by: fresh data of all metrics.
         device: cpu or cuda.
     """
@@ -69,11 +71,17 @@ class Config(RunConfig):
     schedule: Literal["one-cycle", "cosine", "steps", "constant"] = "one-cycle"
     weight_decay: float = 0.1
     augment: bool = False
+    model_seed: int | None = None
     part: Literal["test", "validation"] = "test"
     device: str = "cpu"
 
     def __post_init__(self) -> None:
         check(self)
+
+    @property
+    def drawn(self) -> int:
+        """The seed of weights and order."""
+        return self.seed if self.model_seed is None else self.model_seed
 
     @property
     def recipe(self) -> Recipe:
@@ -103,6 +111,13 @@ def preset(name: str, profile: str = "laptop", **changes: Any) -> Config:
 
 def check(config: Config) -> None:
     """ValueError for a setting out of range, before any work."""
+    if config.model_seed is not None and config.model_seed < 0:
+        raise ValueError(f"model_seed must be at least 0, got {config.model_seed}")
+    if config.method == "sisa" and config.pruner in ("omp", "imp"):
+        raise ValueError(
+            "sisa is exact with masks that no data decide: pruner dense, synflow or "
+            f"random, not {config.pruner}"
+        )
     for name in ("width", "epochs", "batch", "rounds"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")

@@ -15,18 +15,24 @@ from apps.unlearning.forget import ForgetSet, choose, parse
 __all__ = ["Data", "Split", "examples", "load", "subset"]
 
 
+PARTS = ("train", "held_out", "fresh", "fresh_forgotten")
+
+
 @dataclass(frozen=True)
 class Data:
     """train: what the original model learns, poison included. forget: of it. fresh:
     what no model has seen, for metrics; held_out: the same, for stop rules and choices.
 
-    A forgotten class is in neither `fresh` nor `held_out`.
+    A forgotten class is in neither `fresh` nor `held_out`; `fresh_forgotten` holds its
+    fresh records, or all fresh ones if no class is forgotten: what an attack compares
+    the forget set with.
     """
 
     train: Split
     forget: ForgetSet
     held_out: Split
     fresh: Split
+    fresh_forgotten: Split
     classes: int
     name: str
 
@@ -63,10 +69,12 @@ def load(
         half = len(held_out) // 2
         whole = torch.arange(len(held_out))
         held_out, fresh = subset(held_out, whole[:half]), subset(held_out, whole[half:])
+    alike = fresh
     if chosen.removed_class is not None:
+        alike = subset(fresh, (fresh.y == chosen.removed_class).nonzero().squeeze(1))
         held_out = _without(held_out, chosen.removed_class)
         fresh = _without(fresh, chosen.removed_class)
-    return Data(train, chosen, held_out, fresh, splits.classes, splits.name)
+    return Data(train, chosen, held_out, fresh, alike, splits.classes, splits.name)
 
 
 def subset(split: Split, positions: Tensor) -> Split:
@@ -77,7 +85,7 @@ def subset(split: Split, positions: Tensor) -> Split:
 
 
 def to(data: Data, device: str) -> Data:
-    parts = {n: getattr(data, n).to(device) for n in ("train", "held_out", "fresh")}
+    parts = {n: getattr(data, n).to(device) for n in PARTS}
     return replace(data, **parts)
 
 

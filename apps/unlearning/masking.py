@@ -26,16 +26,33 @@ class Kept(Method):
 
 
 def keep(
-    model: nn.Module, optimizer: Optimizer, masks: Mapping[str, Tensor]
+    model: nn.Module,
+    optimizer: Optimizer,
+    masks: Mapping[str, Tensor],
+    trainable: Mapping[str, Tensor] | None = None,
 ) -> Sparsifier:
     """Has every step of `optimizer` leave absent weights, and their moments, at zero.
 
-    masks: {parameter name: bool}, True = the weight exists. Raises ValueError for a
-    name that the model does not have, or a mask of another shape.
+    Args:
+        masks: {parameter name: bool}, True = the weight exists.
+        trainable: {parameter name: bool}, True = the entry may change; others keep
+            their bits. Parameters that it does not name may change.
+
+    Raises ValueError for a name that the model does not have, or a mask of another
+    shape.
     """
+    trainable = trainable or {}
     check(model, masks)
-    method = Kept(sparsity(masks), masks)
-    return Sparsifier(model, optimizer, method, params=list(masks)).attach()
+    check(model, trainable)
+    alive = {
+        name: torch.ones_like(model.get_parameter(name), dtype=torch.bool)
+        for name in trainable
+    } | dict(masks)
+    method = Kept(sparsity(alive), alive)
+    sparsifier = Sparsifier(model, optimizer, method, params=list(alive))
+    for name, mask in trainable.items():
+        sparsifier.set_trainable(name, mask)
+    return sparsifier.attach()
 
 
 @torch.no_grad()

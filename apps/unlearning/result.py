@@ -15,6 +15,8 @@ from apps.common.statistics import Interval, mean_interval
 from apps.unlearning import metrics, models
 from apps.unlearning.config import Config
 from apps.unlearning.data import Data
+from apps.unlearning.ensemble import Ensemble, Shards, Store
+from apps.unlearning.unlearner import build
 
 MODELS = ("original", "unlearned", "reference")
 
@@ -111,6 +113,28 @@ def save(folder: RunFolder, result: Result, data: Data) -> None:
     )
 
 
+def rebuilt(config: Config, about: dict[str, Any]) -> nn.Module:
+    """An untrained model of the run's architecture, of all shards for sisa."""
+
+    def one(seed: int) -> nn.Module:
+        return models.build(
+            config.model,
+            config.width,
+            config.depth,
+            about["classes"],
+            about["channels"],
+            about["size"],
+            seed,
+        )
+
+    if config.method != "sisa":
+        return one(config.drawn)
+    method = build(config.method, config.options)
+    shards = Shards(method.shards, method.slices)
+    parts = [one(i) for i in range(method.shards)]
+    return Ensemble(parts, one, shards, config.drawn, {}, Store(), set())
+
+
 def is_finished(path: Path | None) -> bool:
     return path is not None and (Path(path) / "result.json").is_file()
 
@@ -135,15 +159,7 @@ def load_result(path: Path, config: Config | None = None) -> Result:
         model, part, *name = key.split("/")
         if name:
             samples.setdefault(model, {}).setdefault(part, {})[name[0]] = values
-    model = models.build(
-        config.model,
-        config.width,
-        config.depth,
-        about["classes"],
-        about["channels"],
-        about["size"],
-        config.seed,
-    )
+    model = rebuilt(config, about)
     state, masks = cost.unpacked(*folder.read_tensors("model.safetensors"))
     model.load_state_dict(state)
     return Result(

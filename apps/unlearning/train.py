@@ -11,6 +11,7 @@ or, in a notebook (nothing is written):
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from torch import nn
 
@@ -19,8 +20,14 @@ from apps.common.runs import RunFolder
 from apps.unlearning import data, metrics, models
 from apps.unlearning.config import Config
 from apps.unlearning.data import Data
-from apps.unlearning.fitting import evaluate, fit, mixed
-from apps.unlearning.pruning import Original, Pruner, train_original
+from apps.unlearning.ensemble import Ensemble, Shards, Store, train_shards
+from apps.unlearning.fitting import fit, mixed
+from apps.unlearning.pruning import (
+    Original,
+    Pruner,
+    train_original,
+    untrained_masks,
+)
 from apps.unlearning.result import (
     Result,
     is_finished,
@@ -76,15 +83,18 @@ def prepare(config: Config, stages: Stages | None = None) -> Prepared:
     pruner = Pruner(
         config.pruner, config.sparsity, config.rewind, config.rounds, config.prunable
     )
-    original = train_original(
-        pruner,
-        loaded.train,
-        build_model,
-        config.recipe,
-        seed=config.seed,
-        mask_data=loaded.retained if config.mask_from == "retain" else None,
-        stages=stages,
-    )
+    if config.method == "sisa":
+        original = sharded(config, loaded, pruner, stages)
+    else:
+        original = train_original(
+            pruner,
+            loaded.train,
+            build_model,
+            config.recipe,
+            seed=config.drawn,
+            mask_data=loaded.retained if config.mask_from == "retain" else None,
+            stages=stages,
+        )
     reference, seconds = retrain(config, loaded, original, stages)
     samples = {
         "original": measure(original.model, loaded),
@@ -92,6 +102,27 @@ def prepare(config: Config, stages: Stages | None = None) -> Prepared:
     }
     spent = stages.seconds("original")
     return Prepared(loaded, original, reference, spent, seconds, samples)
+
+
+def sharded(config: Config, loaded: Data, pruner: Pruner, stages: Stages) -> Original:
+    """The original as SISA trains it; its checkpoints are files of a run with `out`."""
+    method = build("sisa", config.options)
+    build_model = builder(config, loaded)
+    model = build_model(config.drawn).to(config.device)
+    masks = untrained_masks(pruner, model, loaded.train, config.drawn)
+    store = Store(None if config.out is None else Path(config.out) / "shards")
+    stage = stages.begin("original")
+    ensemble = train_shards(
+        build_model,
+        loaded.train,
+        Shards(method.shards, method.slices),
+        config.recipe,
+        seed=config.drawn,
+        masks=masks,
+        store=store,
+    )
+    stage.finish()
+    return Original(ensemble, ensemble.all_masks, "data-free")
 
 
 def retrain(
@@ -106,7 +137,7 @@ def retrain(
     number: another number draws other weights and another order of the data.
     """
     stages = Stages() if stages is None else stages
-    seed, name = mixed(config.seed, 1000 + number), f"reference {number}"
+    seed, name = mixed(config.drawn, 1000 + number), f"reference {number}"
     build_model, recipe = builder(config, loaded), config.recipe
     if config.reference == "retain-mask" and original.masks:
         pruner = Pruner(
@@ -121,6 +152,15 @@ def retrain(
             seed=seed, stages=stages, name=name,
         )  # fmt: skip
         return pruned.model, stages.seconds(name)
+    if isinstance(original.model, Ensemble):
+        # Its gold standard is sharded as well; without a store all is trained anew.
+        stage, shards = stages.begin(name), original.model.shards
+        model = train_shards(
+            build_model, loaded.retained, shards, recipe,
+            seed=seed, masks=original.model.masks,
+        )  # fmt: skip
+        stage.finish()
+        return model, stage.seconds
     masks = original.masks if config.reference == "same-mask" else {}
     model = build_model(seed).to(config.device)
     stage = stages.begin(name)
@@ -181,7 +221,7 @@ def unlearn_in(config: Config, prepared: Prepared, stage=None) -> Unlearned:
         removed_class=loaded.forget.removed_class,
         recipe=config.recipe,
         build_model=builder(config, loaded),
-        seed=config.seed,
+        seed=config.drawn,
         stage=stage,
     )
 
@@ -223,6 +263,3 @@ def _stages(config: Config) -> Stages:
     if not stages.done and not stages.current:
         folder.write_config(config)
     return stages
-
-
-__all__ = ["Config", "Prepared", "evaluate", "experiment", "prepare", "train"]

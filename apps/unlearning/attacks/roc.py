@@ -1,0 +1,123 @@
+"""How well a score tells two groups of records apart, with intervals."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+from torch import Tensor
+
+from apps.common.statistics import Interval, bootstrap_interval
+
+Scores = np.ndarray | Tensor
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An attack's scores and how well they separate.
+
+    members, others: [N] scores, larger = more like a member, a value a record. auc and
+    tpr have bootstrap intervals over records; tpr is the share of members found at a
+    false alarm rate of `fpr`, None if there are too few others for it.
+    """
+
+    members: np.ndarray
+    others: np.ndarray
+    auc: Interval
+    tpr: Interval | None
+    fpr: float
+
+    @property
+    def leaks(self) -> bool:
+        """Whether the interval of the AUC excludes 1/2. Below counts too: records that
+        look less familiar than unseen ones were over-forgotten, and are given away."""
+        return not self.auc.low <= 0.5 <= self.auc.high
+
+    @property
+    def detectable(self) -> float:
+        """Distance of an AUC from 1/2 that this many records would have shown."""
+        return detectable(len(self.members), len(self.others))
+
+
+def attack(members: Scores, others: Scores, fpr: float = 0.01, seed: int = 0) -> Attack:
+    """Separation of two groups by a score. Raises ValueError for an empty group."""
+    members, others = numbers("members", members), numbers("others", others)
+    labels = np.repeat([1.0, 0.0], [len(members), len(others)])
+    rows = np.stack([np.concatenate([members, others]), labels], 1)
+
+    def split(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        is_member = rows[:, 1] == 1
+        return rows[is_member, 0], rows[~is_member, 0]
+
+    area = bootstrap_interval(rows, lambda rows: auc(*split(rows)), seed=seed)
+    rate = None
+    if fpr * len(others) >= 1:
+        rate = bootstrap_interval(
+            rows, lambda rows: _rate(*split(rows), fpr), seed=seed
+        )
+    return Attack(members, others, area, rate, fpr)
+
+
+def auc(members: Scores, others: Scores) -> float:
+    """P(a member's score > another's) + P(equal) / 2: the area under the ROC curve.
+
+    >>> auc(np.array([3.0, 1.0]), np.array([2.0, 1.0]))
+    0.625
+
+    Mann & Whitney 1947.
+    """
+    members, others = numbers("members", members), numbers("others", others)
+    ranks = stats.rankdata(np.concatenate([members, others]))
+    n, m = len(members), len(others)
+    return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
+
+
+def tpr_at_fpr(members: Scores, others: Scores, fpr: float) -> float:
+    """Largest share of members at or above a threshold that at most `fpr` of the others
+    reach.
+
+    Raises ValueError with fewer than 1 / fpr others: such a rate cannot be seen.
+
+    >>> tpr_at_fpr(np.array([3.0, 1.0]), np.array([2.0, 0.0]), 0.5)
+    1.0
+    """
+    members, others = numbers("members", members), numbers("others", others)
+    if not 0 < fpr < 1 or fpr * len(others) < 1:
+        raise ValueError(
+            f"a false alarm rate of {fpr} needs at least 1 / rate others, got "
+            f"{len(others)}"
+        )
+    return _rate(members, others, fpr)
+
+
+def _rate(members: np.ndarray, others: np.ndarray, fpr: float) -> float:
+    allowed = int(fpr * len(others) + 1e-9)
+    if allowed >= len(others):
+        return 1.0
+    bar = np.partition(others, len(others) - 1 - allowed)[len(others) - 1 - allowed]
+    return float((members > bar).mean())
+
+
+def detectable(n_members: int, n_others: int) -> float:
+    """Smallest |AUC - 1/2| that a two-sided 5 % test finds with a chance of 80 %.
+
+    (1.96 + 0.84) sqrt((n + m + 1) / (12 n m)), the rank sum's normal approximation.
+
+    >>> round(detectable(350, 1000), 3)
+    0.05
+    """
+    n, m = n_members, n_others
+    z = stats.norm.ppf(0.975) + stats.norm.ppf(0.8)
+    return float(z * math.sqrt((n + m + 1) / (12 * n * m)))
+
+
+def numbers(name: str, scores: Scores) -> np.ndarray:
+    """A float64 array [N]; ValueError if it is empty, NaN, or has another shape."""
+    array = scores.detach().cpu().numpy() if isinstance(scores, Tensor) else scores
+    array = np.asarray(array, dtype=np.float64)
+    if array.ndim != 1 or len(array) == 0 or np.isnan(array).any():
+        raise ValueError(
+            f"the scores of {name} must be [N] numbers, N >= 1, without NaN; got shape "
+            f"{array.shape}"
+        )
+    return array
