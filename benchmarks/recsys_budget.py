@@ -2,7 +2,7 @@
 
     python -m benchmarks.recsys_budget                  # five seeds; about an hour
     python -m benchmarks.recsys_budget --quick          # small, two seeds
-    python -m benchmarks.recsys_budget --sparse         # methods that train sparse, too
+    python -m benchmarks.recsys_budget --trained        # recipes that train, too
     python -m benchmarks.recsys_budget --factors F.npz  # Gowalla's vectors, one a seed
 
 MovieLens-100k: LightGCN as its preset says. Gowalla, with gowalla_lightgcn.npz in
@@ -35,16 +35,16 @@ ALS_GRID = tuple(
     ALS(dim=64, l2=l2, alpha=alpha, epochs=10)
     for l2, alpha in ((1.0, 5.0), (10.0, 5.0), (30.0, 10.0), (100.0, 20.0))
 )
-LARGE = ("fewer bits", "svd", "svd int8", "svd int4", "bits by worth", "items only",
-         "pruned", "pruned axes", "dictionary", "item knn")  # fmt: skip
+LARGE = ("fewer bits", "svd", "svd int8", "svd int4", "bits by worth", "fitted bits",
+         "items only", "pruned", "pruned axes", "dictionary", "item knn")  # fmt: skip
 
 
-def movielens(seeds: range, quick: bool, sparse: bool, out: Path | None) -> Curve:
+def movielens(seeds: range, quick: bool, trained: bool, out: Path | None) -> Curve:
     config = preset("lightgcn-ml100k", "smoke" if quick else "laptop")
     names = [r.name for r in RECIPES.values() if not r.trains]
     names += ["smaller", "smaller int8"]
-    if sparse:
-        names += ["static", "gradual", "rigl", "dsl"]
+    if trained:
+        names = list(RECIPES)
     if not quick:
         return budget(config, seeds=seeds, recipes=names, out=out)
     return budget(config, QUICK, seeds, recipes=("svd int8", "bits by worth"))
@@ -79,7 +79,7 @@ def target(curve: Curve) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--sparse", action="store_true")
+    parser.add_argument("--trained", action="store_true")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--factors", type=Path, nargs="*", default=[])
     parser.add_argument("--datasets", nargs="*", default=["ml100k", "gowalla"])
@@ -89,7 +89,7 @@ def main() -> None:
     folder = args.out / "recsys_budget"
     curves = []
     if "ml100k" in args.datasets:
-        curves.append(movielens(seeds, args.quick, args.sparse, folder))
+        curves.append(movielens(seeds, args.quick, args.trained, folder))
     if (
         "gowalla" in args.datasets
         and not args.quick

@@ -38,7 +38,7 @@ from apps.recsys.result import CHOSEN_BY, Result
 from apps.recsys.splits import Dataset
 from apps.recsys.train import train
 
-SHARES = (0.25, 0.125, 0.0625, 0.03125, 0.015625)  # of the dense tables
+SHARES = (0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625)  # of the dense tables
 
 
 def budget(
@@ -107,7 +107,10 @@ def subject_of(
                 f"{data.name}, which has {data.shape[0]} and {data.shape[1]}"
             )
         return Subject(data, factors, seed=seed)
-    plain = replace(config, seed=seed, method="dense", options={}, sparse=())
+    plain = replace(
+        config, seed=seed, method="dense", options={}, sparse=(), sharing="none",
+        stored_rows=0,
+    )  # fmt: skip
     trained = partial(_train, plain, out)
     model = trained().model
     if not isinstance(model, Factors):

@@ -25,8 +25,8 @@ class BudgetConfig(Config):
     writes budget.json, budget.txt and budget.png.
 
     Args:
-        mb: budgets in MB of 10^6 bytes; default: a quarter of the dense tables, an
-            eighth, and so on to 1/64.
+        mb: budgets in MB of 10^6 bytes; default: half of the dense tables, a
+            quarter, and so on to 1/64.
         seeds: how many seeds, from `seed` on.
         recipes: names; default: all that need no training beside the dense model's.
         factors: files .npz with `users` [U, d] and `items` [I, d], one a seed, trained

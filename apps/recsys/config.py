@@ -10,6 +10,7 @@ from apps.common import options
 from apps.common.config import RunConfig, parse
 from apps.recsys import data
 from apps.recsys.augmentation import LLMRecSettings
+from apps.recsys.models.shared_rows import SHARING
 from apps.recsys.reading import BadRows, Columns
 from apps.recsys.splits import Dataset
 
@@ -89,6 +90,9 @@ class Config(Source):
         augmentation: of llmrec: a file with triplets and features, made by `augment`.
         llmrec: how the augmentation is used.
         dim: of the vectors.
+        sharing: none, or how the rows of lightgcn's and mf's table share numbers:
+            hashed, product or sum (quotient and remainder).
+        stored_rows: rows that are stored where they share, of users and items together.
         layers: of lightgcn's and llmrec's graph convolution, of neumf's tower.
         hidden: units of multvae's two hidden layers.
         dropout: of the input of multvae (default 0.5) and neumf (default 0).
@@ -125,6 +129,8 @@ class Config(Source):
     augmentation: Path | None = None
     llmrec: LLMRecSettings = field(default_factory=LLMRecSettings)
     dim: int = 64
+    sharing: Literal["none", "hashed", "product", "sum"] = "none"
+    stored_rows: int = 0
     layers: int = 3
     hidden: int = 600
     dropout: float | None = None
@@ -172,7 +178,18 @@ def check(config: Config) -> None:
         raise ValueError(f"model must be {', '.join(MODELS)}, got {config.model!r}")
     if config.model == "llmrec" and config.augmentation is None:
         raise ValueError("model llmrec needs augmentation, the file `augment` made")
+    if config.sharing != "none":
+        if config.sharing not in SHARING:
+            kinds = ", ".join(SHARING)
+            raise ValueError(f"sharing must be none, {kinds}, got {config.sharing!r}")
+        if config.model not in ("lightgcn", "mf"):
+            raise ValueError(f"sharing needs lightgcn or mf, not {config.model}")
+        if config.backend == "values":
+            raise ValueError("backend values stores a row for each: leave sharing none")
+    elif config.stored_rows:
+        raise ValueError("stored_rows needs sharing: hashed, product or sum")
     least = {"layers": 0, "patience": 0, "split_seed": 0}
+    least["stored_rows"] = 0 if config.sharing == "none" else 1
     for name in ("dim", "hidden", "negatives", "epochs", "every", "batch"):
         least[name] = 1
     for name, low in least.items():

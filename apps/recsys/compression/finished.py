@@ -4,13 +4,15 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
+import scipy.sparse as sp
 
 from apps.recsys import fold_in
 from apps.recsys.compression import pruning
-from apps.recsys.compression.candidate import Candidate, Recipe, Subject
+from apps.recsys.compression.candidate import Candidate, Recipe, Subject, choose
 from apps.recsys.compression.codes import sparse_codes
 from apps.recsys.compression.packed import PackedFactors
 from apps.recsys.compression.principal import random_rotation
+from apps.recsys.compression.rounding import fitted
 from apps.recsys.compression.worth import bits_within
 from apps.recsys.models.factors import Factors
 from apps.recsys.scoring import FoldIn
@@ -20,6 +22,9 @@ from apps.recsys.tables.bits import width
 RANKS = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 MOST_ACTIVE = 12  # atoms a row: the time of the pursuit grows with the square
 COLUMN = 9  # bytes that `Columns` stores for a column
+LIST = 50  # items of a user whose scores are kept by `fitted_bits`
+EVERYWHERE = (0.1, 1.0)  # weight of all scores of a user together, beside the list's
+FEWEST_BITS = 2  # of a row's numbers: at 1, fewer dimensions are better
 UNSEEN, L2 = (0.01, 0.1, 1.0), (1.0, 10.0, 100.0)
 
 
@@ -98,6 +103,59 @@ def bits_by_worth(subject: Subject, budget: int) -> Iterator[Candidate]:
         yield Candidate({"rank": rank}, PackedFactors(users, items))
 
 
+def fitted_bits(subject: Subject, budget: int) -> Iterator[Candidate]:
+    """The best table of bits by column and of bits with a scale a row, each rounded
+    anew so that the scores of every user's best items stay."""
+    lists = subject.once("best items", partial(_best_items, subject))
+    for plain in (BY_WORTH, BY_SIDE):
+        start = choose(plain, subject, budget)
+        if start is None:
+            continue
+        packed = start.best.packed
+        for weight in EVERYWHERE:
+            tables = fitted(
+                subject.factors, packed.users, packed.items, lists,
+                weight * LIST / lists.shape[1],
+            )  # fmt: skip
+            settings = start.best.settings | {"everywhere": weight}
+            yield Candidate(settings, PackedFactors(*tables))
+
+
+def _best_items(subject: Subject) -> sp.csr_array:
+    """CSR [U, I]: what the dense model ranks first among what is no training item."""
+    train = subject.data.train
+    n_users, n_items = train.shape
+    best = subject.factors.best(np.arange(n_users), min(LIST, n_items), train)
+    there = best >= 0
+    offsets = np.concatenate([[0], np.cumsum(there.sum(1))])
+    ones = np.ones(offsets[-1], np.float32)
+    return sp.csr_array((ones, best[there], offsets), shape=train.shape)
+
+
+def bits_by_side(subject: Subject, budget: int) -> Iterator[Candidate]:
+    """Principal axes turned at random; users and items in bits of their own, which
+    differ by at most 1, and with a scale a row."""
+    n_users, n_items = len(subject.factors.users), len(subject.factors.items)
+    most = subject.factors.items.shape[1]
+    for rank in ranks(subject):
+        if rank < most and 2 * (n_users + n_items) * row_bytes(rank, "int8") < budget:
+            continue  # there is room for more than this many dimensions
+        cut, fits = random_rotation(subject.first(rank)), []
+        for bits in range(8, FEWEST_BITS - 1, -1):
+            for other in range(min(bits + 1, 8), max(bits - 2, FEWEST_BITS - 1), -1):
+                sizes = (row_bytes(rank, f"int{b}") for b in (bits, other))
+                fit = np.dot((n_users, n_items), tuple(sizes)) <= budget
+                if fit and not any(a >= bits and b >= other for a, b in fits):
+                    fits.append((bits, other))
+        for bits, other in fits:
+            kinds = {"users": f"int{bits}", "items": f"int{other}"}
+            tables = (
+                encode(cut.users, kinds["users"]),
+                encode(cut.items, kinds["items"]),
+            )
+            yield Candidate({"rank": rank} | kinds, PackedFactors(*tables))
+
+
 def items_only(subject: Subject, budget: int) -> Iterator[Candidate]:
     """`bits_by_worth` of the items; a user's vector comes from the history.
 
@@ -173,6 +231,12 @@ def shared_dictionary(subject: Subject, budget: int) -> Iterator[Candidate]:
             )
 
 
+BY_WORTH = Recipe(
+    "bits by worth", "principal axes, each in bits of its own", bits_by_worth
+)
+BY_SIDE = Recipe("bits by side", "principal axes, one scale a row", bits_by_side)
+
+
 def ranks(subject: Subject) -> Iterator[int]:
     d = subject.turned.items.shape[1]
     return (rank for rank in sorted({*RANKS, d}) if rank <= d)
@@ -189,7 +253,9 @@ FINISHED = (
     Recipe("svd int4", "principal axes, int4", truncated("int4")),
     Recipe("svd int", "principal axes, 3 to 8 bits",
            truncated(*(f"int{bits}" for bits in range(8, 2, -1)))),
-    Recipe("bits by worth", "principal axes, each in bits of its own", bits_by_worth),
+    BY_WORTH,
+    Recipe("fitted bits", "bits chosen so that users' best items keep their scores",
+           fitted_bits),
     Recipe("items only", "bits by worth; users from their histories", items_only),
     Recipe("pruned", "the largest numbers as trained", pruned("trained")),
     Recipe("pruned axes", "the largest numbers of principal axes", pruned("principal")),

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from apps.recsys.models.mf import MF
 from apps.recsys.models.network import pair_rows, table
@@ -24,16 +24,17 @@ class LightGCN(MF):
 
     Args:
         train: CSR [U, I], the graph.
-        dim, l2, seed: as in MF.
+        dim, l2, seed, embedding: as in MF.
         layers: L; 0 is MF.
 
     He et al.: LightGCN, 2020, eqs. 3, 4, 8 and 15, with equal weights of layers.
     """
 
     def __init__(
-        self, train: sp.csr_array, dim: int, layers: int, l2: float, seed: int
-    ):
-        super().__init__(train, dim, l2, seed)
+        self, train: sp.csr_array, dim: int, layers: int, l2: float, seed: int,
+        embedding: nn.Module | None = None,
+    ):  # fmt: skip
+        super().__init__(train, dim, l2, seed, embedding)
         self.layers = layers
         graph = normalised_adjacency(train)
         for name, array in (

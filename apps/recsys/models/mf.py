@@ -2,7 +2,7 @@
 
 import scipy.sparse as sp
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from apps.recsys.models.factors import Factors
 from apps.recsys.models.network import (
@@ -27,17 +27,23 @@ class MF(Network):
         dim: of the vectors.
         l2: weight of the penalty.
         seed: of the initial vectors, normal with standard deviation 0.1.
+        embedding: the joint table; default: a row for each user and item.
 
     Rendle et al.: BPR, 2009. Differs from it: no biases, Adam in place of SGD.
     """
 
     capturable = True
 
-    def __init__(self, train: sp.csr_array, dim: int, l2: float, seed: int):
+    def __init__(
+        self, train: sp.csr_array, dim: int, l2: float, seed: int,
+        embedding: nn.Module | None = None,
+    ):  # fmt: skip
         super().__init__()
         self.n_users, self.n_items = train.shape
         self.dim, self.l2 = dim, l2
-        self.embedding = normal_table(sum(train.shape), dim, 0.1, seed)
+        if embedding is None:
+            embedding = normal_table(sum(train.shape), dim, 0.1, seed)
+        self.embedding = embedding
 
     def vectors(self) -> Tensor:
         """[U + I, d], users first: what scores are made of."""

@@ -20,7 +20,8 @@ Scorer = Callable[[Tensor], Tensor]  # users [B] -> scores [B, I], on one device
 class Network(nn.Module):
     """A model that is trained by mini-batches. `train` is CSR [U, I] throughout.
 
-    Embedding tables are `nn.Embedding`, or a `SparseEmbedding` in values mode.
+    Embedding tables are `nn.Embedding`, a `SharedRows`, or in values mode a
+    `SparseEmbedding`.
     """
 
     sparse_names: tuple[str, ...] = ("embedding.weight",)
@@ -87,7 +88,7 @@ class OnDevice:
 
 
 def lookup(embedding: nn.Module, rows: Tensor) -> Tensor:
-    """Rows of a table, dense or in values mode: [n] -> [n, d].
+    """Rows of a table of any kind: [n] -> [n, d].
 
     The gradient of `index_select` is three times faster on a CPU than that of an
     embedding, and on a GPU it does not sort.
@@ -102,7 +103,8 @@ def table(embedding: nn.Module) -> Tensor:
     if isinstance(embedding, nn.Embedding):
         return embedding.weight
     rows, _ = embedding.dense_shape
-    return embedding(torch.arange(rows))
+    device = next(embedding.parameters()).device
+    return embedding(torch.arange(rows, device=device))
 
 
 def bpr(users: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:

@@ -63,19 +63,28 @@ class Columns(Scored):
         ):
             raise ValueError(f"bits must be {d} integers in 0 ... 8, got {bits}")
         offsets = matrix.mean(0, dtype=np.float64).astype(np.float32)
-        steps, spread = (
-            np.zeros(d, np.float32),
-            np.zeros((n, int(bits.sum())), np.uint8),
-        )
-        first = 0
+        codes, steps = np.zeros((n, d), np.uint8), np.zeros(d, np.float32)
         for j in np.flatnonzero(bits):
-            codes, steps[j] = _least_squares(matrix[:, j] - offsets[j], int(bits[j]))
-            spread[:, first : first + bits[j]] = np.unpackbits(
-                codes[:, None], axis=1, count=int(bits[j]), bitorder="little"
-            )
-            first += bits[j]
+            column = matrix[:, j] - offsets[j]
+            codes[:, j], steps[j] = _least_squares(column, int(bits[j]))
+        return cls.of_codes(codes, bits, offsets, steps)
+
+    @classmethod
+    def of_codes(
+        cls, codes: np.ndarray, bits: np.ndarray, offsets: np.ndarray, steps: np.ndarray
+    ) -> "Columns":
+        """codes: [n, d] uint8, below 2^bits of their column; offsets, steps: [d]."""
+        parts = [
+            np.unpackbits(codes[:, [j]], axis=1, count=int(bits[j]), bitorder="little")
+            for j in np.flatnonzero(bits)
+        ]
+        spread = np.hstack(parts) if parts else np.zeros((len(codes), 0), np.uint8)
         packed = np.packbits(spread, axis=1, bitorder="little")
-        return cls(packed, bits.astype(np.uint8), offsets, steps)
+        return cls(packed, np.asarray(bits, np.uint8), offsets, steps)
+
+    def codes_by_column(self) -> np.ndarray:
+        """[n, d] uint8, as `of_codes` takes them."""
+        return (self._spread(slice(None)) @ self._places).astype(np.uint8)
 
     @classmethod
     def read(cls, kind: str, shape: Shape, stored: Stored) -> "Columns":
@@ -139,13 +148,19 @@ class Columns(Scored):
 
         A row is then its bits times a matrix, whatever the widths.
         """
+        middles = (2.0 ** self.bits.astype(np.int64) - 1) / 2
+        base = self.offsets - self.steps * middles.astype(np.float32)
+        return base, self._places * self.steps
+
+    @cached_property
+    def _places(self) -> np.ndarray:
+        """[bits, d] float32: what each bit adds to the code of its column."""
         bits, total = self.bits.astype(np.int64), int(self.bits.sum(dtype=np.int64))
         column = np.repeat(np.arange(len(bits)), bits)
         place = np.arange(total) - np.repeat(np.cumsum(bits) - bits, bits)
-        weights = np.zeros((total, len(bits)), np.float32)
-        weights[np.arange(total), column] = self.steps[column] * 2.0**place
-        base = self.offsets - self.steps * ((2.0**bits - 1) / 2).astype(np.float32)
-        return base, weights
+        places = np.zeros((total, len(bits)), np.float32)
+        places[np.arange(total), column] = 2.0**place
+        return places
 
 
 def _least_squares(column: np.ndarray, bits: int) -> tuple[np.ndarray, np.float32]:
