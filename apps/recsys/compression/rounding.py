@@ -38,32 +38,31 @@ LARGEST = float(np.finfo(np.float16).max)
 class Grid:
     """A table's numbers: `o_j + s_ij (c_ij - (2^b_j - 1) / 2)`.
 
-    codes: [n, d] float32, whole numbers in 0 ... 2^b - 1; bits: [d]; offsets: [d];
-    steps: [n, 1], one a row, which may be fitted, or [1, d], one a column, fixed.
+    codes: [n, d] float32, whole numbers in 0 ... 2^b - 1; bits: [d]; offsets: [d].
+    by_row: whether steps are [n, 1], one a row, and fitted, or [1, d] and fixed.
     """
 
     codes: np.ndarray
     bits: np.ndarray
     offsets: np.ndarray
     steps: np.ndarray
+    by_row: bool
 
     @classmethod
     def of(cls, table: Integers | Columns) -> "Grid":
         if isinstance(table, Columns):
             codes, steps = table.codes_by_column(), table.steps[None]
-            return cls(codes.astype(np.float32), table.bits, table.offsets, steps)
+            codes = codes.astype(np.float32)
+            return cls(codes, table.bits, table.offsets, steps, by_row=False)
         codes = packed_bits.unpack(table.codes, table.d, table.bits).astype(np.float32)
         bits, offsets = np.full(table.d, table.bits), np.zeros(table.d, np.float32)
-        return cls(codes, bits, offsets, table.scales.astype(np.float32)[:, None])
+        steps = table.scales.astype(np.float32)[:, None]
+        return cls(codes, bits, offsets, steps, by_row=True)
 
     @property
     def middle(self) -> np.ndarray:
         """[d] float32: the code of the offset, between two codes."""
         return ((2.0**self.bits - 1) / 2).astype(np.float32)
-
-    @property
-    def by_row(self) -> bool:
-        return self.steps.shape[1] == 1
 
     def decoded(self) -> np.ndarray:
         """[n, d] float32."""
@@ -126,12 +125,9 @@ def fit_rows(
             grams[row - first] += rows.T @ rows
             wanted[row - first] += (other[near] @ own[row]) @ rows
         wanted -= grams @ grid.offsets
-        block = replace(
-            grid, codes=codes[part], steps=steps[part] if grid.by_row else steps
-        )
-        codes[part], found = descend(block, grams, wanted)
-        if grid.by_row:
-            steps[part] = found
+        its_steps = part if grid.by_row else slice(None)
+        block = replace(grid, codes=codes[part], steps=steps[its_steps])
+        codes[part], steps[its_steps] = descend(block, grams, wanted)
     return replace(grid, codes=codes, steps=steps)
 
 
