@@ -63,6 +63,9 @@ class Sparsifier:
         trainable: {name: bool mask}, subset of alive, True = the weight may change;
             `set_trainable` freezes weights.
         visited: {name: bool mask}, True = the weight existed at some time.
+        grads: {name: gradient, or None}, of alive weights, zeros for absent ones.
+        loss_grads: {loss: {name: gradient}}, the same of `losses`; a backward pass for
+            every reading.
         step: optimizer steps completed.
 
     Masks of dense parameters are changed in place: who holds one sees the moves. Those
@@ -124,7 +127,8 @@ class Sparsifier:
             else MaskedWeight(name, held, optimizer)
             for name, held in select(model, optimizer, params).items()
         }
-        self._loss_grads = LossGradients(model, self._weights, losses or {})
+        self.grads = self._each(lambda weight: weight.gradient(dense=False))
+        self.loss_grads = LossGradients(model, self._weights, losses or {})
         self._gathering = Gathering(
             self._weights, optimizer, method.needs_dense_gradient
         )
@@ -372,7 +376,7 @@ class Sparsifier:
             generator=torch.Generator().manual_seed(int(mixed)),
             objective=self._objective,
             state=self._model_tensors(),
-            loss_grads=self._loss_grads,
+            loss_grads=self.loss_grads,
         )
 
     def _require_finite(self, what: str, tensor: Tensor) -> None:

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from math import isfinite
-from typing import Literal
 
 from torch import Tensor
 
@@ -47,13 +47,14 @@ class TDM(Method):
     Args:
         sparsity: fraction of zeros over all masked tensors, in [0, 1).
         begin: the task's first step.
-        every: steps between two moves; the paper moves every 5 epochs.
+        every: steps between two moves; the paper moves every 5 epochs. Of a tuple each
+            is one such time, as when epochs get shorter, and nothing moves after them.
         end: last step that moves; the release rests during the last 5 epochs.
         inter: share of all weights grown at `begin`; 0 for the paper's first task.
         intra: share of all weights that moves at a time; the release has 0.01.
         alpha: weight of the gradient of the current task, or of the whole loss.
         beta: weight of the gradient of the buffer; unused by "released".
-        variant: which importance.
+        variant: which importance, "paper" or "released".
         allocation: (shapes, sparsity) -> active weights a tensor.
 
     Source: Wang et al. 2022, arXiv 2209.09476, and its released code. The values of
@@ -65,19 +66,20 @@ class TDM(Method):
 
     sparsity: float
     begin: int = 0
-    every: int = 500
+    every: int | tuple[int, ...] = 500
     end: int = 10_000
     inter: float = 0.01
     intra: float = 0.005
     alpha: float = 0.5
     beta: float = 1.0
-    variant: Literal["released", "paper"] = "released"
+    variant: str = "released"
     allocation: Allocation = uniform
 
     def __post_init__(self) -> None:
         require_sparsity(self.sparsity)
         require_step(begin=self.begin)
-        require_steps(every=self.every)
+        for every in self.every if isinstance(self.every, tuple) else (self.every,):
+            require_steps(every=every)
         require_fraction(inter=self.inter, intra=self.intra)
         if self.end <= self.begin:
             raise ValueError(
@@ -102,17 +104,23 @@ class TDM(Method):
     def due(self, step: int) -> bool:
         if step == self.begin:
             return self.inter > 0
-        return step == self.end or periodic(step, self.begin, self.every, self.end)
+        if step >= self.end:
+            return step == self.end
+        if isinstance(self.every, tuple):
+            return step - self.begin in accumulate(self.every)
+        return periodic(step, self.begin, self.every, self.end)
 
     def update(self, context: Context) -> Masks:
         least, most = self._shrink_and_grow(context.step)
         kept = self.allocation(context.shapes, least)
         final = self.allocation(context.shapes, most)
-        scores = self._importance(context)
+        alive = {name: int(mask.sum()) for name, mask in context.masks.items()}
+        prunes = any(min(kept[n], final[n]) < alive[n] for n in alive)
+        scores = self._importance(context) if prunes else {}
         masks = {}
         for name, mask in context.masks.items():
-            n_kept = min(kept[name], final[name], int(mask.sum()))
-            keep = topk_mask(scores[name], n_kept, among=mask)
+            n_kept = min(kept[name], final[name], alive[name])
+            keep = topk_mask(scores[name], n_kept, among=mask) if prunes else mask
             if n_kept < final[name]:
                 noise = random(mask.shape, context.generator).to(mask.device)
                 keep = keep | topk_mask(noise, final[name] - n_kept, among=~keep)
@@ -120,7 +128,8 @@ class TDM(Method):
         return masks
 
     def sparsity_at(self, step: int) -> float:
-        if self.begin <= step < min(self.begin + self.every, self.end):
+        first = self.every[0] if isinstance(self.every, tuple) else self.every
+        if self.begin <= step < min(self.begin + first, self.end):
             return max(0.0, self.sparsity - self.inter)
         return self.sparsity
 

@@ -219,8 +219,8 @@ class LetsLossesTrainNorms(Sparsifier):
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
-        losses = self._loss_grads._losses
-        self._loss_grads = _Evaluates(self.model, self._weights, losses)
+        losses = self.loss_grads._losses
+        self.loss_grads = _Evaluates(self.model, self._weights, losses)
 
 
 class AddsLossesToGradient(Sparsifier):

@@ -40,6 +40,7 @@ VARIANTS: dict[str, Callable[[float], Method]] = {
     "set that moves nothing": lambda s: SET(s, 2, fraction=0.0),
     "tdm as in the paper": lambda s: TDM(s, 4, 2, 10, 0.1, 0.2, variant="paper"),
     "tdm of the first task": lambda s: TDM(s, 0, 3, 11, inter=0.0),
+    "tdm in unequal steps": lambda s: TDM(s, 1, (2, 3, 1), 10, variant="paper"),
     "tdm of all": lambda s: TDM(s, 0, 2, 8, inter=1.0, intra=1.0),
     "snip at once": lambda s: SNIP(s, at=0),
 }

@@ -220,6 +220,13 @@ def test_tdm_equals_lists(seed: int, step: int, paper: bool, empty: bool) -> Non
         )  # fmt: skip
 
 
+def test_tdm_moves_after_unequal_times() -> None:
+    method = TDM(0.6, 5, (3, 2, 4), 14)
+    assert [t for t in range(30) if method.due(t)] == [5, 8, 10, 14]
+    method = TDM(0.6, 5, (3, 2, 4), 20, inter=0.0)
+    assert [t for t in range(30) if method.due(t)] == [8, 10, 14, 20]
+
+
 def test_tdm_over_two_tasks() -> None:
     """Expands at the second task's first step, shrinks back, ends at the sparsity."""
     counts, seen = [], []
@@ -673,6 +680,7 @@ def test_every_method_refuses_what_is_no_sparsity(name: str, sparsity) -> None:
         (lambda: SynFlow(0.5, rounds=0), "rounds .* got 0"),
         (lambda: RandomSearch(0.5, candidates=0), "candidates .* got 0"),
         (lambda: TDM(0.5, begin=5, end=5), "which is 5; got end=5"),
+        (lambda: TDM(0.5, every=(3, 0)), "every .* got 0"),
         (lambda: TDM(0.5, inter=1.5), r"inter .* got 1\.5"),
         (lambda: TDM(0.5, beta=-1.0), r"beta .* got -1\.0"),
         (lambda: TDM(0.5, variant="other"), "'paper' or 'released', got 'other'"),
@@ -704,8 +712,11 @@ def test_a_missing_objective_is_explained() -> None:
 def test_a_missing_loss_is_explained() -> None:
     model, x, _ = small()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    sparsifier = Sparsifier(model, optimizer, TDM(0.5, variant="paper"))
+    method = TDM(0.5, every=1, inter=0.0, variant="paper")
+    sparsifier = Sparsifier(model, optimizer, method)
     model(x).sum().backward()
+    sparsifier.before_step()
+    sparsifier.after_step()
     with pytest.raises(ValueError, match=r"'current': pass Sparsifier.*losses="):
         sparsifier.before_step()
 
