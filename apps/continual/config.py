@@ -18,9 +18,9 @@ class Config(RunConfig):
     """One training on a stream of tasks. Every field is a flag and a key of a preset.
 
     Args:
-        dataset: mnist5k, mnist, digits, tweets, reviews, cifar10, tiny-imagenet, the path
-            of your .npz (arrays x, y and, if you like, task), or a folder of class
-            folders.
+        dataset: mnist5k, mnist, digits, tweets, reviews, cifar10, tiny-imagenet, the
+            path of your .npz (arrays x, y and, if you like, task), or a folder of
+            class folders.
         data_dir: where cifar10, tiny-imagenet or your file is; default:
             $SPARSEKIT_DATA, or here.
         scenario: class (classes are split over tasks, and told apart without the task),

@@ -155,7 +155,7 @@ def data_used(
 
     removed / stages is taken away after every `every` epochs, `stages` times.
 
-    >>> data_used(50), round(data_used(100), 4)
+    >>> round(data_used(50), 4), round(data_used(100), 4)
     (0.775, 0.7375)
     """
     gone = [min(epoch // every, stages) * removed / stages for epoch in range(epochs)]

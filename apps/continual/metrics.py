@@ -85,7 +85,7 @@ def forward_transfer(
     which leaves it out. nan for one task. In Class-IL it says little: a class that was
     never shown is never predicted.
 
-    >>> forward_transfer([[0.9, 0.3], [0.5, 0.8]], random=[0.1, 0.1])
+    >>> round(forward_transfer([[0.9, 0.3], [0.5, 0.8]], random=[0.1, 0.1]), 2)
     0.2
     """
     a = _matrix(a)

@@ -1,7 +1,8 @@
 """Data sets before they are cut into tasks: raw inputs, labels, and the three parts.
 
-mnist5k, mnist, digits (8x8), tweets and reviews (text) come from the package index or scikit-learn;
-cifar10 and tiny-imagenet are found in $SPARSEKIT_DATA; yours is an .npz or a folder.
+mnist5k, mnist, tweets and reviews (text) come from the package index, digits (8x8) from
+scikit-learn; cifar10 and tiny-imagenet are found in $SPARSEKIT_DATA; yours is an .npz
+or a folder.
 """
 
 import os
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 import torch
@@ -149,6 +150,8 @@ def _cifar10(folder: str | None) -> Raw:
 @lru_cache(maxsize=1)
 def _npz(path: Path, modified: int) -> Raw:
     """A user's file. Pickled objects are refused."""
+    if not is_zipfile(path):  # numpy would take it for a pickle
+        raise ValueError(f"{path}: not an .npz file, or a damaged one")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             missing = {"x", "y"} - set(arrays.files)

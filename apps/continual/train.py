@@ -76,6 +76,8 @@ def train(config: Config, watch: Watch | None = None) -> Result:
             run.end_epoch(time.perf_counter() - started)
         started = time.perf_counter()
         strategy.end_task(task)
+        if state.buffer.policy == "herding":
+            state.herd(task)
         run.end_task(measure(state), time.perf_counter() - started)
         if watch is not None:
             watch(task, state)

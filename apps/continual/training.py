@@ -14,7 +14,7 @@ from apps.continual.augment import crops_and_flips
 from apps.continual.buffer import Buffer
 from apps.continual.config import Config
 from apps.continual.cost import TrainingFlops
-from apps.continual.strategy import Batch, Plan, Strategy
+from apps.continual.strategy import Batch, Plan, Strategy, evaluating
 from apps.continual.strategy import build as build_strategy
 from apps.continual.streams import Part, Stream
 from sparsekit import Sparsifier
@@ -72,6 +72,38 @@ class Training:
     def fresh_model(self) -> nn.Module:
         """The model as it was before the first step, dense."""
         return build_model(self.config, self.stream)
+
+    @torch.no_grad()
+    def herd(self, task: int) -> None:
+        """Chooses what the buffer holds of the classes so far, each as much.
+
+        Of a new class the examples whose features have nearly the mean of all (iCaRL);
+        of an old one the first of those it held.
+        """
+        stream, size = self.stream, self.buffer.size
+        labels = sorted({c for t in stream.tasks[: task + 1] for c in t.classes})
+        if not size:
+            return
+        share, part = size // len(labels), stream.tasks[task].train
+        held = self.buffer.everything() if len(self.buffer) else None
+        raws, ys = [], []
+        for label in labels:
+            if held is not None and bool((held.y == label).any()):
+                raw = held.raw[held.y == label][:share]
+            else:
+                raw = part.raw(torch.nonzero(part.y == label)[:, 0]).to(self.device)
+                with evaluating(self.model):
+                    features, _ = models.features(self.model, stream.view(raw))
+                self.flops.add_forward(len(raw), back_propagated=False)
+                features = nn.functional.normalize(features.flatten(1), dim=1)
+                raw = raw[memory.herd(features, share).to(raw.device)]
+            raws.append(raw)
+            ys.append(torch.full((len(raw),), label, device=self.device))
+        raw, logits = torch.cat(raws), None
+        if self.strategy.stores_logits:
+            with evaluating(self.model):
+                logits = self.model(stream.view(raw))
+        self.buffer.replace(raw, torch.cat(ys), logits)
 
     @torch.no_grad()
     def restart(self) -> None:

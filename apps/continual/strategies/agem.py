@@ -1,6 +1,7 @@
 """A-GEM: averaged gradient episodic memory."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,15 @@ class AGEM(Strategy):
 
     uses_buffer = True
 
+    def prepare(self, training: Any) -> None:
+        super().prepare(training)
+        config, sparsifier = training.config, training.sparsifier
+        if config.backend == "values" and sparsifier.method.needs_dense_gradient:
+            raise ValueError(
+                f"agem's second backward pass would enter the dense gradient that "
+                f"{config.method} reads: use backend masked"
+            )
+
     def after_backward(self, batch: Batch) -> None:
         if not self.replays:
             return
@@ -37,9 +47,8 @@ class AGEM(Strategy):
             grads, others = [], []
             for (name, parameter), r in zip(named.items(), reference, strict=True):
                 assert parameter.grad is not None
-                if name in masks and masks[name].shape == r.shape:  # absent weights
-                    parameter.grad.mul_(masks[name])
-                    r = r * masks[name]
+                if name in masks and masks[name].shape == r.shape:
+                    r = r * masks[name]  # absent weights take no part
                 grads.append(parameter.grad)
                 others.append(r)
             project(grads, others)

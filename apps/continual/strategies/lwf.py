@@ -60,6 +60,7 @@ class LwF(Strategy):
 def distillation(logits: Tensor, before: Tensor, temperature: float) -> Tensor:
     """KL(softmax(before / T) || softmax(logits / T)), the mean over the batch.
 
+    >>> import torch
     >>> z = torch.tensor([[1.0, 2.0]])
     >>> float(distillation(z, z, 2.0))
     0.0

@@ -1,0 +1,38 @@
+"""A small stream that is quick to learn: six classes of 8x8 images, three tasks."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from apps.continual.config import Config
+
+
+def arrays(n: int = 660, classes: int = 6, size: int = 8, spread: float = 1.0):
+    """Noisy copies of one pattern a class, as bytes; n is no multiple of the batch."""
+    generator = np.random.default_rng(7)
+    patterns = generator.normal(size=(classes, 1, size, size))
+    y = np.arange(n) % classes
+    x = patterns[y] + spread * generator.normal(size=(n, 1, size, size))
+    return np.clip(128 + 40 * x, 0, 255).astype(np.uint8), y
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory) -> Config:
+    """154 training examples a task; a tenth of a second a training."""
+    path = Path(tmp_path_factory.mktemp("data")) / "small.npz"
+    x, y = arrays()
+    np.savez(path, x=x, y=y)
+    return Config(
+        dataset=str(path),
+        tasks=3,
+        model="mlp",
+        width=13,
+        depth=1,
+        strategy="finetune",
+        buffer=30,
+        batch=17,
+        replay_batch=11,
+        epochs=2,
+        lr=0.05,
+    )
