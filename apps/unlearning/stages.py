@@ -10,6 +10,7 @@ A random choice in an epoch is decided by (seed, epoch), so that there is no gen
 to save, and a run that goes on ends where an uninterrupted one does, bit for bit.
 """
 
+import copy
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -106,6 +107,7 @@ class Stage:
         """Marks the stage as done; a finished one returns its result unchanged."""
         if self.result is None:
             seconds = self.seconds
+            result = copy.deepcopy(result)  # what it holds may be trained on
             self._earlier, self.result = seconds, result
             done = {"result": result, "seconds": seconds, "rows": self.rows}
             self._stages.done[self.name] = done

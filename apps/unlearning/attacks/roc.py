@@ -1,13 +1,15 @@
 """How well a score tells two groups of records apart, with intervals."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy import stats
 from torch import Tensor
 
-from apps.common.statistics import Interval, bootstrap_interval
+from apps.common.statistics import Interval
 
 Scores = np.ndarray | Tensor
 
@@ -30,8 +32,9 @@ class Attack:
     @property
     def leaks(self) -> bool:
         """Whether the interval of the AUC excludes 1/2. Below counts too: records that
-        look less familiar than unseen ones were over-forgotten, and are given away."""
-        return not self.auc.low <= 0.5 <= self.auc.high
+        look less familiar than unseen ones were over-forgotten, and are given away.
+        Without an interval nothing is said."""
+        return self.auc.low > 0.5 or self.auc.high < 0.5
 
     @property
     def detectable(self) -> float:
@@ -42,20 +45,32 @@ class Attack:
 def attack(members: Scores, others: Scores, fpr: float = 0.01, seed: int = 0) -> Attack:
     """Separation of two groups by a score. Raises ValueError for an empty group."""
     members, others = numbers("members", members), numbers("others", others)
-    labels = np.repeat([1.0, 0.0], [len(members), len(others)])
-    rows = np.stack([np.concatenate([members, others]), labels], 1)
-
-    def split(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        is_member = rows[:, 1] == 1
-        return rows[is_member, 0], rows[~is_member, 0]
-
-    area = bootstrap_interval(rows, lambda rows: auc(*split(rows)), seed=seed)
+    area = _interval(members, others, auc, seed)
     rate = None
     if fpr * len(others) >= 1:
-        rate = bootstrap_interval(
-            rows, lambda rows: _rate(*split(rows), fpr), seed=seed
-        )
+        rate = _interval(members, others, partial(_rate, fpr=fpr), seed)
     return Attack(members, others, area, rate, fpr)
+
+
+def _interval(
+    members: np.ndarray,
+    others: np.ndarray,
+    statistic: Callable[[np.ndarray, np.ndarray], float],
+    seed: int,
+) -> Interval:
+    """By the bootstrap within each group; no ends where a group has one record."""
+    value, n = statistic(members, others), len(members) + len(others)
+    if min(len(members), len(others)) < 2:
+        return Interval(value, math.nan, math.nan, n)
+    found = stats.bootstrap(
+        (members, others),
+        lambda a, b: statistic(a, b),
+        vectorized=False,
+        n_resamples=1000,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(value, float(found.low), float(found.high), n)
 
 
 def auc(members: Scores, others: Scores) -> float:

@@ -1,0 +1,38 @@
+"""The examples in docstrings print what they say."""
+
+import doctest
+import importlib
+
+import pytest
+
+MODULES = (
+    "attacks.confusion",
+    "attacks.forgetting_score",
+    "attacks.lira",
+    "attacks.rmia",
+    "attacks.roc",
+    "attacks.scores",
+    "attacks.targets",
+    "config",
+    "data",
+    "ensemble",
+    "fitting",
+    "forget",
+    "gradients",
+    "masking",
+    "metrics",
+    "models",
+    "unlearner",
+    "unlearners.fisher",
+    "unlearners.l1_sparse",
+    "unlearners.scrub",
+    "unlearning",
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name: str) -> None:
+    module = importlib.import_module(f"apps.unlearning.{name}")
+    failed, attempted = doctest.testmod(module)
+    assert failed == 0
+    assert attempted > 0

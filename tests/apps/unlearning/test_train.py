@@ -1,0 +1,247 @@
+"""Experiments: exact resume, pruners, provenance, files."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from apps.common.config import to_toml
+from apps.unlearning import data, masking, train
+from apps.unlearning.fitting import Recipe, batches, fit
+from apps.unlearning.pruning import Pruner, prunable, train_original
+from apps.unlearning.result import load_result
+from apps.unlearning.stages import Stage, Stages
+from apps.unlearning.train import builder
+
+
+def state(model):
+    return {n: t.clone() for n, t in model.state_dict().items()}
+
+
+def assert_equal(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+class Cut(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("pruner", "method"),
+    [("dense", "l1_sparse"), ("omp", "salun"), ("imp", "scrub"), ("synflow", "sisa")],
+)
+def test_a_run_that_is_cut_after_any_epoch_ends_the_same(
+    small, tmp_path, monkeypatch, pruner, method
+):
+    options = {} if method == "sisa" else {"epochs": 2}
+    if method == "sisa":
+        options = {"shards": 2, "slices": 2}
+    config = replace(small, pruner=pruner, rounds=2, method=method, options=options)
+    whole = train.train(config)
+    original, n_saves = Stages.save, 0
+
+    def save(self):
+        nonlocal n_saves
+        original(self)
+        n_saves += 1
+        if n_saves % 2 == 0:
+            raise Cut
+
+    monkeypatch.setattr(Stages, "save", save)
+    config = replace(config, out=tmp_path / "run")
+    for _ in range(60):
+        try:
+            resumed = train.train(config)
+            break
+        except Cut:
+            config = replace(config, resume=True)
+    assert config.resume
+    assert_equal(state(resumed.model), state(whole.model))
+    assert {k: v.value for k, v in resumed.metrics.items() if k != "run time"} == {
+        k: v.value for k, v in whole.metrics.items() if k != "run time"
+    }
+    assert resumed.history == whole.history
+    loaded = load_result(tmp_path / "run")
+    assert_equal(state(loaded.model), state(whole.model))
+    torch.testing.assert_close(
+        loaded.samples["unlearned"]["forget"], whole.samples["unlearned"]["forget"]
+    )
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["provenance"]["exact"] is (method == "sisa")
+
+
+def test_other_settings_and_finished_folders_are_refused(small, tmp_path):
+    config = replace(small, out=tmp_path / "run")
+    train.train(config)
+    with pytest.raises(ValueError, match="finished run"):
+        train.train(config)
+    with pytest.raises(ValueError, match="was trained with lr"):
+        train.train(replace(config, lr=0.5, resume=True))
+    assert "lr" in to_toml(config)
+
+
+def original(small, pruner, **changes):
+    loaded = data.load(small.dataset, "class:1", 0)
+    only = changes.pop("mask_data", None)
+    return loaded, train_original(
+        replace(pruner, **changes),
+        loaded.train,
+        builder(small, loaded),
+        small.recipe,
+        seed=0,
+        mask_data=loaded.retained if only else None,
+    )
+
+
+@pytest.mark.parametrize("name", ["omp", "imp", "synflow", "random"])
+def test_counts_are_exact_and_absent_weights_zero(small, name):
+    _, found = original(small, Pruner(name, 0.7, rounds=2))
+    total = sum(mask.numel() for mask in found.masks.values())
+    alive = sum(int(mask.sum()) for mask in found.masks.values())
+    assert alive == round(0.3 * total)
+    for weight, mask in found.masks.items():
+        assert not found.model.get_parameter(weight)[~mask].any()
+    free = name in ("synflow", "random")
+    assert found.provenance == ("data-free" if free else "with-forget-data")
+
+
+def test_sparsity_0_is_dense(small):
+    _, dense = original(small, Pruner("dense"))
+    for name in ("omp", "synflow", "random"):
+        _, full = original(small, Pruner(name, 0.0, rewind=0))
+        for key, tensor in state(dense.model).items():
+            torch.testing.assert_close(
+                tensor, state(full.model)[key], rtol=0, atol=1e-6
+            )
+
+
+def test_omp_removes_the_smallest_weights_and_rewinds(small):
+    """Against the procedure written out."""
+    loaded = data.load(small.dataset, "class:1", 0)
+    _, found = original(small, Pruner("omp", 0.6, rewind=1))
+    model = builder(small, loaded)(0)
+    fit(model, loaded.train, small.recipe, seed=0, end=1)
+    early = state(model)
+    fit(model, loaded.train, small.recipe, seed=0, begin=1)
+    weights = {n: model.get_parameter(n).detach().abs() for n in found.masks}
+    flat = torch.cat([w.flatten() for w in weights.values()])
+    bar = flat.sort(descending=True).values[round(0.4 * len(flat)) - 1]
+    for name, weight in weights.items():
+        assert torch.equal(found.masks[name], weight >= bar)
+    model.load_state_dict(early)
+    masking.apply(model, found.masks)
+    fit(model, loaded.train, small.recipe, seed=0, begin=1, masks=found.masks)
+    assert_equal(state(model), state(found.model))
+
+
+def test_a_retain_only_mask_owes_nothing_to_the_forget_set(small):
+    """Other forget records with the same retain set: the same masks."""
+    loaded, found = original(small, Pruner("omp", 0.6), mask_data=True)
+    assert found.provenance == "retain-only"
+    _, with_all = original(small, Pruner("omp", 0.6))
+    changed = replace(loaded.train, x=loaded.train.x.clone())
+    changed.x[loaded.forget.positions] += 3.0
+    again = train_original(
+        Pruner("omp", 0.6), changed, builder(small, loaded), small.recipe,
+        seed=0, mask_data=loaded.retained,
+    )  # fmt: skip
+    assert_equal(found.masks, again.masks)
+    assert any(not torch.equal(found.masks[n], with_all.masks[n]) for n in found.masks)
+
+
+def test_conv_only_pruning_leaves_the_rest_dense(small):
+    _, found = original(small, Pruner("omp", 0.6, prunable="conv"))
+    assert list(found.masks) == ["0.weight", "4.weight"]
+    with pytest.raises(ValueError, match="no convolution"):
+        prunable(torch.nn.Linear(2, 2), "conv")
+
+
+@pytest.mark.parametrize("reference", ["same-mask", "retain-mask", "dense"])
+def test_references(small, reference):
+    config = replace(small, pruner="omp", reference=reference)
+    prepared = train.prepare(config)
+    zeros = {
+        name: prepared.reference.get_parameter(name) == 0
+        for name in prepared.original.masks
+    }
+    same = all(
+        bool(zeros[n][~mask].all()) for n, mask in prepared.original.masks.items()
+    )
+    sparse = sum(int(z.sum()) for z in zeros.values()) > 0
+    assert same is (reference == "same-mask")
+    assert sparse is (reference != "dense")
+
+
+def test_the_reference_never_saw_the_forget_set(small):
+    """It is bit-equal to training where these records do not exist."""
+    loaded = data.load(small.dataset, small.forget, small.seed)
+    prepared = train.prepare(small)
+    damaged = loaded.train.x.clone()
+    damaged[loaded.forget.positions] = torch.nan
+    hurt = replace(loaded, train=replace(loaded.train, x=damaged))
+    again, _ = train.retrain(small, hurt, prepared.original)
+    assert_equal(state(again), state(prepared.reference))
+
+
+def test_wrong_labels_are_learned_by_the_original_only(small):
+    config = replace(
+        small, forget="confusion:0,1,12", epochs=60, width=8, weight_decay=0.0
+    )
+    result = train.train(replace(config, method="retrain", options={}))
+    assert result.value("original UA") < 0.4
+    assert result.value("reference UA") > 0.8
+    assert result.value("UA") > 0.8
+    assert result.value("UA gap") == result.value("UA") - result.value("reference UA")
+
+
+def test_batches_are_a_permutation_decided_by_seed_and_epoch(small):
+    retain = data.load(small.dataset, "class:1", 0).retained
+    ids = torch.cat([y for _, y in batches(retain, 17, 0, 1, drop_last=False)])
+    assert torch.equal(ids.sort().values, retain.y.sort().values)
+    first = [x for x, _ in batches(retain, 17, 0, 1)]
+    assert torch.equal(first[0], next(batches(retain, 17, 0, 1))[0])
+    assert not torch.equal(first[0], next(batches(retain, 17, 0, 2))[0])
+    assert all(len(x) == 17 for x in first)
+
+
+def test_a_batch_larger_than_the_data_and_a_bad_loss_are_named(small):
+    loaded = data.load(small.dataset, "class:1", 0)
+    model = builder(small, loaded)(0)
+    with pytest.raises(ValueError, match="batch 999 exceeds"):
+        fit(model, loaded.train, Recipe(batch=999), seed=0)
+    nan = replace(loaded.train, x=loaded.train.x * torch.nan)
+    with pytest.raises(ValueError, match="the loss is nan"):
+        fit(model, nan, Recipe(epochs=1, batch=17), seed=0)
+
+
+def test_augmentation_moves_and_mirrors_what_is_there(small):
+    loaded = data.load(small.dataset, "class:1", 0)
+    x = torch.arange(64.0).view(1, 1, 8, 8).expand(50, -1, -1, -1)
+    split = replace(loaded.train, x=x, y=torch.zeros(50, dtype=torch.int64))
+    ((found, _),) = batches(split, 50, 0, 0, augment=True)
+    assert found.shape == x.shape
+    assert len(found.unique(dim=0)) > 20
+    padded = torch.nn.functional.pad(x[:1], (4,) * 4)[0, 0]
+    windows = {
+        tuple(w.flatten().tolist())
+        for top in range(9)
+        for left in range(9)
+        for w in [padded[top : top + 8, left : left + 8]]
+        for w in (w, w.flip(1))
+    }
+    assert all(tuple(image.flatten().tolist()) in windows for image in found)
+
+
+def test_stages_are_skipped_once_they_are_done():
+    stages = Stages()
+    stage = stages.begin("a")
+    assert isinstance(stage, Stage)
+    assert stage.result is None
+    stage.finish(value=3)
+    again = stages.begin("a")
+    assert again.finish(value=4) == {"value": 3}
+    assert stages.seconds("a") == again.seconds
