@@ -66,11 +66,10 @@ class Variant:
         return self.items, self.users, self.edges, self.restored, self.keep
 
 
-CHOOSERS = ("base", "random", "popularity", "genres", "encoder")
 PUBLISHED = {"keep": "hard", "restored": True}
 LM = Variant("text_lm", "lm", "lm")
 NO_LM = Variant("text", "counted", "encoder", cold=True)
-VARIANTS: dict[str, Variant] = {
+VARIANTS: dict[str, Variant] = {  # what is asked for first comes first
     "text": Variant("text"),
     "text shuffled": Variant("text", shuffled=True),
     "text restored": Variant("text", restored=True),
@@ -84,26 +83,43 @@ VARIANTS: dict[str, Variant] = {
     "noisy, easy kept": Variant(edges="random", keep="easy"),
     "noisy, hard kept": Variant(edges="random", keep="hard"),
     "profiles lm": Variant(users="lm"),
-    "cold profiles": Variant(users="counted", cold=True),
-    "profiles": Variant(users="counted"),
     "text lm": Variant("text_lm"),
+    "edges encoder": Variant(edges="encoder"),
     "genres": Variant("genres"),
     "titles": Variant("titles"),
-    **{f"edges {name}": Variant(edges=name) for name in CHOOSERS},
-    **{f"cold edges {name}": Variant(edges=name, cold=True) for name in CHOOSERS},
+    "profiles": Variant(users="counted"),
+    "keep hard": Variant(keep="hard"),
+    "keep easy": Variant(keep="easy"),
+    "keep random": Variant(keep="random"),
+    "edges popularity": Variant(edges="popularity"),
+    "cold profiles": Variant(users="counted", cold=True),
     "noisy, random kept": Variant(edges="random", keep="random"),
-    **{f"keep {which}": Variant(keep=which)
-       for which in ("hard", "easy", "middle", "random")},
+    "edges genres": Variant(edges="genres"),
     "llmrec, easy kept": replace(LM, keep="easy", restored=True),
-    "llmrec, not restored": replace(LM, keep="hard"),
     "without lm, none pruned": replace(NO_LM, restored=True),
-}  # fmt: skip
+    "cold edges base": Variant(edges="base", cold=True),
+    "cold edges encoder": Variant(edges="encoder", cold=True),
+    "keep middle": Variant(keep="middle"),
+    "cold edges popularity": Variant(edges="popularity", cold=True),
+    "cold edges genres": Variant(edges="genres", cold=True),
+    "llmrec, not restored": replace(LM, keep="hard"),
+}
 
 
 def needs_lm(name: str) -> bool:
     """Whether a language model made a part of it."""
     variant = VARIANTS.get(name, Variant())
     return any("lm" in str(part) for part in variant.parts)
+
+
+def lm_files(name: str, split: int) -> list[str]:
+    """Files of ingredients by a language model that a variant is mixed from."""
+    variant, found = VARIANTS.get(name, Variant()), []
+    if variant.items == "text_lm":
+        found.append("items-lm")
+    if "lm" in (variant.users, variant.edges):
+        found.append(f"split-{split}-lm")
+    return found
 
 
 def config(

@@ -36,14 +36,14 @@ from apps.recsys.augmentation import LLMRecSettings
 from apps.recsys.compression.packed import Packed, PackedAugmented, PackedGraph
 from apps.recsys.config import Config, Source
 from apps.recsys.evaluation import Evaluation, evaluate
-from apps.recsys.ingredients import Ingredients
+from apps.recsys.ingredients import Ingredients, path_of
 from apps.recsys.models.network import OnDevice
 from apps.recsys.result import Result
 from apps.recsys.tables import Sparse, encode
 from sparsekit import atomic
 
 CHAPTER = "when-the-graph-is-sparse"
-NAME = f"{CHAPTER}-runs"
+TABLE = f"{CHAPTER}-runs"
 # As the preset lightgcn-ml100k: where this runs, there may be nothing to read it with.
 PLAIN = Config(
     model="lightgcn", dim=64, layers=2, l2=0.003, epochs=200, every=5, patience=10,
@@ -80,21 +80,25 @@ METRICS = {
     ),
     "text_minus_plain_ndcg20:153_kB": (BUDGET[2], BUDGET[1], "ndcg@20"),
 }  # fmt: skip
+NAMES = ("lightgcn", BUDGET[0], *VARIANTS, *BUDGET[1:])
 FIRST = {name for pair in METRICS.values() for name in pair[:2]}
 
 
 def jobs(made: Path, splits: Iterable[int]) -> list[tuple[int, str]]:
-    """(split, name), the most important first; without what no file is there for."""
-    names = ["lightgcn", *VARIANTS, *BUDGET]
-    found = [
-        (split, name)
-        for first in (True, False)
-        for split in splits
-        for name in names
-        if (name in FIRST) == first
-    ]
-    asked = {split for split in splits if (made / f"split-{split}-lm.npz").is_file()}
-    return [(s, n) for s, n in found if s in asked or not ablation.needs_lm(n)]
+    """(split, name), as far as the language model made its part; claims come first.
+
+    Those split by split; the rest variant by variant, so that what is measured at all
+    is measured on all splits.
+    """
+    rest = [name for name in NAMES if name not in FIRST]
+    found = [(split, name) for split in splits for name in NAMES if name in FIRST]
+    found += [(split, name) for name in rest for split in splits]
+
+    def is_made(split: int, name: str) -> bool:
+        files = ablation.lm_files(name, split)
+        return all(path_of(made, file).is_file() for file in files)
+
+    return [(split, name) for split, name in found if is_made(split, name)]
 
 
 def configs(
@@ -222,15 +226,14 @@ def merge(folders: list[Path], results: Path, made: Path) -> list[Path]:
         raise FileNotFoundError(f"no rows-*.json in {', '.join(map(str, folders))}")
     read = [json.loads(path.read_text("utf-8")) for path in paths]
     rows = {(one["row"]["split"], one["row"]["name"]): one["row"] for one in read}
-    names = ["lightgcn", *VARIANTS, *BUDGET]
-    order = sorted(rows, key=lambda key: (names.index(key[1]), key[0]))
+    order = sorted(rows, key=lambda key: (NAMES.index(key[1]), key[0]))
     origin = read[0]["provenance"]
     splits = sorted({split for split, _ in rows})
     tables = {
         "rows": [rows[key] for key in order],
         "choices": [row for split in splits for row in choices(made, split)],
     }
-    path = results / "full" / f"{NAME}.json"
+    path = results / "full" / f"{TABLE}.json"
     lines = [f'{{"provenance": {json.dumps(origin)}']
     for name, table in tables.items():
         lines.append(f'"{name}": [\n' + ",\n".join(map(json.dumps, table)) + "\n]")

@@ -57,7 +57,7 @@ def test_processes_share_the_jobs_go_on_and_merge(made, tmp_path, capsys):
     # Two splits do not decide a claim, and that is an error, not half a result.
     assert language_full.main(merge) == 2
     assert "needs 5 seeds" in capsys.readouterr().err
-    stored = json.loads((book / "full" / f"{language_full.NAME}.json").read_text())
+    stored = json.loads((book / "full" / f"{language_full.TABLE}.json").read_text())
     keys = [(row["name"], row["split"]) for row in stored["rows"]]
     assert keys == [(n, s) for n in NAMES[:2] for s in (3, 4)]
     assert "command" not in stored["provenance"]
@@ -111,6 +111,7 @@ def test_every_claim_has_variants_that_the_run_trains(made):
     found = language_full.jobs(made, [3, 4])
     assert len(set(found)) == len(found)
     assert {n for _, n in found} == {n for n in known if not ablation.needs_lm(n)}
+    assert [s for s, n in found if n == "edges genres"] == [3, 4]
     first = [name in language_full.FIRST for _, name in found]
     assert first == sorted(first, reverse=True)
 
