@@ -46,9 +46,10 @@ def digest(root: Path, path: str) -> str | None:
             return None
         except OSError as error:
             raise _refused(path, error) from None
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise Unsafe(f"{path!r} is no regular file")
         with open(handle, "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise Unsafe(f"{path!r} is no regular file")
             found = sha256()
             while chunk := file.read(CHUNK):
                 found.update(chunk)

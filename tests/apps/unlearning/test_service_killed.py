@@ -110,11 +110,10 @@ def test_killed_at_any_step_it_ends_where_an_undisturbed_one_does(
     for step in range(1 + draw.randrange(EVERY), n_steps, EVERY):
         folder = deletion.copied(service, tmp_path / str(step))
         log = []
-        for kill in (step, draw.randint(1, n_steps)):
+        for kill, ends in ((step, {-9}), (draw.randint(1, n_steps), {-9, 0})):
             process = start(deletion.work, str(folder), kill, str(tmp_path / "again"))
             process.join(120)
-            assert process.exitcode in (-signal.SIGKILL, 0)
-            assert kill != step or process.exitcode == -signal.SIGKILL
+            assert process.exitcode in ends  # a second life may be long enough
             log = check_between(folder, log)
         deletion.finish(folder)
         assert ending(folder) == expected, step
