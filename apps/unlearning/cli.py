@@ -4,13 +4,16 @@ sparsekit unlearning train --config mnist-class --method l1_sparse --out runs/l1
 """
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from apps.common.config import RunConfig, parse
-from apps.common.tables import percent
-from apps.common.verbs import listed, presets, run
-from apps.unlearning import data, service_cli, unlearner
+from apps.common.tables import percent, shown
+from apps.common.verbs import listed, presets, required, run
+from apps.unlearning import data, figure, service_cli, unlearner
+from apps.unlearning.compare import compare, load_comparison
 from apps.unlearning.config import PRESETS, Config
-from apps.unlearning.result import Result
+from apps.unlearning.evaluation import ladder
+from apps.unlearning.result import MODELS, Result
 from apps.unlearning.train import train
 
 
@@ -40,6 +43,53 @@ def main(argv: list[str] | None = None) -> int:
 def usage() -> str:
     methods = "methods: " + ", ".join(unlearner.discover())
     return "\n".join([*listed("unlearning", VERBS), methods, presets(PRESETS)])
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(RunConfig):
+    """Attacks a finished run: the unlearned, the original and the retrained model.
+
+    Args:
+        run: the run's folder.
+        references: retrained models that the attack is calibrated by.
+    """
+
+    run: Path | None = None
+    references: int = 2
+
+
+@dataclass(frozen=True)
+class CompareConfig(Config):
+    """Runs methods x pruners x seeds and prints gaps to retraining.
+
+    An option goes to every method that has a field of that name; write METHOD.FIELD for
+    one method only, as --options finetune.lr=0.01 l1_sparse.lr=0.02.
+
+    Args:
+        methods: names of methods.
+        pruners: dense, and what it is compared with.
+        seeds: how many seeds, from `seed` on.
+    """
+
+    methods: tuple[str, ...] = ("finetune", "l1_sparse")
+    pruners: tuple[str, ...] = ("dense", "omp")
+    seeds: int = 5
+
+    def __post_init__(self) -> None:
+        """Options belong to several methods: checked for each run."""
+
+
+@dataclass(frozen=True)
+class ReportConfig(RunConfig):
+    """Writes a comparison's table and figure; the service's report takes --folder.
+
+    Args:
+        run: folder that `compare` wrote.
+        formats: of the figure.
+    """
+
+    run: Path | None = None
+    formats: tuple[str, ...] = ("png", "svg")
 
 
 def data_command(argv: list[str]) -> None:
@@ -73,6 +123,83 @@ def train_command(argv: list[str]) -> None:
     print_result(train(config))
 
 
+def evaluate_command(argv: list[str]) -> None:
+    """Attack a finished run, by the strongest attacks that it allows."""
+    config = parse(EvaluateConfig, argv, presets=PRESETS)
+    found = ladder(required(config.run, "run"), config.references)
+    print(f"{'':12}{'RMIA, AUC':24}{'TPR at 1 % FPR, %':24}hardest tenth, AUC")
+    for name in MODELS:
+        whole, hard = found.rmia[name], found.hard[name]
+        rate = "-" if whole.tpr is None else percent(whole.tpr)
+        print(f"{name:12}{shown(whole.auc):24}{rate:24}{shown(hard.auc)}")
+    for title, values in (
+        ("confusion error, %", found.confusion),
+        ("backdoor success, %", found.backdoor),
+    ):
+        if values is not None:
+            cells = [f"{name} {100 * values[name]:.1f}" for name in MODELS]
+            print(f"{title}: {', '.join(cells)}")
+    n, m = (len(x) for x in (found.rmia["reference"].members,
+                             found.rmia["reference"].others))  # fmt: skip
+    print(
+        f"{n} forgotten against {m} fresh records: a distance of "
+        f"{found.rmia['reference'].detectable:.3f} from the null would have shown"
+    )
+
+
+def compare_command(argv: list[str]) -> None:
+    """Run methods x pruners x seeds; print gaps to retraining."""
+    config = parse(CompareConfig, argv, presets=PRESETS)
+    configs = {
+        f"{method} {pruner}": one
+        for pruner in config.pruners
+        for method, one in per_method(config, pruner).items()
+    }
+    seeds = range(config.seed, config.seed + config.seeds)
+    comparison = compare(configs, seeds, out=config.out)
+    print(comparison.table(), end="")
+
+
+def per_method(config: CompareConfig, pruner: str) -> dict[str, Config]:
+    """{method: config}, each with the options that are its own."""
+    given, used = dict(config.options), set()
+    settings = {f.name: getattr(config, f.name) for f in fields(Config)}
+    found = {}
+    for method in dict.fromkeys(config.methods):
+        cls = type(unlearner.build(method))
+        names = {f.name for f in fields(cls)}
+        own = {}
+        for key, value in given.items():
+            prefix, _, name = key.rpartition(".")
+            if name in names and prefix in ("", method):
+                own[name] = value
+                used.add(key)
+        own_settings = {"method": method, "options": own, "pruner": pruner, "out": None}
+        found[method] = Config(**(settings | own_settings))
+    if set(given) - used:
+        raise ValueError(
+            f"none of the methods {', '.join(found)} has an option "
+            f"{sorted(set(given) - used)[0]!r}"
+        )
+    return found
+
+
+def report_command(argv: list[str]) -> int | None:
+    """Write a comparison's table and figure (--run), or the auditor's page (--folder)."""
+    if any(word.partition("=")[0] == "--folder" for word in argv):
+        return service_cli.VERBS["report"](argv)
+    config = parse(ReportConfig, argv, presets=PRESETS)
+    folder = Path(required(config.run, "run"))
+    comparison = load_comparison(folder)
+    print(comparison.table())
+    for form in config.formats:
+        path = (config.out or folder) / f"compare.{form}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.draw(comparison, path)
+        print(path)
+    return None
+
+
 def print_result(result: Result) -> None:
     """The three models side by side, then costs."""
     print(f"{'':10}  {'unlearned':22}{'retrained':22}{'original':22}gap")
@@ -95,5 +222,8 @@ VERBS = {
     "data": data_command,
     "methods": methods_command,
     "train": train_command,
+    "evaluate": evaluate_command,
+    "compare": compare_command,
     **service_cli.VERBS,
+    "report": report_command,  # of a comparison, or of the service
 }

@@ -1,6 +1,7 @@
 """An experiment's result, and its folder."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import nan
 from pathlib import Path
@@ -18,6 +19,7 @@ from apps.unlearning.data import Data
 from apps.unlearning.ensemble import Ensemble, Shards, Store
 from apps.unlearning.unlearner import build
 
+Masks = Mapping[str, Tensor]
 MODELS = ("original", "unlearned", "reference")
 
 
@@ -75,10 +77,17 @@ def _interval(name: str, value: float, samples: dict) -> Interval:
     return mean_interval(1 - right if name == "UA" else right)
 
 
-def save(folder: RunFolder, result: Result, data: Data) -> None:
-    """The models, the values per record, and result.json, last."""
+def save(
+    folder: RunFolder,
+    result: Result,
+    data: Data,
+    others: dict[str, tuple[nn.Module, Masks]],
+) -> None:
+    """The models, the values per record, and result.json, last.
+
+    others: {"original", "reference"} -> (model, masks).
+    """
     config = result.config
-    tensors, metadata = cost.packed(result.model, result.masks)
     about = {
         "settings": settings(config),
         "classes": data.classes,
@@ -96,7 +105,10 @@ def save(folder: RunFolder, result: Result, data: Data) -> None:
     if data.train.ids is not None:
         flat["ids/forget"] = data.forgotten.ids.contiguous()
         flat["ids/retain"] = data.retained.ids.contiguous()
-    folder.write_tensors("model.safetensors", tensors, metadata)
+    for name, (model, masks) in others.items():
+        folder.write_tensors(f"{name}.safetensors", *cost.packed(model, masks))
+    packed = cost.packed(result.model, result.masks)
+    folder.write_tensors("model.safetensors", *packed)
     folder.write_tensors("samples.safetensors", flat, {"run": json.dumps(about)})
     folder.write_log(result.history)
     folder.write_result(
@@ -111,6 +123,19 @@ def save(folder: RunFolder, result: Result, data: Data) -> None:
             | {"mask": result.provenance, "exact": result.exact},
         )
     )
+
+
+def stored_model(folder: RunFolder, name: str, config: Config) -> nn.Module:
+    """Of a finished run: "original", "reference", or "model", the unlearned one."""
+    about = json.loads(folder.read_tensors("samples.safetensors")[1]["run"])
+    return _stored(folder, name, config, about)[0]
+
+
+def _stored(folder: RunFolder, name: str, config: Config, about: dict[str, Any]):
+    model = rebuilt(config, about)
+    state, masks = cost.unpacked(*folder.read_tensors(f"{name}.safetensors"))
+    model.load_state_dict(state)
+    return model.to(config.device).eval(), masks
 
 
 def rebuilt(config: Config, about: dict[str, Any]) -> nn.Module:
@@ -159,16 +184,14 @@ def load_result(path: Path, config: Config | None = None) -> Result:
         model, part, *name = key.split("/")
         if name:
             samples.setdefault(model, {}).setdefault(part, {})[name[0]] = values
-    model = rebuilt(config, about)
-    state, masks = cost.unpacked(*folder.read_tensors("model.safetensors"))
-    model.load_state_dict(state)
+    model, masks = _stored(folder, "model", config, about)
     return Result(
         replace(config, out=Path(path)),
         stored.metrics,
         stored.cost,
         folder.read_log(),
         samples,
-        model.to(config.device).eval(),
+        model,
         masks,
         about["provenance"],
         about["exact"],

@@ -203,7 +203,12 @@ def experiment(
         unlearned.exact,
     )
     if config.out is not None:
-        save(RunFolder(config.out), result, loaded)
+        same = config.reference == "same-mask"
+        others = {
+            "original": (original.model, original.masks),
+            "reference": (prepared.reference, original.masks if same else {}),
+        }
+        save(RunFolder(config.out), result, loaded, others)
     return result
 
 
