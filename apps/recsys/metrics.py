@@ -16,6 +16,7 @@ With n test items of a user, h_r = 1 where rank r (from 1) holds one of them, an
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import scipy.sparse as sp
@@ -23,6 +24,7 @@ import scipy.sparse as sp
 from apps.common.statistics import Interval, mean_interval, paired_interval
 
 KS = (5, 10, 20)
+CELLS = 2**22  # of lists that are compared with test items at once
 Metrics = dict[str, np.ndarray]
 
 
@@ -47,31 +49,31 @@ def ranking_metrics(
     other definitions are those of trec_eval; only the list of mrr is cut.
     """
     hits, n_test = hit_matrix(ranked, test), _sizes(test)
-    width = hits.shape[1]
+    n_users, width = hits.shape
     for k in ks:
         if not 1 <= k <= width:
             raise ValueError(f"k = {k} needs lists of at least {k}, they have {width}")
     found = n_test > 0
     n = np.where(found, n_test, 1)
-    ranks = np.arange(1, width + 1)
-    discounts = 1 / np.log2(ranks + 1)
-    ideal = np.concatenate([[0.0], np.cumsum(discounts)])
-    cumulated = hits.cumsum(1)
-    gain = (hits * discounts).cumsum(1)
-    average = (hits * cumulated / ranks).cumsum(1)
-    first = np.where(hits.any(1), hits.argmax(1) + 1, width + 1)
+    ideal = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(2, width + 2)))])
+    users, places = _places(hits)  # of every hit, by user and by rank
+    before = np.searchsorted(users, users)  # hits of other users, which come first
+    ranks, counts = places + 1, np.arange(1, len(users) + 1) - before
     values: Metrics = {}
     for k in ks:
-        total = cumulated[:, k - 1]
+        within = ranks <= k
+        rank, count = ranks[within], counts[within]
+        summed = partial(np.bincount, users[within], minlength=n_users)
+        total = summed()
         values[f"recall@{k}"] = total / n
-        values[f"ndcg@{k}"] = gain[:, k - 1] / ideal[np.minimum(n, k)]
-        values[f"mrr@{k}"] = np.where(first <= k, 1 / first, 0.0)
-        values[f"map@{k}"] = average[:, k - 1] / n
+        values[f"ndcg@{k}"] = (
+            summed(weights=1 / np.log2(rank + 1)) / ideal[np.minimum(n, k)]
+        )
+        values[f"mrr@{k}"] = summed(weights=(count == 1) / rank)
+        values[f"map@{k}"] = summed(weights=count / rank) / n
         values[f"hit@{k}"] = (total > 0).astype(np.float64)
         values[f"precision@{k}"] = total / k
-    for value in values.values():
-        value[~found] = np.nan
-    return values
+    return {name: np.where(found, value, np.nan) for name, value in values.items()}
 
 
 def hits_only_ndcg(ranked: np.ndarray, test: sp.csr_array, k: int) -> np.ndarray:
@@ -97,17 +99,19 @@ def hit_matrix(ranked: np.ndarray, test: sp.csr_array) -> np.ndarray:
     """[U, K] bool: which places of the lists hold a test item."""
     ranked, test = np.asarray(ranked), sp.csr_array(test)
     _check(ranked, test)
-    n_users, n_items = test.shape
-    if not test.has_sorted_indices:
-        test = test.sorted_indices()
-    users = np.repeat(np.arange(n_users), np.diff(test.indptr))
-    keys = users * n_items + test.indices
-    if len(keys) == 0:
-        return np.zeros(ranked.shape, bool)
-    wanted = np.arange(n_users)[:, None] * n_items + ranked
-    wanted[ranked < 0] = -1
-    place = np.searchsorted(keys, wanted)
-    return keys[np.minimum(place, len(keys) - 1)] == wanted
+    hits = np.zeros(ranked.shape, bool)
+    users = np.repeat(np.arange(len(ranked)), np.diff(test.indptr))
+    size = max(1, CELLS // max(1, ranked.shape[1]))  # test items at a time
+    for start in range(0, len(users), size):
+        user, item = users[start : start + size], test.indices[start : start + size]
+        entry, place = _places(ranked[user] == item[:, None])
+        hits[user[entry], place] = True
+    return hits
+
+
+def _places(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`table.nonzero()` of two dimensions, several times faster."""
+    return np.divmod(np.flatnonzero(table), max(1, table.shape[1]))
 
 
 def summary(values: Mapping[str, np.ndarray], confidence: float = 0.95) -> dict:

@@ -10,6 +10,7 @@ looked at once. `data.final()` then trains on both others.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -66,12 +67,21 @@ class Dataset:
         return getattr(self, name)
 
     def known(self, part: str) -> sp.csr_array:
-        """What is known, hence masked, when `part` is ranked for: all earlier parts."""
+        """What is known, hence masked, when `part` is ranked for: all earlier parts.
+
+        Made once and kept: write to a copy of it.
+        """
         self.part(part)
-        earlier = {"valid": ("train",), "test": ("train", "valid")}
-        if part not in earlier:
+        if part == "train":
             raise ValueError("rank for valid or test, not for train")
-        return known_items(*(self.part(name) for name in earlier[part]))
+        if part not in self._known:
+            earlier = (self.train,) if part == "valid" else (self.train, self.valid)
+            self._known[part] = known_items(*earlier)
+        return self._known[part]
+
+    @cached_property
+    def _known(self) -> dict[str, sp.csr_array]:
+        return {}
 
     def final(self) -> "Dataset":
         """With the validation part moved into train: for the one test at the end."""
@@ -96,15 +106,19 @@ def known_items(*parts: sp.csr_array) -> sp.csr_array:
     >>> known_items(a, b).indices.tolist()
     [0, 2]
     """
-    total = sp.csr_array(parts[0], dtype=np.float32, copy=True)
-    total.data[:] = 1
+    total = _pattern(parts[0]).copy()
     for part in parts[1:]:
-        other = sp.csr_array(part, dtype=np.float32, copy=True)
-        other.data[:] = 1
-        total = total + other
+        total = total + _pattern(part)
     total.data[:] = 1
     total.sort_indices()
     return total
+
+
+def _pattern(part: sp.csr_array) -> sp.csr_array:
+    """Ones where it stores anything; with the indices of `part`, not copies."""
+    part = sp.csr_array(part)
+    ones = np.ones(len(part.indices), np.float32)
+    return sp.csr_array((ones, part.indices, part.indptr), shape=part.shape)
 
 
 def leave_one_out(log: Interactions, *, seed: int = 0) -> Dataset:
