@@ -247,21 +247,24 @@ def merge(folders: list[Path], results: Path, made: Path) -> list[Path]:
 
 
 def choices(made: Path, split: int) -> list[dict[str, Any]]:
-    """How often the liked candidate is in the user's validation part, by chooser.
+    """How often a candidate is in the user's validation part, by chooser.
 
-    A row for cold users, who have few such items, and one for all where all have one.
+    right: of the liked ones; wrong: of the disliked ones. A row for cold users, who
+    have few such items, and one for all users, if all have a triplet.
     """
     mixed = Ingredients.load(made, split)
     valid = replace(PLAIN, split_seed=split).load().valid.toarray() > 0
     found = []
-    for chooser, (liked, _) in mixed.edges.items():
+    for chooser, (liked, disliked) in mixed.edges.items():
         for who, group in (("cold", mixed.cold), ("all", np.ones_like(mixed.cold))):
             users = np.flatnonzero(group & (liked >= 0))
             if who == "all" and len(users) == mixed.cold.sum():
                 continue
-            right = float(valid[users, liked[users]].mean())
-            row = {"split": split, "chooser": chooser, "who": who}
-            found.append(row | {"users": len(users), "right": right})
+            found.append({
+                "split": split, "chooser": chooser, "who": who, "users": len(users),
+                "right": float(valid[users, liked[users]].mean()),
+                "wrong": float(valid[users, disliked[users]].mean()),
+            })  # fmt: skip
     return found
 
 

@@ -62,14 +62,17 @@ def test_processes_share_the_jobs_go_on_and_merge(made, tmp_path, capsys):
     assert keys == [(n, s) for n in NAMES[:2] for s in (3, 4)]
     assert "command" not in stored["provenance"]
     by_hand = load("ml100k", seed=4)
-    liked = Ingredients.load(made, 4).edges["base"][0]
-    right = np.mean([by_hand.valid[[u], [i]][0] for u, i in enumerate(liked)])
+    right, wrong = (
+        np.mean([by_hand.valid[[u], [i]][0] for u, i in enumerate(chosen)])
+        for chosen in Ingredients.load(made, 4).edges["base"]
+    )
     (row,) = (
         r
         for r in stored["choices"]
         if (r["split"], r["chooser"], r["who"]) == (4, "base", "all")
     )
-    assert row["right"] == pytest.approx(right)
+    assert (row["right"], row["wrong"]) == pytest.approx((right, wrong))
+    assert right > wrong > 0
     assert row["users"] == 942
 
 
