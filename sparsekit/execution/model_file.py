@@ -19,7 +19,6 @@ memory is touched by it, and what `sparsekit.execution.export` cannot have writt
 refused with the reason.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +26,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sparsekit import tensor_file
+from sparsekit.tensor_file import DamagedFile, json_object
 
 FORMAT = "sparsekit.execution"
 VERSION = 1
@@ -36,15 +38,11 @@ MOST_ROWS = 2**20  # outputs of a layer
 MOST_SIDE = 64  # of a kernel, a stride
 ESCAPE = 255
 
-_SIZES = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1}
+KINDS = "F32", "F16", "BF16", "U8"
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int32]
 Shape = tuple[int, ...]
-
-
-class DamagedFile(ValueError):
-    """The file is no network of ours, is cut off, or was altered."""
 
 
 @dataclass(frozen=True)
@@ -105,13 +103,13 @@ def parse(content: bytes) -> Network:
     Raises:
         DamagedFile: (a ValueError) naming what is wrong.
     """
-    tensors, metadata = _tensors(content)
+    tensors, metadata = tensor_file.read(content, KINDS)
     if "sparsekit" not in metadata:
         raise DamagedFile(
             "no network exported by sparsekit: its metadata has no entry 'sparsekit'; "
             "write it with sparsekit.execution.export.save"
         )
-    graph = _json(metadata["sparsekit"], "the graph")
+    graph = json_object(metadata["sparsekit"], "the graph")
     if graph.get("format") != FORMAT or graph.get("version") != VERSION:
         raise DamagedFile(
             f"format {graph.get('format')!r} version {graph.get('version')!r}, this "
@@ -132,88 +130,6 @@ def parse(content: bytes) -> Network:
     if tensors:
         raise DamagedFile(f"tensors that no step uses: {sorted(tensors)[:5]}")
     return Network(shapes["input"], checked[-1].name, tuple(checked))
-
-
-# ---- safetensors ---------------------------------------------------------------------
-
-
-def _tensors(content: bytes) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-    """{name: array over the content}, metadata."""
-    size = int.from_bytes(content[:8], "little")
-    if len(content) < 10 or size > len(content) - 8:
-        raise DamagedFile(
-            f"no safetensors file, or cut off: {len(content)} bytes, a header of {size}"
-        )
-    try:
-        text = content[8 : 8 + size].decode()
-    except UnicodeDecodeError as error:
-        raise DamagedFile(f"the header is no text: {error}") from None
-    header = _json(text, "the header")
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(
-        isinstance(value, str) for value in metadata.values()
-    ):
-        raise DamagedFile("the header's metadata is not text")
-    body = memoryview(content)[8 + size :]
-    arrays, end = {}, 0
-    for name, entry in sorted(header.items(), key=_offset):
-        begin, end = _place(name, entry, end, len(body))
-        arrays[name] = _array(body[begin:end], entry["dtype"], entry["shape"])
-    if end != len(body):
-        raise DamagedFile(f"{len(body) - end} bytes at the end belong to no tensor")
-    return arrays, metadata
-
-
-def _offset(item: tuple[str, Any]) -> tuple[int, int]:
-    offsets = item[1].get("data_offsets") if isinstance(item[1], dict) else None
-    if not isinstance(offsets, list) or [type(o) for o in offsets] != [int, int]:
-        raise DamagedFile(f"tensor {item[0]!r} has no data_offsets")
-    return offsets[0], offsets[1]
-
-
-def _place(name: str, entry: Any, after: int, length: int) -> tuple[int, int]:
-    """Where a tensor lies: right after the one before, and as long as it should be."""
-    begin, end = entry["data_offsets"]
-    dtype, shape = entry.get("dtype"), entry.get("shape")
-    if dtype not in list(_SIZES):
-        raise DamagedFile(f"tensor {name!r} has dtype {dtype!r}, not {list(_SIZES)}")
-    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
-        raise DamagedFile(f"tensor {name!r} has no valid shape: {shape!r}")
-    if begin != after or end < begin or end > length:
-        raise DamagedFile(
-            f"tensor {name!r} lies at {begin} .. {end}, expected to begin at {after} "
-            f"within {length} bytes"
-        )
-    if end - begin != math.prod(shape) * _SIZES[dtype]:
-        raise DamagedFile(
-            f"tensor {name!r} has {end - begin} bytes, {dtype} of shape {shape} does "
-            "not"
-        )
-    return begin, end
-
-
-def _array(data: memoryview, dtype: str, shape: list[int]) -> NDArray[Any]:
-    if dtype == "BF16":  # the upper half of a float32
-        upper = np.frombuffer(data, "<u2").astype(np.uint32) << np.uint32(16)
-        return upper.view(np.float32).reshape(shape)
-    kind = {"F32": "<f4", "F16": "<f2", "U8": "u1"}[dtype]
-    return np.frombuffer(data, kind).reshape(shape)
-
-
-def _json(text: str, what: str) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) < len(pairs):
-            raise DamagedFile(f"{what} has a name twice")
-        return result
-
-    try:
-        value = json.loads(text, object_pairs_hook=unique)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DamagedFile(f"{what} is no JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise DamagedFile(f"{what} is a {type(value).__name__}, not an object")
-    return value
 
 
 # ---- steps ---------------------------------------------------------------------------
