@@ -185,7 +185,7 @@ def per_method(config: CompareConfig, pruner: str) -> dict[str, Config]:
 
 
 def report_command(argv: list[str]) -> int | None:
-    """Write a comparison's table and figure (--run), or the auditor's page (--folder)."""
+    """Write a comparison's table and figure (--run), or the audit page (--folder)."""
     if any(word.partition("=")[0] == "--folder" for word in argv):
         return service_cli.VERBS["report"](argv)
     config = parse(ReportConfig, argv, presets=PRESETS)

@@ -72,8 +72,8 @@ class Comparison:
         n = len(self.seeds)
         lines = [
             *aligned(self.rows()),
-            f"\n{n} seeds; means, in round brackets the signed difference to retraining,",
-            "in square ones 95 % intervals over seeds. mean gap: of the sizes of the four",
+            f"\n{n} seeds; means, in round brackets the difference to retraining, in",
+            "square ones 95 % intervals over seeds. mean gap: of the sizes of the four",
             "differences; run time: in percent of retraining.",
         ]
         return "\n".join(line.rstrip() for line in lines) + "\n"
