@@ -240,10 +240,12 @@ class Service:
                 config, self._data(), self.model(batch.base), kept, sorted(erased),
                 self._work(batch),
             )  # fmt: skip
-        except ValueError as error:
-            self.ledger.fail(batch, f"{batch.settings['method']}: {error}", now())
+            work.require_finite(result.model)
+        except (ValueError, RuntimeError) as error:  # torch's own are RuntimeErrors
+            reason = f"{batch.settings['method']}: {error}"
+            self.ledger.fail(batch, reason, now())
             work.clear(self._work(batch))
-            raise
+            raise ValueError(f"batch {batch.id} failed: {reason}") from error
         work.write_model(self.folder / path, result.model, dict(result.masks))
         facts = {"seconds": result.seconds, "exact": result.exact}
         file = (path, *_hash_and_size(self.folder, path))

@@ -183,6 +183,13 @@ def parameters(before: Original) -> tuple[int, int]:
     return cost.count_parameters(before.model, before.masks)
 
 
+def require_finite(model: nn.Module) -> None:
+    """ValueError for weights that are NaN or infinite: no model came out."""
+    for name, value in model.state_dict().items():
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{name} is not finite afterwards: lower the method's lr")
+
+
 def clear(work: Path) -> None:
     """Removes what an interrupted run kept: weights and optimizer state."""
     if work.is_symlink():

@@ -1,0 +1,377 @@
+"""The service from setup to receipt, with a real model; and all that can be wrong."""
+
+import json
+import os
+import shutil
+import stat
+from hashlib import sha256
+
+import pytest
+import torch
+
+from apps.unlearning import cli, masking, receipt, service_work, signing
+from apps.unlearning.fitting import fit
+from apps.unlearning.ledger_import import hashed
+from apps.unlearning.service import Service, setup
+from apps.unlearning.service_audit import Settings
+from apps.unlearning.service_html import page
+from tests.apps.unlearning import deletion
+
+TWO = Settings(references=2)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    return deletion.make(tmp_path_factory.mktemp("template"))
+
+
+@pytest.fixture
+def folder(template, tmp_path):
+    """A service that is set up, for one test."""
+    return deletion.copied(template, tmp_path / "service")
+
+
+def records_of(subject: int) -> set[int]:
+    return {i for i in range(600) if i % deletion.SUBJECTS == subject}
+
+
+def test_setup_makes_what_it_says(folder):
+    modes = {
+        name: stat.S_IMODE((folder / name).stat().st_mode)
+        for name in ("key.pem", "salt", "ledger.sqlite", ".")
+    }
+    assert modes == {"key.pem": 0o600, "salt": 0o600, "ledger.sqlite": 0o600,
+                     ".": 0o700}  # fmt: skip
+    assert not (folder / "work").exists()  # no optimizer state stays
+    with Service(folder) as service:
+        counts = service.ledger.counts()
+        assert (counts["subjects"], counts["records"]) == (12, 600)
+        data = service_work.material(service.config)
+        assert service.ledger.trained_on(1) == sorted(data.train.ids.tolist())
+    content = b"".join(path.read_bytes() for path in folder.iterdir() if path.is_file())
+    assert b"Jo 1" not in content  # nor any name,
+    assert b"s-1" not in content  # or id as it was given
+    salt = (folder / "salt").read_bytes()
+    assert hashed("s-1", salt).encode() in content
+
+
+def test_the_erased_model_is_the_one_that_never_saw_them(folder):
+    """Retraining through the service, against a training by hand on what is left."""
+    with Service(folder) as service:
+        request = service.request("s-1")
+        assert service.request("s-1") == request
+        batch = service.run("retrain")
+        config, data = service.config, service_work.material(service.config)
+        learned = set(data.train.ids.tolist())
+        kept = service.ledger.trained_on(batch.result)
+        assert set(kept) == learned - records_of(1)
+        before, after = service.model(batch.base), service.model(batch.result)
+    model = service_work.builder(config, data)(config.seed)
+    masking.apply(model, before.masks)
+    keep = torch.tensor([int(i) % deletion.SUBJECTS != 1 for i in data.train.ids])
+    left = service_work.sets.subset(data.train, keep.nonzero().squeeze(1))
+    fit(model, left, config.recipe, seed=config.seed, masks=before.masks)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, after.model.state_dict()[name])
+    for name, mask in before.masks.items():
+        assert torch.equal(mask, after.masks[name])
+        assert not after.model.get_parameter(name)[~mask].any()
+
+
+def test_a_batch_from_request_to_receipt(folder):
+    with Service(folder) as service:
+        requests = [service.request(f"s-{i}") for i in (1, 2, 3)]
+        service.run("retrain")
+        with pytest.raises(ValueError, match="awaits its audit"):
+            service.run("retrain")
+        batch = service.audit(TWO)
+        assert batch.state == "verified"
+        assert {service.ledger.state(r) for r in requests} == {"verified"}
+        assert service.audit(TWO) is None
+        assert service.run("retrain") is None
+    path = folder / "receipts" / "0001.json"
+    found, said = receipt.verify(path, files=folder)
+    assert found.level == "exact"
+    erased = records_of(1) | records_of(2) | records_of(3)
+    data = (
+        service_work.material(deletion.config(folder.parent / "x"), ()) if 0 else None
+    )
+    assert data is None
+    assert sum(r.records for r in found.requests) == len(erased)
+    assert said[-1] == "retired: 0 gone, 1 still there"
+    assert found.previous_sha256 is None
+
+    with Service(folder) as service:
+        (line,) = service.wipe()
+        assert (line.path, line.state) == ("models/0000.safetensors", "wiped")
+        receipt.verify(path, files=folder, wiped=True)
+        service.request("s-4")
+        service.run("retrain")
+        service.audit(TWO)
+    second, _ = receipt.verify(folder / "receipts" / "0002.json", files=folder)
+    assert second.previous_sha256 == receipt.text_sha256(path.read_text("utf-8"))
+    assert second.before.sha256 == found.after.sha256
+    assert second.data.index_sha256_before == found.data.index_sha256_after
+
+
+def test_hashes_of_the_index_by_hand(folder):
+    with Service(folder) as service:
+        service.request("s-5")
+        service.run("retrain")
+        service.audit(TWO)
+        learned = service_work.material(service.config).train.ids.tolist()
+    table = json.loads((folder / "receipts" / "0001.json").read_text("utf-8"))
+
+    def of(ids) -> str:
+        return sha256("".join(f"{i}\n" for i in sorted(ids)).encode()).hexdigest()
+
+    left = [i for i in learned if i % deletion.SUBJECTS != 5]
+    assert table["data"]["index_sha256_before"] == of(learned)
+    assert table["data"]["index_sha256_after"] == of(left)
+    assert table["data"]["index_sha256_erased"] == of(set(learned) - set(left))
+    assert "s-5" not in json.dumps(table)
+
+
+def test_what_is_not_shown_gets_no_receipt(folder):
+    """Doing nothing is not verified, and the requests can be asked again."""
+    with Service(folder) as service:
+        requests = [service.request(f"s-{i}") for i in range(4)]
+        service.run("finetune", {"epochs": 0})
+        batch = service.audit(TWO)
+        assert batch.state == "failed"
+        assert {service.ledger.state(r) for r in requests} == {"failed"}
+        assert "ask again" in service.ledger.log(requests[0])[-1].note
+        assert service.ledger.receipts() == []
+        assert int(service.ledger.fact("current")) == 1
+        assert [line.path for line in service.pending()] == ["models/0001.safetensors"]
+        assert service.request("s-0") == requests[0]
+        assert service.run("retrain").base == 1
+        assert service.audit(TWO).state == "verified"
+        assert service.ledger.state(requests[0]) == "verified"
+        assert service.ledger.state(requests[1]) == "failed"  # nobody asked again
+    assert len(list((folder / "receipts").glob("*.json"))) == 1
+
+
+def test_a_request_of_nobody_in_the_model(template, tmp_path):
+    """Records of the test part alone: there is nothing to unlearn."""
+    folder = deletion.copied(template, tmp_path / "service")
+    with Service(folder) as service:
+        data = service_work.material(service.config)
+        path = tmp_path / "more.csv"
+        rows = "".join(f"late,{i}\n" for i in data.fresh.ids.tolist()[:5])
+        path.write_text("subject,record\n" + rows)
+        assert service.import_mapping(path) == 5
+        assert service.import_mapping(path) == 0
+        request = service.request("late")
+        assert service.run() is None
+        assert service.ledger.state(request) == "verified"
+        assert "none of its records" in service.ledger.log(request)[-1].note
+        # And the audit of others does not use them as fresh records.
+        assert len(service._data().fresh) == len(data.fresh) - 5
+
+
+def test_derived_files_are_retired_too(folder):
+    (folder / "exports").mkdir()
+    (folder / "exports" / "model.onnx").write_bytes(b"onnx")
+    (folder / "exports" / "adam.pt").write_bytes(b"moments")
+    shutil.copy(folder / "models" / "0000.safetensors", folder / "exports" / "copy.st")
+    with Service(folder) as service:
+        service.register("exports/model.onnx", "export", ["models/0000.safetensors"])
+        service.register("exports/adam.pt", "optimizer", ["exports/model.onnx"])
+        for path, parents, message in (
+            ("../x", ["models/0000.safetensors"], "no path within"),
+            ("exports/none", ["models/0000.safetensors"], "no file"),
+            ("exports/model.onnx", ["exports/none"], "is not listed"),
+            ("exports/model.onnx", [], "--parents"),
+        ):
+            with pytest.raises((ValueError, FileNotFoundError), match=message):
+                service.register(path, "export", parents)
+        service.request("s-1")
+        service.run("retrain")
+        service.audit(TWO)
+        states = {line.path: line.state for line in service.wipe()}
+    assert states == dict.fromkeys(
+        ("exports/copy.st", "models/0000.safetensors", "exports/model.onnx",
+         "exports/adam.pt"), "wiped",
+    )  # fmt: skip
+    assert [p.name for p in (folder / "models").iterdir()] == ["0001.safetensors"]
+    assert list((folder / "exports").iterdir()) == []
+
+
+def test_bad_input_touches_nothing(folder, tmp_path):
+    with Service(folder) as service:
+        before = service.ledger.log()
+        for subject in ("", "nobody", "x" * 300, "a\nb"):
+            with pytest.raises(ValueError, match="subject"):
+                service.request(subject)
+        request = service.request("s-1")
+        with pytest.raises(ValueError, match="unknown"):
+            service.run("magic")
+        with pytest.raises(ValueError, match="no option"):
+            service.run("finetune", {"speed": 3})
+        assert service.ledger.state(request) == "received"
+        assert len(service.ledger.log()) == len(before) + 1
+        os.rename(folder / "key.pem", tmp_path / "key.pem")
+        service.run("retrain")
+        with pytest.raises(FileNotFoundError, match="no signing key"):
+            service.audit(TWO)
+        assert service.ledger.state(request) == "done"
+        os.rename(tmp_path / "key.pem", folder / "key.pem")
+        assert service.audit(TWO).state == "verified"
+        (folder / "salt").unlink()
+        with pytest.raises(FileNotFoundError, match="no salt"):
+            service.request("s-2")
+
+
+def test_an_interrupted_run_keeps_its_settings(folder, monkeypatch):
+    """Control-C in the method: the next call goes on, and takes no other method."""
+
+    def interrupted(*arguments, **settings):
+        raise KeyboardInterrupt
+
+    with Service(folder) as service:
+        request = service.request("s-1")
+        with monkeypatch.context() as patched:
+            patched.setattr(service_work, "unlearned", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                service.run("retrain")
+        assert service.ledger.state(request) == "running"
+        with pytest.raises(ValueError, match="`run` first"):
+            service.audit(TWO)
+        with pytest.raises(ValueError, match="goes on with method 'retrain'"):
+            service.run("finetune")
+        later = service.request("s-2")  # waits for the next batch
+        batch = service.run()
+        assert service.ledger.requests_of(batch.id) == [request]
+        assert service.ledger.state(later) == "received"
+
+
+def test_everybody_at_once(folder):
+    with Service(folder) as service:
+        for i in range(deletion.SUBJECTS):
+            service.request(f"s-{i}")
+        with pytest.raises(ValueError, match="delete the model instead"):
+            service.run("retrain")
+        assert len(service.ledger.requests("received")) == deletion.SUBJECTS
+
+
+def test_a_method_that_fails_leaves_a_reason(folder):
+    with Service(folder) as service:
+        request = service.request("s-1")
+        with pytest.raises(ValueError, match="failed: finetune"):
+            service.run("finetune", {"lr": 1e30, "epochs": 3})
+        last = service.ledger.log(request)[-1]
+        assert last.state == "failed"
+        assert int(service.ledger.fact("current")) == 1
+
+
+def test_a_changed_model_or_other_data_are_noticed(folder, tmp_path):
+    with Service(folder) as service:
+        service.request("s-1")
+        path = folder / "models" / "0000.safetensors"
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + b"x")
+        with pytest.raises(ValueError, match="was changed"):
+            service.run("retrain")
+        path.write_bytes(whole)
+
+
+def test_setup_refuses_what_is_there(folder, template, tmp_path):
+    with Service(folder) as service:
+        config = service.config
+    with pytest.raises(ValueError, match="is set up already"):
+        setup(folder, config)
+    with pytest.raises(ValueError, match="width"):
+        setup(folder, deletion.config(config.dataset, width=17))
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").touch()
+    with pytest.raises(ValueError, match=r"thesis\.tex"):
+        setup(other, config)
+    with pytest.raises(ValueError, match="is a file"):
+        setup(other / "thesis.tex", config)
+    with pytest.raises(FileNotFoundError, match="setup"):
+        Service(tmp_path / "none")
+    bad = tmp_path / "bad.csv"
+    bad.write_text("subject,record\na,600\n")
+    with pytest.raises(ValueError, match="line 2"):
+        setup(tmp_path / "new", config, bad)
+    assert not (tmp_path / "new").exists()
+
+
+def run(*words: str) -> int:
+    return cli.main(list(map(str, words)))
+
+
+def test_the_commands(folder, tmp_path, capsys):
+    """Statuses: 0, 1 for what is not shown or not valid, 2 for a usage error."""
+    at = ("--folder", folder)
+    assert run("request", *at, "--subjects", "s-1", "s-2") == 0
+    first = capsys.readouterr().out
+    assert run("request", *at, "--subjects", "s-1", "s-2") == 0
+    assert capsys.readouterr().out == first
+    assert run("run", *at, "--method", "finetune", "--options", "epochs=0") == 0
+    assert run("audit", *at, "--references", "2") == 1
+    assert "failed: not shown" in capsys.readouterr().out
+    assert run("request", *at, "--subjects", "s-1", "s-2") == 0
+    assert run("run", *at, "--method", "retrain") == 0
+    assert run("audit", *at, "--references", "2") == 0
+    assert "verified" in capsys.readouterr().out
+    path = folder / "receipts" / "0001.json"
+    assert run("verify", path, "--files", folder) == 0
+    assert run("verify", path, "--files", folder, "--wiped") == 1
+    assert run("retire", *at) == 0
+    assert "to wipe" in capsys.readouterr().out
+    assert run("retire", *at, "--wipe") == 0
+    assert run("verify", path, "--files", folder, "--wiped") == 0
+    assert run("status", *at) == 0
+    assert "current" in capsys.readouterr().out
+    assert run("report", *at, "--out", tmp_path / "r.html") == 0
+    assert (tmp_path / "r.html").read_text("utf-8").startswith("<!doctype html>")
+    assert run("request", *at) == 2
+    assert run("request", *at, "--subjects", "nobody") == 2
+    assert run("status", "--folder", tmp_path / "none") == 2
+    assert run("register", *at) == 2
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    path.write_text(path.read_text("utf-8").replace('"seed": 0', '"seed": 1'), "utf-8")
+    assert run("verify", path) == 1
+
+
+def test_the_report_escapes_and_loads_nothing(folder):
+    with Service(folder) as service:
+        service.request("s-1")
+        service.run("retrain")
+        service.audit(TWO)
+        evil = "<script>alert(1)</script>\"'&"
+        service.ledger.set_facts({"data": evil})
+        with service.ledger.transaction():
+            service.ledger._db.execute("UPDATE artefacts SET kind = ?", (evil,))
+        text = page(service.ledger)
+    assert evil not in text
+    assert text.count("&lt;script&gt;") >= 2
+    for word in ("<script", "http://", "https://", "src=", "@import", "url("):
+        assert word not in text
+    assert text.count("<svg") == 2
+    assert "default-src 'none'" in text
+
+
+def test_a_receipt_of_a_stolen_name_is_not_ours(folder):
+    """What the public key beside a receipt shows, and what it does not."""
+    with Service(folder) as service:
+        service.request("s-1")
+        service.run("retrain")
+        service.audit(TWO)
+    path = folder / "receipts" / "0001.json"
+    published = folder / "public.pem"
+    forger = folder.parent / "forger"
+    forger.mkdir()
+    signing.create_key(forger / "key.pem")
+    table = json.loads(path.read_text("utf-8"))
+    del table["signature"]
+    table["method"]["seed"] = 7
+    key = signing.load_key(forger / "key.pem")
+    (forger / "0001.json").write_text(receipt.write(table, key), "utf-8")
+    assert receipt.verify_command([str(forger / "0001.json")]) == 0  # its own key
+    argv = [str(forger / "0001.json"), "--key", str(published)]
+    assert receipt.verify_command(argv) == 1
