@@ -4,6 +4,7 @@
     python -m apps.recsys.full run --minutes 9 --out runs/b --recipes dense dsl-0.1
     python -m apps.recsys.full merge runs/a runs/b --results book/results
     python -m apps.recsys.full bytes runs/a runs/b --results book/results
+    python -m apps.recsys.full budget runs/*/published.npz --results book/results
 
 `run` trains recipe by recipe, seed by seed, and begins no training that would end after
 `--minutes`, by the pace of the slowest so far. After each it writes runs.json, and for
@@ -11,7 +12,8 @@ the first seed the table and the metrics of every user to RECIPE.npz (values as 
 the mask as bits). Called again it goes on. Several GPUs take different recipes.
 `merge` writes the table of all runs for the chapter, and what decides its claims.
 `bytes` packs learned tables in fewer and fewer bits and ranks the test part again, on a
-CPU.
+CPU. `budget` packs the vectors that published tables give, a training each, by the
+recipes of `sparsekit recsys budget`.
 
 All recipes but "published" share one setting, which was chosen on the validation part
 (learning rate, penalty, for dense and sparse recipes apart); here they are trained on
@@ -33,6 +35,7 @@ import torch
 from apps.common.config import settings
 from apps.common.ledger import Ledger
 from apps.common.provenance import provenance
+from apps.recsys.budget import budget
 from apps.recsys.compression.packed import PackedGraph
 from apps.recsys.config import Config
 from apps.recsys.data import load
@@ -45,6 +48,15 @@ from sparsekit.masks import pack, unpack
 
 CHAPTER = "dynamic-sparse-learning"
 NAME, BYTES = f"{CHAPTER}-runs", f"{CHAPTER}-bytes"
+BUDGET, EIGHTH = f"{CHAPTER}-budget", "packed_over_dense_ndcg20:gowalla_eighth"
+FINISHED = (
+    "fewer bits",
+    "svd int8",
+    "svd int4",
+    "bits by worth",
+    "fitted bits",
+    "pruned",
+)
 # What claims ask for: {metric: (operation, recipe, recipe)} on NDCG@20, seed by seed.
 METRICS = {
     "dsl_over_dense_ndcg20:gowalla_half": (truediv, "dsl-released-0.5", "dense"),
@@ -192,14 +204,69 @@ def merge(parts: list[Path], results: Path) -> list[Path]:
     path = results / "full" / f"{NAME}.json"
     text = json.dumps({"provenance": origin, "rows": rows}, indent=1)
     atomic.write_text(path, text + "\n")
-    ledger = Ledger(CHAPTER, "full", folder=results, provenance=origin)
-    found = {(r["recipe"], r["seed"]): r["metrics"]["ndcg@20"]["value"] for r in rows}
+    return [path, record(results)]
+
+
+def record(results: Path) -> Path:
+    """The ledger, of what is stored in `results`, in the seeds that have it."""
+    runs = json.loads((results / "full" / f"{NAME}.json").read_text())
+    ledger = Ledger(CHAPTER, "full", folder=results, provenance=runs["provenance"])
+    values = [row["metrics"]["ndcg@20"]["value"] for row in runs["rows"]]
+    names = [(row["recipe"], row["seed"]) for row in runs["rows"]]
+    found = dict(zip(names, values, strict=True))
     for metric, (operation, first, second) in METRICS.items():
         seeds = sorted(s for name, s in found if name == first and (second, s) in found)
         if seeds:
             values = [operation(found[first, s], found[second, s]) for s in seeds]
             ledger.record(metric, values, seeds=seeds)
-    return [path, ledger.path]
+    path = results / "full" / f"{BUDGET}.json"
+    if path.exists():
+        curve = json.loads(path.read_text())
+        eighth = next(b for b in curve["budgets"] if b["bytes"] == curve["eighth"])
+        best = eighth["recipes"][eighth["best"]]["ndcg@20"]
+        shares = [
+            a / b for a, b in zip(best, curve["fixed"]["dense"]["ndcg@20"], strict=True)
+        ]
+        ledger.record(EIGHTH, shares, seeds=curve["seeds"], recipe=eighth["best"])
+    return ledger.path
+
+
+def budget_of(tables: list[Path], results: Path, config: Config) -> list[Path]:
+    """Recipes for fewer bytes on published tables, one training each, and the ledger.
+
+    The tables have seen the validation part: agreement with their own lists chooses.
+    """
+    data = config.load()
+    graph, factors = data.final().train, []
+    for path in tables:
+        weight, _ = read_table(path)
+        users, items = np.split(weight, [data.shape[0]])
+        packed = PackedGraph(
+            encode(users, "float32"), encode(items, "float32"), config.layers
+        )
+        factors.append(packed.model(graph))
+    dense = factors[0].users.nbytes + factors[0].items.nbytes
+    eighth = round(dense / 8)
+    curve = budget(
+        config, [round(dense / 4), eighth, round(dense / 16)], range(len(factors)),
+        recipes=FINISHED, factors=factors,
+    )  # fmt: skip
+    print(curve.table())
+    content = curve.content() | {"eighth": eighth}
+    content["provenance"].pop("command", None)  # its paths have no place there
+    path = results / "full" / f"{BUDGET}.json"
+    atomic.write_text(path, json.dumps(content, indent=1) + "\n")
+    return [path, record(results)]
+
+
+def read_table(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The table that `write_table` wrote, float32, zero where absent, and its mask."""
+    stored = np.load(path)
+    shape = tuple(stored["shape"].tolist())
+    mask = unpack(torch.from_numpy(stored["mask"]), shape).numpy()
+    weight = np.zeros(shape, np.float32)
+    weight[mask] = stored["values"].astype(np.float32)
+    return weight, mask
 
 
 def pack_and_test(parts: list[Path], results: Path, dataset: str) -> Path:
@@ -208,11 +275,7 @@ def pack_and_test(parts: list[Path], results: Path, dataset: str) -> Path:
     graph, n_users = data.final().train, data.shape[0]
     rows = []
     for path in sorted(path for part in parts for path in part.glob("*.npz")):
-        stored = np.load(path)
-        shape = tuple(stored["shape"].tolist())
-        mask = unpack(torch.from_numpy(stored["mask"]), shape).numpy()
-        weight = np.zeros(shape, np.float32)
-        weight[mask] = stored["values"].astype(np.float32)
+        weight, mask = read_table(path)
         for kind in SPARSE_KINDS if not mask.all() else DENSE_KINDS:
             users, items = (
                 encode(weight[half], kind)
@@ -259,12 +322,20 @@ def main(argv: list[str] | None = None) -> int:
     packing.add_argument("parts", type=Path, nargs="+")
     packing.add_argument("--results", type=Path, required=True)
     packing.add_argument("--dataset", default="gowalla", help="that of the runs")
+    packing = verbs.add_parser("budget", help="the recipes for fewer bytes")
+    packing.add_argument("tables", type=Path, nargs="+", help="published.npz")
+    packing.add_argument("--results", type=Path, required=True)
+    packing.add_argument("--dataset", default="gowalla", help="that of the runs")
     arguments = parser.parse_args(argv)
     try:
         if arguments.verb == "run":
             run(arguments)
         elif arguments.verb == "merge":
             print(*merge(arguments.parts, arguments.results), sep="\n")
+        elif arguments.verb == "budget":
+            config = replace(PUBLISHED, dataset=arguments.dataset)
+            paths = budget_of(arguments.tables, arguments.results, config)
+            print(*paths, sep="\n")
         else:
             where = (arguments.parts, arguments.results, arguments.dataset)
             print(pack_and_test(*where))

@@ -74,6 +74,34 @@ def test_tables_in_few_bits_take_the_bytes_that_they_say(tmp_path, capsys):
         assert found[recipe, "float16"]["ndcg@20"] == pytest.approx(ndcg, abs=2e-3)
 
 
+def test_recipes_for_fewer_bytes_on_published_tables(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(full, "FINISHED", ("fewer bits", "fitted bits"))
+    run = ["run", "--out", str(tmp_path / "a"), "--seeds", "0", *COMMON]
+    assert full.main([*run, "--recipes", "published"]) == 0
+    assert full.main(["merge", str(tmp_path / "a"), "--results", str(tmp_path)]) == 0
+    table = str(tmp_path / "a" / "published.npz")
+    args = ["budget", *[table] * 5, "--results", str(tmp_path), "--dataset", "ml100k"]
+    capsys.readouterr()
+    assert full.main(args) == 0
+    paths = capsys.readouterr().out.split()[-2:]
+    stored, ledger = (json.loads(Path(path).read_text()) for path in paths)
+    (row,) = full.read_rows(tmp_path / "a")
+    trained = row["metrics"]["ndcg@20"]["value"]
+    assert stored["fixed"]["dense"]["ndcg@20"] == pytest.approx([trained] * 5, abs=2e-3)
+    assert stored["eighth"] == 4 * 64 * (942 + 1447) // 8
+    assert stored["provenance"].keys().isdisjoint({"command"})
+    (eighth,) = (b for b in stored["budgets"] if b["bytes"] == stored["eighth"])
+    best = eighth["recipes"][eighth["best"]]
+    found = ledger["metrics"][full.EIGHTH]
+    ratio = best["ndcg@20"][0] / stored["fixed"]["dense"]["ndcg@20"][0]
+    assert found["values"] == pytest.approx([ratio] * 5)
+    assert found["context"] == {"recipe": eighth["best"]}
+    assert max(best["nbytes"]) <= stored["eighth"]
+    few = [arg for i, arg in enumerate(args) if i not in (2, 3)]
+    assert full.main(few) == 2  # the claim asks for five trainings
+    assert "needs 5 seeds" in capsys.readouterr().err
+
+
 def test_no_training_begins_that_would_end_too_late(tmp_path, capsys, monkeypatch):
     def slow(config):
         time.sleep(0.8)  # of 1.2 s: whatever the machine, a second one is too late
