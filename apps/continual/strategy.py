@@ -109,6 +109,10 @@ class Strategy:
         """Parameters that the method masks, as Sparsifier's `params` takes it."""
         return methods.maskable(config.keep_dense, model)
 
+    def losses(self) -> Mapping[str, Callable[[nn.Module], Tensor | None]]:
+        """Named losses whose gradients the method reads, as Sparsifier takes them."""
+        return {}
+
     def sources(self, task: int) -> range:
         """Tasks whose training parts are passed over in `task`."""
         return range(task, task + 1)

@@ -172,6 +172,7 @@ def build(config: Config, stream: Stream) -> Training:
             params=strategy.masked(config, model),
             seed=config.seed,
             objective=_objective(stream, config),
+            losses=strategy.losses(),
         )
     training = Training(
         config, stream, strategy, model, optimizer, sparsifier,
