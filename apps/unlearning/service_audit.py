@@ -12,18 +12,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from scipy import stats
 from torch import nn
 
 from apps.common.images import Split
 from apps.common.statistics import Interval
 from apps.unlearning import metrics
+from apps.unlearning.attacks.rmia import ratios, wins
 
 Values = dict[str, dict[str, np.ndarray]]  # part -> {"correct", "confidence"} -> [N]
 # One or two arrays [R, N] with one mean: a row a reference, a column a record. An AUC
 # has two, over erased and over fresh records.
 Halves = Sequence[np.ndarray]
-OFFSET = 0.3  # a of RMIA, as its authors' code has it
 
 
 @dataclass(frozen=True)
@@ -69,19 +70,12 @@ def combined(value: float, parts: Sequence[tuple[float, int]]) -> Interval:
 def rmia(target: np.ndarray, others: np.ndarray, n_erased: int) -> np.ndarray:
     """RMIA's score of each record, in [0, 1]; larger = more like a member.
 
-    With p the probability of the label, mean_OUT over models that saw no record:
-    r(x) = p(x) / ((1 + a)/2 mean_OUT p(x) + (1 - a)/2), and the score of x is the share
-    of population records z with r(x) > r(z).
-
-    target: [N] of the model under attack; others: [M, N] of the OUT models. The first
-    n_erased records are the targets, the others are the population, and negatives.
-
-    Source: Zarifzadeh, Liu & Shokri 2024, arXiv 2312.03262, the offline form. Differs
-    from the paper: a is not tuned, and the negatives are the population.
+    target: [N] probabilities of the label by the model under attack; others: [M, N] by
+    models that saw no record. The first n_erased records are the targets; the others
+    are the population, and the negatives: `attacks.rmia` takes other ones for each.
     """
-    ratio = target / ((1 + OFFSET) / 2 * others.mean(0) + (1 - OFFSET) / 2)
-    population = np.sort(ratio[n_erased:])
-    return np.searchsorted(population, ratio, side="left") / len(population)
+    ratio = ratios(torch.from_numpy(target), torch.from_numpy(others))
+    return wins(ratio, ratio[n_erased:])
 
 
 def plain(target: np.ndarray, others: np.ndarray, n_erased: int) -> np.ndarray:
