@@ -105,6 +105,9 @@ def check(config: Config) -> None:
         raise ValueError(
             f"label_smoothing must be in [0, 1), got {config.label_smoothing}"
         )
-    if config.backend == "values" and (config.method == "dense" or config.keep_dense):
-        raise ValueError("backend values needs a sparse method and no keep_dense")
+    if config.backend == "values" and config.method == "dense":
+        raise ValueError(
+            "backend values stores what a sparse method keeps: method dense needs "
+            "backend masked"
+        )
     options.build(config.method, config.sparsity, config.options, 100, 1000)

@@ -49,8 +49,9 @@ def train(config: Config, watch: Watch | None = None) -> Result:
     steps_per_epoch, total = training_steps(config, len(y))
     model = build_model(config, splits)
     flops = cost.TrainingFlops(model, x[:1])
+    params = options.maskable(config.keep_dense, model)
     if config.backend == "values":
-        model = convert(model, to="values", where="all")
+        model = in_values_mode(model, params)
     optimizer = build_optimizer(config, model)
     method = options.build(
         config.method, config.sparsity, config.options, steps_per_epoch, total
@@ -61,7 +62,7 @@ def train(config: Config, watch: Watch | None = None) -> Result:
             model,
             optimizer,
             method,
-            params=options.maskable(config.keep_dense, model),
+            params=params,
             moments=config.moments,
             seed=config.seed if config.mask_seed is None else config.mask_seed,
             objective=objective(config, splits, flops),
@@ -128,6 +129,17 @@ def build_model(config: Config, splits: data.Splits) -> nn.Module:
         config.norm,
     )
     return model.to(config.device)
+
+
+def in_values_mode(
+    model: nn.Module, params: Callable[[str, nn.Parameter], bool] | None
+) -> nn.Module:
+    """The model with layers that store alive weights only, where they are masked."""
+    if params is None:
+        return convert(model, to="values", where="all")
+    return convert(
+        model, to="values", where=lambda n, m: params(f"{n}.weight", m.weight)
+    )
 
 
 def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
