@@ -22,7 +22,7 @@ from apps.common.tables import aligned, percent
 from apps.unlearning.config import Config
 from apps.unlearning.metrics import NAMES
 from apps.unlearning.result import Result, is_finished, load_result
-from apps.unlearning.train import Prepared, experiment, prepare
+from apps.unlearning.train import Prepared, experiment, prepare, shares_original
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,7 @@ def compare(
     values: dict[str, dict[str, list[float]]] = {label: {} for label in configs}
     progress = tqdm(total=len(configs) * len(seeds), unit="run", leave=False)
     for seed in seeds:
+        originals: dict[str, Prepared] = {}
         for group in _groups(configs):
             prepared: Prepared | None = None
             for label in group:
@@ -134,7 +135,7 @@ def compare(
                     result, used = load_result(config.out, config), None
                 else:
                     if prepared is None:
-                        prepared = prepare(config)
+                        prepared = _prepared(config, originals)
                     result, used = experiment(config, prepared), prepared
                     if config.out is not None:
                         RunFolder(config.out).write_config(config)
@@ -162,6 +163,20 @@ def _groups(configs: Mapping[str, Config]) -> list[list[str]]:
             shared |= {"method": method, "options": options}
         groups.setdefault(json.dumps(shared, sort_keys=True), []).append(label)
     return list(groups.values())
+
+
+def _prepared(config: Config, originals: dict[str, Prepared]) -> Prepared:
+    """`prepare`, with an original that another forget set has had trained."""
+    if not shares_original(config):
+        return prepare(config)
+    shared = _described(config)
+    sisa = shared["options"] if shared["method"] == "sisa" else None
+    for name in ("forget", "method", "options", "reference"):
+        shared.pop(name)
+    key = json.dumps([shared, sisa], sort_keys=True)
+    prepared = prepare(config, before=originals.get(key))
+    originals.setdefault(key, prepared)
+    return prepared
 
 
 def _placed(label: str, config: Config, seed: int, out: Path | None) -> Config:

@@ -22,6 +22,7 @@ from apps.unlearning.config import Config
 from apps.unlearning.data import Data
 from apps.unlearning.ensemble import Ensemble, Shards, Store, train_shards
 from apps.unlearning.fitting import fit, mixed
+from apps.unlearning.forget import parse
 from apps.unlearning.pruning import (
     Original,
     Pruner,
@@ -72,8 +73,14 @@ def train(config: Config) -> Result:
     return experiment(config, prepare(config, stages), stages)
 
 
-def prepare(config: Config, stages: Stages | None = None) -> Prepared:
-    """The original model and its reference; neither depends on the method."""
+def prepare(
+    config: Config, stages: Stages | None = None, before: Prepared | None = None
+) -> Prepared:
+    """The original model and its reference; neither depends on the method.
+
+    before: of the same config but for `forget` and `method`; its original is taken
+    over, see `shares_original`.
+    """
     stages = Stages() if stages is None else stages
     loaded = data.load(
         config.dataset, config.forget, config.seed, config.data_dir, config.part
@@ -83,7 +90,9 @@ def prepare(config: Config, stages: Stages | None = None) -> Prepared:
     pruner = Pruner(
         config.pruner, config.sparsity, config.rewind, config.rounds, config.prunable
     )
-    if config.method == "sisa":
+    if before is not None:
+        original = before.original
+    elif config.method == "sisa":
         original = sharded(config, loaded, pruner, stages)
     else:
         original = train_original(
@@ -101,6 +110,8 @@ def prepare(config: Config, stages: Stages | None = None) -> Prepared:
         "reference": measure(reference, loaded),
     }
     spent = stages.seconds("original")
+    if before is not None:
+        spent = before.original_seconds
     return Prepared(loaded, original, reference, spent, seconds, samples)
 
 
@@ -123,6 +134,12 @@ def sharded(config: Config, loaded: Data, pruner: Pruner, stages: Stages) -> Ori
     )
     stage.finish()
     return Original(ensemble, ensemble.all_masks, "data-free")
+
+
+def shares_original(config: Config) -> bool:
+    """Whether the original model is the same for other forget sets, too."""
+    poisoned = parse(config.forget).kind in ("backdoor", "confusion")
+    return not poisoned and config.mask_from == "all"
 
 
 def retrain(

@@ -8,6 +8,8 @@ import torch
 
 from apps.common.config import to_toml
 from apps.unlearning import data, masking, train
+from apps.unlearning.compare import compare, load_comparison
+from apps.unlearning.evaluation import ladder
 from apps.unlearning.fitting import Recipe, batches, fit
 from apps.unlearning.pruning import Pruner, prunable, train_original
 from apps.unlearning.result import load_result
@@ -245,3 +247,50 @@ def test_stages_are_skipped_once_they_are_done():
     again = stages.begin("a")
     assert again.finish(value=4) == {"value": 3}
     assert stages.seconds("a") == again.seconds
+
+
+def test_other_forget_sets_share_the_original(small):
+    first = train.prepare(replace(small, pruner="omp"))
+    config = replace(small, pruner="omp", forget="class:1")
+    shared = train.prepare(config, before=first)
+    alone = train.prepare(config)
+    assert_equal(state(shared.original.model), state(alone.original.model))
+    assert_equal(state(shared.reference), state(alone.reference))
+    assert train.shares_original(config)
+    assert not train.shares_original(replace(config, forget="backdoor:0.1"))
+    assert not train.shares_original(replace(config, mask_from="retain"))
+
+
+def test_compare_is_what_single_runs_give(small, tmp_path):
+    configs = {
+        "ft": small,
+        "l1": replace(small, method="l1_sparse"),
+        "class": replace(small, forget="class:1"),
+    }
+    found = compare(configs, seeds=(0, 1), out=tmp_path)
+    for label, config in configs.items():
+        alone = [train.train(replace(config, seed=seed)) for seed in (0, 1)]
+        assert found.per_seed(label) == [run.value("gap") for run in alone]
+    difference = found.difference("l1", "ft")
+    expected = sum(found.per_seed("l1")) / 2 - sum(found.per_seed("ft")) / 2
+    assert difference.value == pytest.approx(expected)
+    again = compare(configs, seeds=(0, 1), out=tmp_path)  # from the folders
+    assert again.values == load_comparison(tmp_path).values == found.values
+    assert load_result(next((tmp_path / "runs").glob("l1-*"))).config.out
+    with pytest.raises(ValueError, match="two or more"):
+        compare(configs, seeds=(0,))
+
+
+def test_the_ladder_sees_a_backdoor(small, tmp_path):
+    config = replace(
+        small, forget="backdoor:0.2", epochs=40, width=8, lr=0.01,
+        method="retrain", options={}, out=tmp_path,
+    )  # fmt: skip
+    train.train(config)
+    found = ladder(tmp_path, references=1)
+    assert found.backdoor["original"] > 0.8
+    assert found.backdoor["reference"] < 0.5
+    assert found.confusion is None
+    assert found.rmia["original"].auc.value > found.rmia["reference"].auc.value
+    with pytest.raises(ValueError, match="at least one reference"):
+        ladder(tmp_path, references=0)
