@@ -29,7 +29,8 @@ check: $(STAMP)
 results: $(STAMP)
 	$(BIN)/python -m book.engine.store --profile $(PROFILE) $(if $(REPLACE),--replace)
 
-# Every speed claim, one after another; tables come out in build/benchmarks. Threads of
+# Every speed claim, one after another; tables come out in build/benchmarks. What takes
+# longer has a flag: recsys_peers_training --tune compares the quality too. Threads of
 # torch that spin for long after a call take the core from those of our kernels.
 bench: $(STAMP)
 	@set -e; for script in $$(grep -l '__main__' benchmarks/*.py); do \
