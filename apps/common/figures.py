@@ -55,6 +55,14 @@ LINES: dict[str, dict[str, Any]] = {
     "ials": {"color": PURPLE, "linestyle": "-", "marker": "v"},
     "mf": {"color": GREEN, "linestyle": "-", "marker": "X"},
     "lightgcn": {"color": VERMILION, "linestyle": "-", "marker": "D"},
+    "finetune": {"color": INK, "linestyle": ":", "marker": ""},
+    "joint": {"color": INK, "linestyle": "-.", "marker": ""},
+    "gdumb": {"color": ORANGE, "linestyle": ":", "marker": "D"},
+    "lwf": {"color": OLIVE, "linestyle": "-", "marker": "^"},
+    "ewc": {"color": SKY, "linestyle": "-", "marker": "D"},
+    "agem": {"color": PURPLE, "linestyle": "-", "marker": "X"},
+    "er": {"color": GREEN, "linestyle": "-", "marker": "s"},
+    "derpp": {"color": VERMILION, "linestyle": "-", "marker": "P"},
 }
 
 
