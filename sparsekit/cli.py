@@ -11,7 +11,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
-from importlib.metadata import EntryPoint, entry_points, version
+from importlib.metadata import (
+    EntryPoint,
+    PackageNotFoundError,
+    entry_points,
+    metadata,
+    version,
+)
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -56,11 +62,20 @@ def _run(arguments: list[str]) -> int:
     except ImportError as error:
         print(
             f"error: {name} needs more packages ({error}): "
-            "pip install 'sparsekit[apps]'",
+            f"pip install 'sparsekit[{extra_of(name)}]'",
             file=sys.stderr,
         )
         return 2
     return command(rest) or 0
+
+
+def extra_of(name: str) -> str:
+    """The extra that installs what a command needs: one of its name, or apps."""
+    try:
+        extras = metadata("sparsekit").get_all("Provides-Extra") or []
+    except PackageNotFoundError:  # a source tree that is not installed
+        extras = []
+    return name if name in extras else "apps"
 
 
 def commands() -> dict[str, EntryPoint]:

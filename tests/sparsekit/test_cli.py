@@ -106,6 +106,7 @@ def test_help_needs_no_import_of_the_commands(tmp_path, monkeypatch, capsys) -> 
     err = capsys.readouterr().err
     assert "error: demo needs more packages (No module named 'absent_package')" in err
     assert "pip install 'sparsekit[apps]'" in err
+    assert cli.extra_of("recsys") == "recsys"
 
 
 @pytest.mark.parametrize("source", ["def run(argv): pass", "run = print", "run ="])
