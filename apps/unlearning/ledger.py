@@ -243,12 +243,6 @@ class Ledger(DataMap):
             for state in ("running", "done", "verified"):
                 self._move(request, state, at, note)
 
-    def _retire(self, artefacts: Sequence[int]) -> None:
-        self._many(
-            "UPDATE artefacts SET state = 'retired' WHERE id = ? AND state = 'live'",
-            ((number,) for number in artefacts),
-        )
-
     # receipts
 
     def receipts(self) -> list[tuple[int, int, str]]:

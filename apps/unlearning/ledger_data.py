@@ -17,12 +17,10 @@ from typing import Any, Self
 
 from apps.unlearning.ledger_schema import connect
 
-KINDS = (
-    "model", "unlearned", "pruned", "export", "checkpoint", "optimizer", "scores",
-    "copy", "other",
-)  # fmt: skip
-
-
+# What may be made from a model. An unlearned model is not among these: it is listed
+# with the records that it was left with, and its line of descent ends there.
+DERIVED = ("pruned", "export", "checkpoint", "optimizer", "scores", "copy", "other")
+KINDS = ("model", "unlearned", *DERIVED)
 _FILE = "id, path, sha256, bytes, kind, state"
 
 
@@ -74,16 +72,19 @@ class DataMap:
         """Adds (subject, record) pairs, all or none; how many were new."""
         with self.transaction():
             before = self._count("records")
-            for name, record in pairs:
-                self._db.execute(
-                    "INSERT OR IGNORE INTO subjects (name) VALUES (?)", (name,)
-                )
-                self._db.execute(
-                    "INSERT OR IGNORE INTO records "
-                    "SELECT ?, id FROM subjects WHERE name = ?",
-                    (record, name),
-                )
+            self._add_subjects(pairs)
             return self._count("records") - before
+
+    def _add_subjects(self, pairs: Iterable[tuple[str, int]]) -> None:
+        for name, record in pairs:
+            self._db.execute(
+                "INSERT OR IGNORE INTO subjects (name) VALUES (?)", (name,)
+            )
+            self._db.execute(
+                "INSERT OR IGNORE INTO records SELECT ?, id FROM subjects "
+                "WHERE name = ?",
+                (record, name),
+            )
 
     def records_of(self, subject: str) -> list[int]:
         """Record indices of a subject, ascending; ValueError for an unknown one."""
@@ -105,12 +106,14 @@ class DataMap:
 
     def install(
         self, file: tuple[str, str, int], trained_on: Iterable[int],
-        facts: dict[str, str], at: str,
+        facts: dict[str, str], pairs: Iterable[tuple[str, int]], at: str,
     ) -> None:  # fmt: skip
-        """The first model, file = (path, SHA-256, bytes), and what is known of it."""
+        """The first model, file = (path, SHA-256, bytes), what is known of it, and the
+        (subject, record) pairs: with this the ledger is set up."""
         with self.transaction():
             number = self._add(*file, "model", at, (), trained_on)
             self._set(facts | {"current": str(number)})
+            self._add_subjects(pairs)
 
     # files
 
@@ -120,12 +123,17 @@ class DataMap:
     ) -> int:  # fmt: skip
         """Lists a file; its number. A path that is listed keeps its number.
 
-        Raises ValueError for a path that is listed with another content.
+        What derives from a retired or wiped file is retired from the start. Raises
+        ValueError for a path that is listed with another content.
         """
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
         with self.transaction():
-            return self._add(path, sha256, n_bytes, kind, at, parents, trained_on)
+            number = self._add(path, sha256, n_bytes, kind, at, parents, trained_on)
+            above = [self.artefact(parent) for parent in parents]
+            if any(parent is not None and parent.state != "live" for parent in above):
+                self._retire([number])
+            return number
 
     def _add(
         self, path: str, sha256: str, n_bytes: int, kind: str, at: str,
@@ -196,9 +204,18 @@ class DataMap:
         )
         return [Artefact(*row) for row in rows]
 
-    def parents_of(self, artefact: int) -> list[int]:
-        rows = self._all("SELECT parent FROM derived WHERE child = ?", artefact)
-        return [row[0] for row in rows]
+    def _retire(self, artefacts: Iterable[int]) -> None:
+        """Files, and all that derives from them but unlearned models."""
+        self._db.execute(
+            """WITH RECURSIVE held (id) AS (
+                 SELECT value FROM json_each(?)
+                 UNION
+                 SELECT child FROM derived JOIN held ON parent = held.id
+                 JOIN artefacts ON artefacts.id = child WHERE kind <> 'unlearned')
+               UPDATE artefacts SET state = 'retired'
+               WHERE id IN held AND state = 'live'""",
+            (json.dumps(list(artefacts)),),
+        )
 
     def mark_wiped(self, artefact: int, at: str) -> None:
         """A retired file is gone."""

@@ -33,12 +33,15 @@ from apps.unlearning import ledger_import, service_paths, service_retire, signin
 from apps.unlearning import service_work as work
 from apps.unlearning.config import Config
 from apps.unlearning.ledger import Batch, Ledger
+from apps.unlearning.ledger_data import DERIVED
 from apps.unlearning.pruning import Original
 from apps.unlearning.service_audit import Settings
 from apps.unlearning.service_receipt import audit_batch
 from apps.unlearning.service_work import Material
 from apps.unlearning.unlearner import build
 from sparsekit import atomic
+
+MOST_REQUESTS = 10_000  # of a batch; the others wait for the next
 
 
 def now() -> str:
@@ -71,22 +74,19 @@ def setup(
                     f"{folder} is set up already: `import` adds to its mapping"
                 )
             salt = (folder / "salt").read_bytes() if hashed else None
-            ledger.set_facts({"hashed": "yes" if hashed else "no"})
-            ledger.add_subjects(
-                (ledger_import.hashed(subject, salt), record)
-                for subject, record in pairs
-            )
+            named = [(ledger_import.hashed(s, salt), record) for s, record in pairs]
             trained = work.original(config, data, folder / "work" / "setup")
             path = "models/0000.safetensors"
             work.write_model(folder / path, trained.model, trained.masks)
             facts = {
+                "hashed": "yes" if hashed else "no",
                 "data": data.name,
                 "content_sha256": data.content_sha256(),
                 "n_records": str(data.n_records),
                 "provenance": trained.provenance if trained.masks else "dense",
             }
             file = (path, *_hash_and_size(folder, path))
-            ledger.install(file, data.train.ids.tolist(), facts, now())
+            ledger.install(file, data.train.ids.tolist(), facts, named, now())
         work.clear(folder / "work")
 
 
@@ -116,9 +116,11 @@ class Service:
     def register(self, path: str, kind: str, parents: list[str]) -> None:
         """Lists a file of the folder that derives from listed ones.
 
-        kind: see `ledger_data.KINDS`. Raises ValueError for a path out of the folder,
-        FileNotFoundError for a file that is not there.
+        kind: one of `ledger_data.DERIVED`. Raises ValueError for a path out of the
+        folder, FileNotFoundError for a file that is not there.
         """
+        if kind not in DERIVED:
+            raise ValueError(f"kind must be one of {', '.join(DERIVED)}, got {kind!r}")
         with _locked(self.folder):
             numbers = []
             for parent in parents:
@@ -170,8 +172,9 @@ class Service:
             if batch.state == "running":
                 raise ValueError(f"batch {batch.id} was interrupted: call `run` first")
             key = signing.load_key(self.folder / "key.pem")
-            before, data = self.model(batch.base), self._data()
-            after = self.model(batch.result or 0)
+            data = self._data()
+            before = self.model(batch.base, data)
+            after = self.model(batch.result or 0, data)
             path = self._work(batch) / "audit"
             audit_batch(self, batch, data, before, after, key, wanted, path, now())
             self._copy_receipts()
@@ -187,14 +190,13 @@ class Service:
         with self._at_work():
             return service_retire.wipe(self.ledger, self.folder, now())
 
-    def model(self, number: int) -> Original:
-        """A listed model, if its file is what was listed."""
+    def model(self, number: int, data: Material) -> Original:
+        """A listed model, if its file is what was listed. data: for its shape."""
         file = self.ledger.artefact(number)
         if file is None:
             raise ValueError(f"the ledger has no file {number}")
         if service_paths.digest(self.folder, file.path) != file.sha256:
             raise ValueError(f"{file.path} is gone or was changed: restore your backup")
-        data = work.material(self.config)
         provenance = self.ledger.fact("provenance")
         return work.read_model(
             self.folder / file.path,
@@ -208,7 +210,7 @@ class Service:
         base = int(self.ledger.fact("current"))
         learned = set(self.ledger.trained_on(base))
         wanted = []
-        for request in self.ledger.requests("received"):
+        for request in self.ledger.requests("received")[:MOST_REQUESTS]:
             if learned & set(self.ledger.records_asked(request)):
                 wanted.append(request)
             else:
@@ -236,10 +238,11 @@ class Service:
         kept = sorted(learned - erased)
         path = f"models/{batch.id:04}.safetensors"
         try:
+            data = self._data()
+            before = self.model(batch.base, data)
             result = work.unlearned(
-                config, self._data(), self.model(batch.base), kept, sorted(erased),
-                self._work(batch),
-            )  # fmt: skip
+                config, data, before, kept, sorted(erased), self._work(batch)
+            )
             work.require_finite(result.model)
         except (ValueError, RuntimeError) as error:  # torch's own are RuntimeErrors
             reason = f"{batch.settings['method']}: {error}"

@@ -16,6 +16,7 @@ from apps.unlearning import service_work as work
 from apps.unlearning.ledger import Batch
 from apps.unlearning.ledger_data import Artefact
 from apps.unlearning.pruning import Original
+from apps.unlearning.receipt_fields import SCHEMA, Audit
 from apps.unlearning.service_audit import Settings, compare, values_of
 
 if TYPE_CHECKING:
@@ -81,15 +82,19 @@ def audit_batch(
         [values_of(model, parts) for model in models],
     )
     audit = as_text(found, wanted)
-    stated = receipt.Audit.model_validate(audit)
+    stated = Audit.model_validate(audit)
     provenance = ledger.fact("provenance")
     method = batch.settings["method"] if batch.facts["exact"] else "approximate"
     level = receipt.supported_level(method, provenance, stated)
     if level is None:
         ledger.fail(batch, f"not shown: {_why(found, wanted)}", at, audit)
         return
-    held = ledger.artefacts_with(erased)
-    retired = [f for f in held if f.state != "wiped" and f.id != batch.result]
+    held = {file.id for file in ledger.artefacts_with(erased)} - {batch.result}
+    retired = [
+        file
+        for file in ledger.artefacts()
+        if file.state == "retired" or (file.state == "live" and file.id in held)
+    ]
     content = _content(service, batch, before, after, audit, level, retired, at)
     content["data"] |= {
         "index_sha256_before": receipt.index_sha256(learned),
@@ -124,7 +129,7 @@ def _content(
         scope.append(MASKED)
     commit, changed = origin.code_version()
     return {
-        "schema": receipt.SCHEMA,
+        "schema": SCHEMA,
         "number": len(earlier) + 1,
         "previous_sha256": receipt.text_sha256(earlier[-1][2]) if earlier else None,
         "requests": [

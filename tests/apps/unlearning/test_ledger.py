@@ -17,8 +17,8 @@ HASH = "0" * 64
 @pytest.fixture
 def ledger(tmp_path):
     with Ledger(tmp_path / "ledger.sqlite", create=True) as found:
-        found.add_subjects([("a", 1), ("a", 2), ("b", 2), ("c", 9)])
-        found.install(("m/0", HASH, 5), [1, 2, 3, 4], {"n_records": "10"}, AT)
+        pairs = [("a", 1), ("a", 2), ("b", 2), ("c", 9)]
+        found.install(("m/0", HASH, 5), [1, 2, 3, 4], {"n_records": "10"}, pairs, AT)
         yield found
 
 
@@ -142,6 +142,27 @@ def test_files_with_a_record_by_brute_force(ledger):
         records = set(draw.sample(range(12), 2))
         found = {f.id for f in ledger.artefacts_with(records)}
         assert found == {n for n in parents if holds(n, records)}
+
+
+def test_what_derives_from_a_retired_file_is_retired(ledger):
+    """Made before or after it was; an unlearned model is not."""
+    batch = ledger.begin([ledger.ask("a", AT)], 1, {}, AT)
+    ledger.finish(batch, ("m/1", HASH, 5), [3, 4], {}, AT)
+    early = file(ledger, "f/early", [2])
+    deeper = file(ledger, "f/deeper", [early])
+    ledger.fail(ledger.open_batch(), "not shown", AT)
+    late = file(ledger, "f/late", [deeper])
+    again = ledger.begin([ledger.ask("b", AT)], 1, {}, AT)
+    ledger.finish(again, ("m/2", HASH, 5), [3, 4], {}, AT)
+    states = [ledger.artefact(n).state for n in (2, early, deeper, late)]
+    assert states == ["retired"] * 4
+    assert ledger.artefact(1).state == ledger.artefact("m/2").state == "live"
+    ledger.settle(ledger.open_batch(), {}, "", [1], "", AT)
+    assert ledger.artefact("m/2").state == "live"
+    ledger.mark_wiped(late, AT)
+    assert file(ledger, "f/later", [late]) in {
+        f.id for f in ledger.artefacts("retired")
+    }
 
 
 def test_a_path_is_listed_once(ledger):

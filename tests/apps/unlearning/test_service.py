@@ -65,7 +65,7 @@ def test_the_erased_model_is_the_one_that_never_saw_them(folder):
         learned = set(data.train.ids.tolist())
         kept = service.ledger.trained_on(batch.result)
         assert set(kept) == learned - records_of(1)
-        before, after = service.model(batch.base), service.model(batch.result)
+        before, after = (service.model(n, data) for n in (batch.base, batch.result))
     model = service_work.builder(config, data)(config.seed)
     masking.apply(model, before.masks)
     keep = torch.tensor([int(i) % deletion.SUBJECTS != 1 for i in data.train.ids])
@@ -186,6 +186,8 @@ def test_derived_files_are_retired_too(folder):
         ):
             with pytest.raises((ValueError, FileNotFoundError), match=message):
                 service.register(path, "export", parents)
+        with pytest.raises(ValueError, match="kind must be"):
+            service.register("exports/adam.pt", "unlearned", ["exports/model.onnx"])
         service.request("s-1")
         service.run("retrain")
         service.audit(TWO)
