@@ -13,7 +13,8 @@ from apps.unlearning import data, figure, service_cli, unlearner
 from apps.unlearning.compare import compare, load_comparison
 from apps.unlearning.config import PRESETS, Config
 from apps.unlearning.evaluation import ladder
-from apps.unlearning.result import MODELS, Result
+from apps.unlearning.result import MODELS, Result, load_result
+from apps.unlearning.shadows import train_shadows
 from apps.unlearning.train import train
 
 
@@ -52,10 +53,13 @@ class EvaluateConfig(RunConfig):
     Args:
         run: the run's folder.
         references: retrained models that the attack is calibrated by.
+        shadows: models of each kind to train for attacks on distributions of models,
+            U-LiRA and the forgetting score; at least 8, and 0 leaves them out.
     """
 
     run: Path | None = None
     references: int = 2
+    shadows: int = 0
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,14 @@ def evaluate_command(argv: list[str]) -> None:
         f"{n} forgotten against {m} fresh records: a distance of "
         f"{found.rmia['reference'].detectable:.3f} from the null would have shown"
     )
+    if config.shadows:
+        many = train_shadows(load_result(config.run).config, config.shadows)
+        found, null = shown(many.ulira().auc), shown(many.null_ulira().auc)
+        print(f"U-LiRA, AUC: {found}, null {null}")
+        score, null = many.forgetting_score(), many.null_score()
+        print(
+            f"forgetting score, {config.shadows} models: {score:.3f}, null {null:.3f}"
+        )
 
 
 def compare_command(argv: list[str]) -> None:

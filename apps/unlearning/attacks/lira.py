@@ -36,6 +36,9 @@ def ulira(
     Source: Hayes et al. 2024, arXiv 2403.01218, after Carlini et al. 2022; written from
     memory of both, not checked against their code.
 
+    The interval is one over target models: the scores of one model move together,
+    whatever the number of records.
+
     Raises ValueError for fewer than two shadow models, or other numbers of records.
     """
     arrays = [
@@ -56,7 +59,7 @@ def ulira(
     shared = few if shared is None else shared
     fits = [(a.mean(0), deviation(a, shared)) for a in arrays[:2]]
     of_unlearned, of_retrained = (
-        (stats.norm.logpdf(c, *fits[0]) - stats.norm.logpdf(c, *fits[1])).ravel()
+        stats.norm.logpdf(c, *fits[0]) - stats.norm.logpdf(c, *fits[1])
         for c in arrays[2:]
     )
     return attack(of_unlearned, of_retrained, fpr)

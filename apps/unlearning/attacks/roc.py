@@ -43,7 +43,22 @@ class Attack:
 
 
 def attack(members: Scores, others: Scores, fpr: float = 0.01, seed: int = 0) -> Attack:
-    """Separation of two groups by a score. Raises ValueError for an empty group."""
+    """Separation of two groups by a score, with intervals.
+
+    members, others: [N], a score a record, for bootstrap intervals over records; or
+    [T, F], of F records in T models. The scores of a model move together, so that the
+    interval of the AUC is then one over models (`of_models`), and tpr has none.
+
+    Raises ValueError for an empty group.
+    """
+    if np.ndim(members) == 2 and np.ndim(others) == 2:
+        found = of_models(np.asarray(members), np.asarray(others))
+        members, others = np.ravel(members), np.ravel(others)
+        rate = None
+        if fpr * len(others) >= 1:
+            value = tpr_at_fpr(members, others, fpr)
+            rate = Interval(value, math.nan, math.nan, found.n)
+        return Attack(members, others, found, rate, fpr)
     members, others = numbers("members", members), numbers("others", others)
     area = _interval(members, others, auc, seed)
     rate = None
@@ -52,15 +67,38 @@ def attack(members: Scores, others: Scores, fpr: float = 0.01, seed: int = 0) ->
     return Attack(members, others, area, rate, fpr)
 
 
+def of_models(members: np.ndarray, others: np.ndarray) -> Interval:
+    """AUC of scores [T, F] against [T', F], with a 95 % interval over models.
+
+    The AUC is the mean of those of each model of one group against all of the other.
+    With their variances v, v' over models its variance is v / T + v' / T', and the
+    quantile of Student's t has min(T, T') - 1 degrees of freedom. No ends for less than two models.
+
+    After Obuchowski 1997 (clustered ROC data); the degrees of freedom are ours.
+
+    >>> print(of_models(np.array([[2.0, 3.0], [1.0, 3.0]]), np.array([[0.0], [1.0]])))
+    0.9375 [0, 1], n = 4
+    """
+    value, n = auc(members.ravel(), others.ravel()), len(members) + len(others)
+    fewest = min(len(members), len(others))
+    if fewest < 2:
+        return Interval(value, math.nan, math.nan, n)
+    ones = [auc(row, others.ravel()) for row in members]
+    twos = [auc(members.ravel(), row) for row in others]
+    variance = np.var(ones, ddof=1) / len(ones) + np.var(twos, ddof=1) / len(twos)
+    half = stats.t.ppf(0.975, fewest - 1) * math.sqrt(variance)
+    return Interval(value, max(0.0, value - half), min(1.0, value + half), n)
+
+
 def _interval(
     members: np.ndarray,
     others: np.ndarray,
     statistic: Callable[[np.ndarray, np.ndarray], float],
     seed: int,
 ) -> Interval:
-    """By the bootstrap within each group; no ends where a group has one record."""
+    """By the bootstrap within each group; no ends where one has less than four."""
     value, n = statistic(members, others), len(members) + len(others)
-    if min(len(members), len(others)) < 2:
+    if min(len(members), len(others)) < 4:
         return Interval(value, math.nan, math.nan, n)
     found = stats.bootstrap(
         (members, others),

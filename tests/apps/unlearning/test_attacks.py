@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.svm import SVC
 from torch import nn
@@ -51,13 +52,30 @@ def test_intervals_cover_and_both_directions_leak():
     assert above.leaks
     assert below.leaks
     assert below.auc.high < 0.5
-    assert attack(np.arange(3.0), np.arange(5.0)).tpr is None
+    few = attack(np.arange(3.0), np.arange(5.0))
+    assert few.tpr is None
+    assert np.isnan(few.auc.low)
+    assert not few.leaks
+
+
+def test_models_are_drawn_together():
+    """Scores of one model share a shift: records alone would seem to leak."""
+    generator = np.random.default_rng(0)
+    leaks = {"models": 0, "records": 0}
+    for _ in range(30):
+        groups = [
+            generator.normal(size=(8, 1)) + 0.3 * generator.normal(size=(8, 30))
+            for _ in range(2)
+        ]
+        leaks["models"] += attack(*groups).leaks
+        pooled = stats.mannwhitneyu(*(group.ravel() for group in groups))
+        leaks["records"] += pooled.pvalue < 0.05
+    assert leaks["models"] <= 4
+    assert leaks["records"] > 15
 
 
 def test_detectable_is_detected_in_four_of_five():
     """By simulation: normals whose AUC is 1/2 + detectable."""
-    from scipy import stats
-
     n, m = 60, 90
     shift = np.sqrt(2) * stats.norm.ppf(0.5 + detectable(n, m))
     generator = np.random.default_rng(1)

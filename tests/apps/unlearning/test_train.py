@@ -13,6 +13,7 @@ from apps.unlearning.evaluation import ladder
 from apps.unlearning.fitting import Recipe, batches, fit
 from apps.unlearning.pruning import Pruner, prunable, train_original
 from apps.unlearning.result import load_result
+from apps.unlearning.shadows import train_shadows
 from apps.unlearning.stages import Stage, Stages
 from apps.unlearning.train import builder
 
@@ -294,3 +295,19 @@ def test_the_ladder_sees_a_backdoor(small, tmp_path):
     assert found.rmia["original"].auc.value > found.rmia["reference"].auc.value
     with pytest.raises(ValueError, match="at least one reference"):
         ladder(tmp_path, references=0)
+
+
+def test_shadow_models_tell_a_method_that_does_nothing_from_retraining(small):
+    """On wrong labels, which only a model that saw them knows."""
+    config = replace(
+        small, forget="confusion:0,1,12", epochs=20, model="mlp", width=60, depth=1,
+        weight_decay=0.0,
+    )  # fmt: skip
+    nothing = replace(config, options={"epochs": 0})
+    found = train_shadows(nothing, 8)
+    assert found.unlearned.shape == found.retrained.shape == (8, 24)
+    assert found.ulira().auc.low > 0.9
+    assert not found.null_ulira().leaks
+    assert found.forgetting_score() < found.null_score()
+    with pytest.raises(ValueError, match="at least 8"):
+        train_shadows(nothing, 7)

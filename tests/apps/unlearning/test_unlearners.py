@@ -15,6 +15,7 @@ from apps.unlearning.ensemble import Shards, Store, train_shards
 from apps.unlearning.fitting import Recipe, fit
 from apps.unlearning.models import anew
 from apps.unlearning.unlearner import Problem, build, discover
+from apps.unlearning.unlearners.finetune import Finetune
 from apps.unlearning.unlearners.fisher import Fisher, batch_diagonal, diagonal
 from apps.unlearning.unlearners.l1_sparse import L1Sparse, soft_threshold
 from apps.unlearning.unlearners.random_labels import RandomLabels, relabelled
@@ -67,6 +68,20 @@ def test_absent_weights_stay_zero(network, records, method):
             assert not result.model.get_parameter(name)[~mask].any()
             assert result.model.get_parameter(name)[mask].any()
     assert not result.exact  # where the mask comes from is not known
+
+
+class Careless(Finetune):
+    """A mutant: masks are applied before the first step only."""
+
+    def run(self, problem):
+        return Finetune.run(self, replace(problem, masks={}))
+
+
+def test_a_method_that_lets_absent_weights_grow_is_caught(network, records):
+    masks = {"0.weight": torch.rand(7, 11) < 0.5}
+    masking.apply(network, masks)
+    with pytest.raises(RuntimeError, match="Careless gave absent weights"):
+        run(network, records, Careless(epochs=1), masks=masks)
 
 
 @pytest.mark.parametrize("method", METHODS)
