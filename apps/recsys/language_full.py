@@ -81,6 +81,7 @@ METRICS = {
     "text_minus_plain_ndcg20:153_kB": (BUDGET[2], BUDGET[1], "ndcg@20"),
 }  # fmt: skip
 NAMES = ("lightgcn", BUDGET[0], *VARIANTS, *BUDGET[1:])
+LEAST = 5  # splits that decide a claim
 FIRST = {name for pair in METRICS.values() for name in pair[:2]}
 
 
@@ -241,7 +242,9 @@ def merge(folders: list[Path], results: Path, made: Path) -> list[Path]:
     ledger = Ledger(CHAPTER, "full", folder=results, provenance=origin)
     for metric in METRICS:
         splits, values = differences(list(rows.values()), *METRICS[metric])
-        if splits:
+        if len(splits) < LEAST:
+            print(f"{metric}: on {len(splits)} splits, too few to decide a claim")
+        else:
             ledger.record(metric, values, seeds=splits)
     return [path, ledger.path]
 
