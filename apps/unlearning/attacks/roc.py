@@ -72,7 +72,8 @@ def of_models(members: np.ndarray, others: np.ndarray) -> Interval:
 
     The AUC is the mean of those of each model of one group against all of the other.
     With their variances v, v' over models its variance is v / T + v' / T', and the
-    quantile of Student's t has min(T, T') - 1 degrees of freedom. No ends for less than two models.
+    quantile of Student's t has min(T, T') - 1 degrees of freedom. No ends for less than
+    two models.
 
     After Obuchowski 1997 (clustered ROC data); the degrees of freedom are ours.
 
