@@ -75,7 +75,7 @@ def test_tables_in_few_bits_take_the_bytes_that_they_say(tmp_path, capsys):
 
 
 def test_recipes_for_fewer_bytes_on_published_tables(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(full, "FINISHED", ("fewer bits", "fitted bits"))
+    monkeypatch.setattr(full, "FINISHED", ("fewer bits", "svd int4"))
     run = ["run", "--out", str(tmp_path / "a"), "--seeds", "0", *COMMON]
     assert full.main([*run, "--recipes", "published"]) == 0
     assert full.main(["merge", str(tmp_path / "a"), "--results", str(tmp_path)]) == 0
