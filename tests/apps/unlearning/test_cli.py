@@ -8,6 +8,7 @@ import pytest
 
 from apps.unlearning.cli import main
 from apps.unlearning.compare import load_comparison
+from apps.unlearning.config import PRESETS, preset
 
 README = Path("apps/unlearning/README.md").read_text("utf-8")
 COMMANDS = [
@@ -43,6 +44,14 @@ def test_the_readme_s_python_runs(capsys):
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[:1]
     exec(compile(code, "README", "exec"), {})
     assert "UA" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", sorted(PRESETS.glob("*.toml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("profile", ["smoke", "laptop", "full"])
+def test_presets_are_valid(path, profile):
+    config = preset(path.stem, profile)
+    assert config.profile == profile
+    assert config.sparsity == 0.95
 
 
 @pytest.mark.parametrize(
