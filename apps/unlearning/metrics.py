@@ -23,19 +23,33 @@ def per_sample(
     """{"correct", "confidence", "logit_confidence", "loss"} -> [N], a value a record.
 
     The first three are those of `attacks.scores`: 1 where the largest logit is the
-    label's, the label's probability, and its log-odds.
+    label's, the label's probability, and its log-odds. A model that is no classifier,
+    whose outputs are not [N, K] with a label of 0 ... K - 1, has "loss" only.
     """
-    logits = evaluate(model, split)
-    if logits.dim() != 2:
-        raise ValueError(
-            f"metrics need a model that returns logits [B, K], got {list(logits.shape)}"
-        )
-    return {
-        "correct": scores.correctness(logits, split.y).cpu(),
-        "confidence": scores.confidence(logits, split.y).cpu(),
-        "logit_confidence": scores.logit_confidence(logits, split.y).cpu(),
-        "loss": loss(logits, split.y).detach().float().cpu(),
+    outputs, y = evaluate(model, split), split.y
+    found = {"loss": loss(outputs, y).detach().float().cpu()}
+    if not is_classifier(outputs, y):
+        return found
+    return found | {
+        "correct": scores.correctness(outputs, y).cpu(),
+        "confidence": scores.confidence(outputs, y).cpu(),
+        "logit_confidence": scores.logit_confidence(outputs, y).cpu(),
     }
+
+
+def is_classifier(outputs: Tensor, y: Tensor) -> bool:
+    """Whether outputs are logits [N, K], K > 1, of classes y [N].
+
+    >>> import torch
+    >>> is_classifier(torch.zeros(1, 2), torch.tensor([1]))
+    True
+    >>> is_classifier(torch.zeros(1, 2), torch.tensor([7]))
+    False
+    """
+    if outputs.dim() != 2 or outputs.shape[1] < 2 or y.shape != outputs.shape[:1]:
+        return False
+    whole = not y.dtype.is_floating_point
+    return whole and 0 <= int(y.min()) and int(y.max()) < outputs.shape[1]
 
 
 def accuracies(samples: Samples) -> dict[str, float]:
@@ -46,6 +60,7 @@ def accuracies(samples: Samples) -> dict[str, float]:
     {'UA': 0.75}
     """
     found = {}
+    samples = {part: values for part, values in samples.items() if "correct" in values}
     if "forget" in samples:
         found["UA"] = 1 - float(samples["forget"]["correct"].double().mean())
     for name, part in (("RA", "retain"), ("TA", "fresh")):

@@ -23,8 +23,9 @@ class Result:
     {name: bool} of a sparse model. method, options: what was run. exact: whether the
     method leaves no trace by construction; of a sparse model only if the mask never
     saw the forget set. seconds: of the method alone. rows: its log, one dict an epoch.
-    samples: {"forget", "retain", "fresh"} -> {"correct", "confidence", "loss"} -> [N],
-    a value a record, in the order given. metrics: {"UA", "RA", "TA"}, fractions.
+    samples: {"forget", "retain", "fresh"} -> {"correct", "confidence", ..., "loss"} ->
+    [N], a value a record, in the order given; "loss" only if the model is no classifier.
+    metrics: {"UA", "RA", "TA"}, fractions, of a classifier.
     """
 
     model: nn.Module
@@ -59,7 +60,8 @@ def unlearn(
     """Removes the influence of `forget` from a trained model.
 
     Args:
-        model: any module; called as model(x) -> logits [B, K]. It is not changed.
+        model: any module; called as model(x), logits [B, K] unless `loss` says
+            otherwise. It is not changed.
         retain, forget: datasets of (x, y): a TensorDataset, or anything with a length
             and dataset[i]. They must not share records.
         method: a name in `unlearners/`, or an instance with its settings.

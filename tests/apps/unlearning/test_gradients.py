@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from apps.common.images import Split
 from apps.unlearning import unlearn
@@ -135,6 +136,14 @@ def test_ridge_regression_is_retrained_exactly_by_one_step():
         torch.testing.assert_close(
             unlearned.weight[0].detach(), expected, rtol=0, atol=1e-9
         )
+
+
+def test_a_regression_has_losses_and_no_accuracy():
+    x, y = torch.randn(20, 3), torch.randn(20)
+    parts = [TensorDataset(x[a:b], y[a:b]) for a, b in ((0, 15), (15, 20))]
+    result = unlearn(nn.Linear(3, 1), *parts, "finetune", loss=half_square)
+    assert set(result.samples["forget"]) == {"loss"}
+    assert result.metrics == {}
 
 
 def minimise(x, y, decay):
