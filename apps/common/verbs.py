@@ -17,8 +17,8 @@ def run(argv: Sequence[str] | None, verbs: Verbs, usage: Callable[[], str]) -> i
     """Calls the function of the first word with the others; the exit status.
 
     argv: default the command line. A usage error (no verb, an unknown one, or a
-    ValueError or missing file that names the fix) is printed and gives 2. A verb may
-    return a status of its own.
+    ValueError or OSError that names the fix: a file is missing, a folder read-only) is
+    printed and gives 2. A verb may return a status of its own.
     """
     words = sys.argv[1:] if argv is None else list(argv)
     if not words or words[0] in ("-h", "--help"):
@@ -29,8 +29,12 @@ def run(argv: Sequence[str] | None, verbs: Verbs, usage: Callable[[], str]) -> i
         return 2
     try:
         return verbs[words[0]](words[1:]) or 0
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except BrokenPipeError:  # an OSError, but no error: the reader has seen enough
+        raise
+    except (ValueError, OSError) as error:
+        number = getattr(error, "errno", None)
+        message = str(error).removeprefix(f"[Errno {number}] ")
+        print(f"error: {message}", file=sys.stderr)
         return 2
 
 

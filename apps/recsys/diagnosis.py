@@ -36,7 +36,8 @@ class BadTable:
             ]
             raise ValueError(
                 f"{self.path}: {'; '.join(lines)} (the header and blank lines not "
-                "counted); repair them, or leave them out with bad_rows='drop'"
+                "counted); repair them, or leave them out with bad_rows='drop' "
+                "(--bad-rows drop)"
             )
         kept = np.ones(self.n, bool)
         for reason, rows in self.reasons.items():
@@ -71,7 +72,8 @@ def diagnose(file: Any, roles: Mapping[str, str]) -> str | None:
     return (
         f"{file.path}, line {number}: {n_fields} field(s) where the header has "
         f"{len(header)}{others}; an id that holds {TRIED.get(file.separator)} must "
-        "stand in double quotes, or leave such lines out with bad_rows='drop'"
+        "stand in double quotes, or leave such lines out with bad_rows='drop' "
+        "(--bad-rows drop)"
     )
 
 
@@ -82,7 +84,7 @@ def unknown_columns(path: Path, role: str, name: str, header: list[str]) -> str:
         for separator, spelled in TRIED.items():
             if separator in header[0]:
                 return f"{message}: its separator seems to be {spelled}"
-    return f"{message}: name it with Columns({role}=...)"
+    return f"{message}: name it with Columns({role}=...) (--columns {role}=NAME)"
 
 
 def _named(rows: np.ndarray) -> str:

@@ -165,9 +165,10 @@ class TextFile:
                     byte = line[error.start]
                     return (
                         f"{self.path}, line {number}: byte {byte:#04x} is not "
-                        f"{self.encoding}; give its encoding, such as 'latin-1'"
+                        f"{self.encoding}; save it as utf-8, or "
+                        "read(..., encoding='latin-1')"
                     )
-        return f"{self.path} is not {self.encoding}; give its encoding"
+        return f"{self.path} is not {self.encoding}; save it as utf-8"
 
 
 def _read_parquet(path: Path, columns: Columns) -> Any:

@@ -8,6 +8,7 @@ sparsekit recsys update --file model.safetensors --dataset today.csv
 sparsekit recsys serve --file model.safetensors --port 8000
 """
 
+import difflib
 import math
 import os
 import sys
@@ -223,9 +224,10 @@ def titled(artefact: Artefact, title: str) -> str:
     if found:
         ids = ", ".join(artefact.item_ids[row] for row in found[:5])
         raise ValueError(f"several items are called {title!r}: {ids}; use --history")
-    near = [row for row, text in enumerate(titles) if wanted in text][:5]
+    alike = set(difflib.get_close_matches(wanted, titles, n=5))
+    near = [row for row, t in enumerate(titles) if wanted in t or t in alike][:5]
     names = "; ".join(artefact.texts[column][row] for row in near)
-    raise ValueError(f"no title {title!r}" + f"; there are: {names}" * bool(near))
+    raise ValueError(f"no title {title!r}" + f"; near it: {names}" * bool(near))
 
 
 def _fitted(config: ExportConfig) -> Artefact:

@@ -83,7 +83,7 @@ def test_a_file_with_other_columns(tmp_path: Path, capsys):
     small = ("--model", "mf", "--dim", 4, "--batch", 50, "--epochs", 2)
     assert run("train", *source, *columns, *small) == 0
     assert run("data", *source) == 2
-    assert "visitor" in capsys.readouterr().err
+    assert "['visitor', 'sku', 'stars']: name it with" in capsys.readouterr().err
 
 
 def test_options_reach_the_methods_that_have_them():
@@ -124,6 +124,15 @@ def test_errors_name_the_fix(arguments, message, capsys):
     assert run(*arguments) == 2
     captured = capsys.readouterr()
     assert message in captured.out + captured.err
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path, capsys):
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "run"
+    assert run("train", *SMOKE, "--out", out) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: cannot write {out}")
+    assert "is a file, not a folder: choose another" in error
 
 
 def test_presets_are_valid_in_every_profile():

@@ -111,7 +111,11 @@ def test_an_update(ease, tmp_path, capsys):
         (["recommend", "--file", "{ease}", "--user", "x"], "no user 'x'"),
         (
             ["recommend", "--file", "{ease}", "--liked", "wallace"],
-            "no title 'wallace'; there are: Wallace & Gromit",
+            "no title 'wallace'; near it: Wallace & Gromit",
+        ),
+        (
+            ["recommend", "--file", "{ease}", "--liked", "Star Warz"],
+            "no title 'Star Warz'; near it: Star Wars",
         ),
         (
             ["recommend", "--file", "{ease}", "--without", "1", "--out", "x"],
