@@ -49,7 +49,7 @@ def is_classifier(outputs: Tensor, y: Tensor) -> bool:
     if outputs.dim() != 2 or outputs.shape[1] < 2 or y.shape != outputs.shape[:1]:
         return False
     whole = not y.dtype.is_floating_point
-    return whole and 0 <= int(y.min()) and int(y.max()) < outputs.shape[1]
+    return whole and int(y.min()) >= 0 and int(y.max()) < outputs.shape[1]
 
 
 def accuracies(samples: Samples) -> dict[str, float]:

@@ -24,8 +24,8 @@ class Result:
     method leaves no trace by construction; of a sparse model only if the mask never
     saw the forget set. seconds: of the method alone. rows: its log, one dict an epoch.
     samples: {"forget", "retain", "fresh"} -> {"correct", "confidence", ..., "loss"} ->
-    [N], a value a record, in the order given; "loss" only if the model is no classifier.
-    metrics: {"UA", "RA", "TA"}, fractions, of a classifier.
+    [N], a value a record, in the order given; only "loss" if the model is no
+    classifier. metrics: {"UA", "RA", "TA"}, fractions, of a classifier.
     """
 
     model: nn.Module
@@ -82,6 +82,7 @@ def unlearn(
         ValueError: for an empty set, records in both sets, an unknown method or
             option, masks that do not fit, a model that lacks what the method needs.
 
+    >>> import torch
     >>> _ = torch.manual_seed(0)
     >>> x, y = torch.randn(20, 3), torch.arange(20) % 2
     >>> retain = torch.utils.data.TensorDataset(x[:15], y[:15])
