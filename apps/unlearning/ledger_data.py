@@ -8,6 +8,7 @@ Every method that writes is one transaction, on the disk when it returns.
 """
 
 import json
+import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -229,14 +230,23 @@ class DataMap:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All that is written within it, or nothing."""
-        self._db.execute("BEGIN IMMEDIATE")
+        """All that is written within it, or nothing.
+
+        Raises ValueError if the file cannot be written: locked, full disk, read-only.
+        """
         try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+        except sqlite3.OperationalError as error:
+            raise ValueError(
+                f"{self.path} cannot be written ({error}): nothing was changed"
+            ) from error
 
     def _one(self, sql: str, *values: Any) -> tuple | None:
         return self._db.execute(sql, values).fetchone()

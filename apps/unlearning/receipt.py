@@ -257,8 +257,10 @@ def verify_command(argv: list[str]) -> int:
         return 1
     print(f"VALID  {args.file}")
     print("\n".join(f"  {line}" for line in checked))
-    requests = ", ".join(printable(item.request) for item in receipt.requests)
-    print(f"  requests: {requests}")
+    names = [printable(item.request) for item in receipt.requests]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    print(f"  requests: {', '.join(names[:3])}{more}")
+    print(f"  records: {receipt.data.records_erased} of {receipt.data.records_before}")
     print(f"  verdict: {printable(receipt.verdict)}")
     print(f"  out of scope: {len(receipt.out_of_scope)} points, in the receipt")
     if args.key is None:

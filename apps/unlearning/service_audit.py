@@ -78,6 +78,15 @@ def rmia(target: np.ndarray, others: np.ndarray, n_erased: int) -> np.ndarray:
     return wins(ratio, ratio[n_erased:])
 
 
+def distance(target: np.ndarray, others: np.ndarray, n_erased: int) -> np.ndarray:
+    """How far the label's probability is from what it is for models that saw no record.
+
+    Over-forgetting some records and keeping others can leave every AUC of a one-sided
+    attack at 1/2; this one sees both.
+    """
+    return np.abs(target - others.mean(0))
+
+
 def plain(target: np.ndarray, others: np.ndarray, n_erased: int) -> np.ndarray:
     """The probability of the label: one threshold for all records, the weak attack."""
     return target
@@ -85,10 +94,12 @@ def plain(target: np.ndarray, others: np.ndarray, n_erased: int) -> np.ndarray:
 
 ATTACKS: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {
     "rmia": rmia,
+    "distance": distance,
     "confidence": plain,
 }
 SAID = {
     "rmia": "RMIA: how likely the label is, against models that never saw the record",
+    "distance": "how far the label's probability is from such models', either way",
     "confidence": "the probability of the label: weak, one threshold for all records",
 }
 

@@ -44,15 +44,21 @@ def config(data: Path, **changes) -> Config:
     return Config(**settings)
 
 
-def make(folder: Path, **changes) -> Path:
+def make(folder: Path) -> Path:
     """A service that is set up in folder/service."""
-    data, subjects = write_digits(folder), write_subjects(folder)
-    setup(folder / "service", config(data, **changes), subjects)
+    write_digits(folder), write_subjects(folder)
+    set_up(folder / "service")
     return folder / "service"
 
 
-def work(folder: str, kills: int, log: str) -> None:
+def set_up(folder: Path) -> None:
+    setup(folder, config(folder.parent / "digits.npz"), folder.parent / "subjects.csv")
+
+
+def work(folder: str, kills: int, log: str, new: bool = False) -> None:
     """Handles two requests to their end in this process, and dies after some steps.
+
+    new: sets the service up instead, from the data beside the folder.
 
     A step is a file opened, renamed or removed in the folder, or a transaction of the
     ledger begun, about to be committed, or committed. kills: at which; 0: at none.
@@ -85,7 +91,7 @@ def work(folder: str, kills: int, log: str) -> None:
 
     DataMap.transaction = watched
     try:
-        finish(Path(folder))
+        set_up(Path(folder)) if new else finish(Path(folder))
     finally:
         DataMap.transaction = plain
     Path(log).write_text(str(steps))

@@ -90,6 +90,30 @@ def test_a_step_that_fails_in_the_middle_is_none(ledger):
         ledger.begin([second], 1, {}, AT)
 
 
+def test_a_full_disk_changes_nothing(ledger):
+    """SQLite's own limit of pages stands for the disk."""
+    (pages,) = ledger._db.execute("PRAGMA page_count").fetchone()
+    ledger._db.execute(f"PRAGMA max_page_count = {pages}")
+    many = [(f"subject {i}", i) for i in range(5000)]
+    before = ledger.counts()
+    with pytest.raises(ValueError, match=r"full.*nothing was changed"):
+        ledger.add_subjects(many)
+    assert ledger.counts() == before
+    ledger._db.execute(f"PRAGMA max_page_count = {pages + 1000}")
+    assert ledger.add_subjects(many) == 5000
+
+
+def test_a_ledger_that_another_process_holds(ledger, tmp_path):
+    other = sqlite3.connect(tmp_path / "ledger.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    ledger._db.execute("PRAGMA busy_timeout = 10")
+    with pytest.raises(ValueError, match="locked"):
+        ledger.ask("a", AT)
+    other.execute("ROLLBACK")
+    other.close()
+    assert ledger.ask("a", AT)
+
+
 def test_only_states_that_may_follow(ledger):
     request = ledger.ask("c", AT)
     draw = random.Random(0)

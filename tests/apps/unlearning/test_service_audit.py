@@ -11,6 +11,7 @@ from apps.unlearning.service_audit import (
     Settings,
     combined,
     compare,
+    distance,
     placements,
     plain,
     rmia,
@@ -69,9 +70,11 @@ def test_rmia_by_its_definition():
         wins = sum(ratio[x] > ratio[z] for z in range(15, 40))
         assert ours[x] == pytest.approx(wins / 25)
     assert plain(target, others, 15) is target
+    by_hand = [abs(target[x] - sum(others[:, x]) / 3) for x in range(40)]
+    assert distance(target, others, 15) == pytest.approx(by_hand)
 
 
-def model(generator, n_erased: int, shift: float) -> dict:
+def model(generator, n_erased: int, shift) -> dict:
     """A model's values; the erased records are `shift` more likely for it."""
     difficulty = np.random.default_rng(99).normal(1, 1, 400)
     logits = difficulty + 0.5 * generator.normal(size=400)
@@ -87,8 +90,8 @@ def model(generator, n_erased: int, shift: float) -> dict:
 def test_an_audit_of_models_that_are_drawn():
     """The interval of the gap holds the truth about as often as it says, and rmia sees
     what a single threshold hardly sees."""
-    covered = {"rmia": 0, "confidence": 0}
-    widths: dict = {"rmia": [], "confidence": []}
+    covered = {"rmia": 0, "distance": 0, "confidence": 0}
+    widths: dict = {name: [] for name in covered}
     runs = 60
     for seed in range(runs):
         generator = np.random.default_rng(seed)
@@ -100,12 +103,24 @@ def test_an_audit_of_models_that_are_drawn():
             gap = row["gap"]
             covered[row["name"]] += gap.low <= 0 <= gap.high
             widths[row["name"]].append(row["control"].low)
-            assert row["original"].value > row["unlearned"].value
+            assert row["control"].value > gap.value
     # All models but the original are alike, so the gap's truth is 0.
     for times in covered.values():
         assert times >= 0.9 * runs
     assert np.mean(np.array(widths["rmia"]) > 0) > 0.95
     assert np.mean(widths["rmia"]) > np.mean(widths["confidence"])
+
+
+def test_forgetting_too_much_and_too_little_at_once_is_seen():
+    """Half of the records kept, half over-forgotten: one-sided attacks see nothing."""
+    generator = np.random.default_rng(11)
+    references = [model(generator, 100, 0.0) for _ in range(4)]
+    shift = np.where(np.arange(100) % 2, 2.0, -2.0)
+    mixed = model(generator, 100, shift)
+    found = compare(model(generator, 100, 2.0), mixed, references)
+    gaps = {row["name"]: row["gap"] for row in found["attacks"]}
+    assert gaps["rmia"].low < 0.05
+    assert gaps["distance"].low > 0.2
 
 
 def test_the_table_of_three_models():
@@ -120,7 +135,7 @@ def test_the_table_of_three_models():
     assert ua["gap"].value == pytest.approx(wrong[1] - np.mean(wrong[2:]))
     assert ua["control"].value == pytest.approx(wrong[0] - np.mean(wrong[2:]))
     assert ra["unlearned"].value == pytest.approx(models[1]["kept"]["correct"].mean())
-    (_, weak) = found["attacks"]
+    (*_, weak) = found["attacks"]
     both = [np.r_[m["erased"]["confidence"], m["fresh"]["confidence"]] for m in models]
     aucs = [auc(scores, 100) for scores in both]
     assert weak["unlearned"].value == pytest.approx(aucs[1])

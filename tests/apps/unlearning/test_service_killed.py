@@ -89,7 +89,7 @@ def check_between(folder: Path, earlier: list) -> list:
     return log
 
 
-EVERY = int(os.environ.get("SPARSEKIT_KILL_EVERY", "31"))  # 1: at each, minutes
+EVERY = int(os.environ.get("SPARSEKIT_KILL_EVERY", "43"))  # 1: at each, minutes
 
 
 def test_killed_at_any_step_it_ends_where_an_undisturbed_one_does(
@@ -120,6 +120,29 @@ def test_killed_at_any_step_it_ends_where_an_undisturbed_one_does(
         receipt, _ = verify(folder / "receipts" / "0001.json", None, folder, wiped=True)
         assert receipt.data.records_erased > 50
         assert not [p for p in service_paths.files(folder) if p.startswith("work/")]
+
+
+def test_a_setup_that_is_killed_goes_on(fresh, start, tmp_path):
+    """Again and again, after ever more steps; with the keys that were made first."""
+    service, _ = fresh
+    deletion.write_digits(tmp_path)
+    deletion.write_subjects(tmp_path)
+    folder, keys, kill, ended = tmp_path / "service", set(), 2, -signal.SIGKILL
+    while ended == -signal.SIGKILL:
+        arguments = (str(folder), kill, str(tmp_path / "done"), True)
+        process = start(deletion.work, *arguments)
+        process.join(120)
+        ended, kill = process.exitcode, kill + 6
+        if (folder / "key.pem").exists():
+            keys.add((folder / "key.pem").read_bytes())
+    assert ended == 0
+    assert kill > 14
+    assert len(keys) == 1
+    with Service(folder) as ours, Service(service) as theirs:
+        assert ours.ledger.counts() == theirs.ledger.counts()
+        assert ours.ledger.artefacts() == theirs.ledger.artefacts()
+    deletion.finish(folder)
+    assert not (folder / "work").exists() or not list((folder / "work").iterdir())
 
 
 def test_killed_at_random_times(fresh, start, tmp_path):
