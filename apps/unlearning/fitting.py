@@ -105,12 +105,18 @@ def batches(
     augment: bool = False,
     drop_last: bool = True,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(x, y) of an epoch in an order that depends on (seed, epoch) alone."""
+    """(x, y) of an epoch in an order that depends on (seed, epoch) alone.
+
+    Without `drop_last`, a single record that is left joins the last batch.
+    """
     generator = torch.Generator().manual_seed(mixed(seed, epoch))
     order = torch.randperm(len(split), generator=generator)
     if drop_last:
         order = order[: len(order) - len(order) % batch]
-    for chosen in order.to(split.y.device).split(batch):
+    parts = list(order.to(split.y.device).split(batch))
+    if len(parts) > 1 and len(parts[-1]) == 1:  # batch norm needs two
+        parts[-2:] = [torch.cat(parts[-2:])]
+    for chosen in parts:
         x = split.x[chosen]
         yield (cropped_and_flipped(x, generator) if augment else x), split.y[chosen]
 

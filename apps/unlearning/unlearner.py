@@ -65,9 +65,16 @@ class Problem:
     def batches(
         self, split: Split, batch: int, epoch: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """All records once, in a random order, the last batch perhaps smaller."""
+        """All records once, in a random order; the last batch may be smaller, and takes
+        a single record that would be left."""
         seed = mixed(self.seed, 7)
         return batches(split, batch, seed, epoch, drop_last=False)
+
+    def train_on(self, split: Split) -> None:
+        """Training mode; of a single record batch norm has no statistics to take."""
+        self.model.train()
+        if len(split) == 1:
+            freeze_batchnorm(self.model)
 
     def classes(self) -> int:
         """How many outputs the model has; ValueError if they are not logits [B, K]."""
@@ -81,6 +88,13 @@ class Problem:
     def record(self, **row: float) -> None:
         """One row of the log."""
         self.stage.rows.append({"stage": self.stage.name, **row})
+
+
+def freeze_batchnorm(model: nn.Module) -> None:
+    """Batch norm by its running statistics, which then do not change."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.eval()
 
 
 class Unlearner:

@@ -23,7 +23,7 @@ class Finetune(Descent):
         model = problem.model
         optimizer = problem.sgd(self.lr, self.momentum, self.weight_decay)
         for epoch in problem.epochs(self.epochs, optimizer=optimizer):
-            model.train()
+            problem.train_on(problem.retain)
             for x, y in problem.batches(problem.retain, self.batch, epoch):
                 loss = problem.loss(model(x), y).mean()
                 optimizer.zero_grad()

@@ -4,12 +4,11 @@ import copy
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import nn
 
 from apps.common.images import Split
 from apps.unlearning.fitting import evaluate
-from apps.unlearning.unlearner import Descent, Problem
+from apps.unlearning.unlearner import Descent, Problem, freeze_batchnorm
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class GradientAscent(Descent):
             if now <= target:
                 break
             before, last = copy.deepcopy(model.state_dict()), now
-            model.train()
+            problem.train_on(problem.forget)
             if self.batchnorm == "frozen":
                 freeze_batchnorm(model)
             for x, y in problem.batches(problem.forget, self.batch, epoch):
@@ -78,10 +77,3 @@ class GradientAscent(Descent):
 def accuracy(model: nn.Module, split: Split) -> float:
     right = evaluate(model, split).argmax(1) == split.y
     return float(right.double().mean())
-
-
-def freeze_batchnorm(model: nn.Module) -> None:
-    """Batch norm by its running statistics, which then do not change."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            module.eval()

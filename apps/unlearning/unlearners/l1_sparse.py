@@ -55,7 +55,7 @@ class L1Sparse(Descent):
         optimizer = problem.sgd(self.lr, self.momentum, self.weight_decay)
         for epoch in problem.epochs(self.epochs, optimizer=optimizer):
             a = self.penalty(epoch)
-            model.train()
+            problem.train_on(problem.retain)
             for x, y in problem.batches(problem.retain, self.batch, epoch):
                 loss = problem.loss(model(x), y).mean()
                 if a and not self.prox:

@@ -36,17 +36,22 @@ def descend(
     method: RandomLabels, problem: Problem, optimizer: torch.optim.Optimizer
 ) -> None:
     """The epochs of random labels: all forget batches, then all retain batches."""
-    model, classes = problem.model, problem.classes()
+    classes = problem.classes()
     for epoch in problem.epochs(method.epochs, optimizer=optimizer):
-        model.train()
-        for x, y in (
-            *relabelled(problem, method, epoch, classes),
-            *problem.batches(problem.retain, method.batch, epoch),
-        ):
-            loss = problem.loss(model(x), y).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+        problem.train_on(problem.forget)
+        for x, y in relabelled(problem, method, epoch, classes):
+            step(problem, optimizer, x, y)
+        problem.train_on(problem.retain)
+        for x, y in problem.batches(problem.retain, method.batch, epoch):
+            step(problem, optimizer, x, y)
+
+
+def step(problem: Problem, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor):
+    """One step down the mean loss of a batch."""
+    loss = problem.loss(problem.model(x), y).mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
 
 
 def relabelled(

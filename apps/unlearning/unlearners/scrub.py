@@ -49,13 +49,14 @@ class Scrub(Descent):
             passed = sum(epoch >= milestone for milestone in self.milestones)
             for group in optimizer.param_groups:
                 group["lr"] = self.lr / 10**passed
-            model.train()
             if epoch < self.max_epochs:
+                problem.train_on(problem.forget)
                 for x, _ in problem.batches(problem.forget, self.batch, epoch):
                     loss = -divergence(teacher(x), model(x), self.temperature)
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()
+            problem.train_on(problem.retain)
             for x, y in problem.batches(problem.retain, self.batch, epoch):
                 logits = model(x)
                 loss = self.gamma * problem.loss(logits, y).mean()

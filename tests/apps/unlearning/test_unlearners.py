@@ -70,6 +70,17 @@ def test_absent_weights_stay_zero(network, records, method):
     assert not result.exact  # where the mask comes from is not known
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_single_record_can_be_forgotten(network, records, method):
+    """With batch norm, and a retain set that leaves a single record in a batch."""
+    retain, forget, fresh = records
+    one = Split(forget.x[:1], forget.y[:1], forget.ids[:1])
+    options = {"batch": 12} if "batch" in vars(build(method)) else {}
+    result = run(network, (retain, one, fresh), method, options=options)
+    assert result.samples["forget"]["correct"].shape == (1,)
+    assert all(torch.isfinite(t).all() for t in state(result.model).values())
+
+
 class Careless(Finetune):
     """A mutant: masks are applied before the first step only."""
 
