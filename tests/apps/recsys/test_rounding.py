@@ -166,3 +166,17 @@ def test_the_recipe_starts_from_the_best_of_either_kind():
         for candidate in pair:
             assert candidate.packed.nbytes == start.best.packed.nbytes
             assert start.best.settings.items() <= candidate.settings.items()
+
+
+def test_items_too_are_rounded_for_the_lists():
+    """Better than items that are rounded for all scores alike, with the same users."""
+    none = sp.csr_array((N_ITEMS, N_USERS), dtype=np.float32)
+    for seed in range(10):
+        dense, lists = problem(seed)
+        start = packed(dense.users, "int3"), packed(dense.items, "columns")
+        users, items = (t.rows(slice(None)) for t in fitted(dense, *start, lists, 0.01))
+        others = dense.items, users, dense.users
+        blind = fit_rows(Grid.of(start[1]), *others, none, 1.0).decoded()
+        assert error(dense, users, items, lists, 0.01) < error(
+            dense, users, blind, lists, 0.01
+        )
