@@ -207,7 +207,7 @@ class Ledger(DataMap):
         with self.transaction():
             self._db.execute(
                 "UPDATE batches SET state = 'failed', audit = ? WHERE id = ?",
-                (json.dumps(audit or {}), batch.id),
+                (json.dumps((audit or {}) | {"why": why}), batch.id),
             )
             self._retire([] if batch.result is None else [batch.result])
             for request in self.requests_of(batch.id):

@@ -243,7 +243,7 @@ class Service:
             result = work.unlearned(
                 config, data, before, kept, sorted(erased), self._work(batch)
             )
-            work.require_finite(result.model)
+            work.require_usable(result.model, before.model)
         except (ValueError, RuntimeError) as error:  # torch's own are RuntimeErrors
             reason = f"{batch.settings['method']}: {error}"
             self.ledger.fail(batch, reason, now())

@@ -101,7 +101,7 @@ def _batch(ledger: Ledger, batch: Batch) -> str:
     requests = ledger.requests_of(batch.id)
     settings = batch.settings
     options = ", ".join(f"{k} = {v}" for k, v in settings["options"].items())
-    erased = len(ledger.trained_on(batch.base))
+    learned = len(ledger.trained_on(batch.base))
     facts = [
         f"<h3>Batch {batch.id}: <span class='{escape(batch.state)}'>"
         f"{escape(batch.state)}</span></h3>",
@@ -111,14 +111,10 @@ def _batch(ledger: Ledger, batch: Batch) -> str:
     if batch.result is not None:
         kept = len(ledger.trained_on(batch.result))
         seconds = f"{batch.facts['seconds']:.3g} s"
-        done += f": {erased - kept} of {erased} records erased in {seconds}"
+        done += f": {learned - kept} of {learned} records left out, {seconds}"
     facts.append(f"<p>{done}. Started {_time(batch.started)}.</p>")
-    if batch.state == "failed" and requests:
-        note = next(
-            (s.note for s in reversed(ledger.log(requests[0])) if s.state == "failed"),
-            "",
-        )
-        facts.append(f'<p class="failed">{escape(note)}</p>')
+    if batch.state == "failed":
+        facts.append(f'<p class="failed">{escape(batch.audit["why"])}</p>')
     for number, of, text in ledger.receipts():
         if of == batch.id:
             facts.append(_receipt(number, text))

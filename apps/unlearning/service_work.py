@@ -183,9 +183,16 @@ def parameters(before: Original) -> tuple[int, int]:
     return cost.count_parameters(before.model, before.masks)
 
 
-def require_finite(model: nn.Module) -> None:
-    """ValueError for weights that are NaN or infinite: no model came out."""
-    for name, value in model.state_dict().items():
+def require_usable(model: nn.Module, before: nn.Module) -> None:
+    """ValueError for another architecture than before, or weights not finite."""
+    shapes = {name: value.shape for name, value in before.state_dict().items()}
+    state = model.state_dict()
+    if {name: value.shape for name, value in state.items()} != shapes:
+        raise ValueError(
+            f"it gives a {type(model).__name__} of another form than the service's "
+            "model: choose another method"
+        )
+    for name, value in state.items():
         if not bool(torch.isfinite(value).all()):
             raise ValueError(f"{name} is not finite afterwards: lower the method's lr")
 

@@ -70,7 +70,7 @@ def test_what_fails_can_be_asked_again(ledger):
     assert ledger.artefact(2).state == "retired"
     assert ledger.ask("a", AT) == request
     assert ledger.requests("received") == [request]
-    assert ledger.batch(1).audit == {"x": 1}
+    assert ledger.batch(1).audit == {"x": 1, "why": "not shown"}
 
 
 def test_a_step_that_fails_in_the_middle_is_none(ledger):

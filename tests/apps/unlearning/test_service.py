@@ -264,7 +264,20 @@ def test_a_method_that_fails_leaves_a_reason(folder):
             service.run("finetune", {"lr": 1e30, "epochs": 3})
         last = service.ledger.log(request)[-1]
         assert last.state == "failed"
+        service.request("s-1")
+        with pytest.raises(ValueError, match="trained by train_shards"):
+            service.run("sisa", {"shards": 2, "slices": 1})
+        assert service.ledger.state(request) == "failed"
         assert int(service.ledger.fact("current")) == 1
+        text = page(service.ledger)
+        assert "train_shards" in text
+        model = service.model(1, service_work.material(service.config)).model
+    with pytest.raises(ValueError, match="another form"):
+        service_work.require_usable(torch.nn.Linear(2, 2), model)
+    with torch.no_grad():
+        next(model.parameters())[0] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        service_work.require_usable(model, model)
 
 
 def test_a_changed_model_or_other_data_are_noticed(folder, tmp_path):
