@@ -59,6 +59,20 @@ def test_der_with_alpha_0_and_beta_1_is_er(small):
     assert same(er, train(replace(small, strategy="derpp", strategy_options=options)))
 
 
+def test_der_stores_what_the_model_said_when_it_saw_an_example(small):
+    config = replace(small, strategy="derpp", tasks=1, epochs=1, train_size=17)
+    state = training.build(config, streams.load(config))
+    before = copy.deepcopy(state.model)
+    batch = state.batch(torch.arange(17), 0)
+    state.strategy.loss(batch).backward()
+    state.optimizer.step()
+    state.strategy.after_step(batch)
+    held = state.buffer.everything()
+    with torch.no_grad():
+        assert torch.equal(held.logits, before(state.stream.view(held.raw)))
+        assert not torch.equal(held.logits, state.model(state.stream.view(held.raw)))
+
+
 def test_sparsity_0_is_dense(small):
     for strategy in ("finetune", "derpp", "agem"):
         dense = train(replace(small, strategy=strategy))
