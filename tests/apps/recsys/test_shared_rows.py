@@ -7,11 +7,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from apps.recsys.artefact import save
 from apps.recsys.compression.trained import packed_rows
 from apps.recsys.config import Config
+from apps.recsys.export import factors_of
 from apps.recsys.models import shared_rows
 from apps.recsys.models.shared_rows import SHARING, SharedRows, fewest, sizes, split
+from apps.recsys.reader import Recommender
 from apps.recsys.result import load_result
+from apps.recsys.scoring import FoldIn
+from apps.recsys.splits import known_items
 from apps.recsys.tables import from_arrays
 from apps.recsys.train import train
 
@@ -123,6 +128,24 @@ def test_packed_and_read_back_it_scores_alike(model, sharing, tmp_path):
     loaded = load_result(tmp_path / "run")
     np.testing.assert_array_equal(loaded.model.scores(users), expected)
     assert result.cost["params_total"] == result.network.embedding.weight.numel()
+
+
+@pytest.mark.parametrize("sharing", ["hashed", "product"])
+def test_the_numpy_reader_serves_it(sharing, tmp_path):
+    result = train(Config(model="mf", sharing=sharing, stored_rows=300, **SHORT))
+    packed, data = packed_rows(result, "int8"), result.data
+    fold = FoldIn(0.1, 1.0)
+    save(tmp_path / "f", factors_of(packed.users, packed.items, data, fold_in=fold))
+    recommender = Recommender.open(tmp_path / "f")
+    known = known_items(data.train, data.valid, data.test).toarray() != 0
+    users = [0, 400, 941]
+    scores = packed.model(data.train).scores(np.array(users))
+    scores[known[users]] = -np.inf
+    for user, row in zip(users, scores, strict=True):
+        found = recommender.recommend(str(data.user_ids[user]), k=5)
+        assert found.source == "trained"
+        expected = np.sort(row)[::-1][:5]
+        np.testing.assert_allclose([i.score for i in found.items], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
