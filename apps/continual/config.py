@@ -58,7 +58,8 @@ class Config(RunConfig):
         batch: examples of the current task a step; an incomplete last batch is dropped,
             unless it is the only one.
         replay_batch: examples of the buffer a draw.
-        optimizer: sgd, momentum (0.9) or adamw; a task begins with empty moments.
+        optimizer: sgd, momentum (0.9) or adamw; a task begins with empty moments,
+            unless online.
         lr: learning rate, constant.
         weight_decay: coefficient; biases and norms included.
         augment: random crops (4 pixels) and flips, of current and replayed images.
@@ -148,10 +149,10 @@ def check(config: Config) -> None:
         raise ValueError(
             "blurry tasks hold all classes: use scenario class with loss_over all"
         )
-    if config.online and current:
+    if config.online and (current or config.replay_from == "second"):
         raise ValueError(
-            "online strategies are not told of tasks: use loss_over all and scenario "
-            "class or domain"
+            "online strategies are not told of tasks: use loss_over all, replay_from "
+            "first and scenario class or domain"
         )
     if config.backend == "values" and (config.method == "dense" or config.keep_dense):
         raise ValueError("backend values needs a sparse method and no keep_dense")

@@ -47,7 +47,8 @@ def train(config: Config, watch: Watch | None = None) -> Result:
         n_examples = sum(len(stream.tasks[t].train) for t in strategy.sources(task))
         strategy.task = task
         if run.at_start_of_task:
-            optimizer.state.clear()
+            if not config.online:
+                optimizer.state.clear()
             strategy.begin_task(task)
         for epoch in range(run.epoch, config.epochs):
             if run.at_start_of_epoch:

@@ -99,6 +99,8 @@ def test_the_readme_runs_as_it_stands(tmp_path, monkeypatch, capsys):
         ("train --strategy icarl", "strategy 'icarl' is unknown"),
         ("train --order 0 1 1", "order names class 1 twice"),
         ("train --online --epochs 2", "epochs must be 1"),
+        ("train --online --replay-from second", "are not told of tasks"),
+        ("train --online --policy herding", "which online is not told"),
         ("train --blurry 0.1 --loss-over current", "use scenario class"),
         ("train --buffer-bytes 9 --strategy er", "one example needs 792"),
         ("compare --strategies er --strategy-options alpha=1", "has an option 'alpha'"),

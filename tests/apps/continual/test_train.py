@@ -184,6 +184,8 @@ def test_scenarios(small):
     assert "ece" not in known.metrics
     online = train(replace(small, online=True, epochs=1, strategy="derpp"))
     assert len(online.history) == 3
+    moments = replace(small, online=True, epochs=1, optimizer="momentum")
+    assert not same(train(moments), train(replace(moments, online=False)))
     blurry = train(replace(small, blurry=0.4))
     assert float(blurry.matrix[0, 1:].max()) > 0
 
