@@ -13,8 +13,6 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, get_args
 
-from tqdm import tqdm
-
 from apps.recsys.language.answers import Tally, Verdict
 from apps.recsys.language.cost import Bill, Prices, estimate, guessed_tokens
 from apps.recsys.language.interface import (
@@ -26,6 +24,7 @@ from apps.recsys.language.interface import (
     Settings,
     key,
 )
+from apps.recsys.language.progress import bar
 from apps.recsys.language.prompts import again
 from apps.recsys.language.store import Store
 
@@ -72,7 +71,7 @@ def ask(
     _check(budget, missing, settings)
     order, started = list(missing), time.monotonic()
     sending = _sending(missing, store, budget, bill)
-    with tqdm(total=len(order), desc=progress, disable=progress is None) as bar:
+    with bar(len(order), progress) as shown:
         for i, result in model.complete(sending, settings):
             if isinstance(result, Failure):
                 store.failed(order[i])
@@ -80,7 +79,7 @@ def ask(
                 store.put(order[i], _packed(result))
             found[order[i]] = result
             _note(bill, missing[order[i]], result)
-            bar.update()
+            shown.update()
     bill.seconds = time.monotonic() - started
     if left := len(missing.keys() - found.keys()):
         raise OverBudget(

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from apps.recsys.language.interface import LikelihoodModel, Likelihoods, digest
+from apps.recsys.language.progress import bar
 from apps.recsys.language.store import Store
 
 
@@ -34,10 +34,10 @@ def likelihoods(
     They are kept as soon as they are computed. progress: title of a bar.
     """
     found = []
-    with tqdm(total=len(choices), desc=progress, disable=progress is None) as bar:
+    with bar(len(choices), progress) as shown:
         for choice in choices:
             found.append(_kept(model, choice, store))
-            bar.update()
+            shown.update()
     return found
 
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from apps.common.wheels import PINS, member, wheel
 from apps.recsys.language.interface import Encoder, digest
+from apps.recsys.language.progress import bar
 from sparsekit import atomic
 
 if TYPE_CHECKING:
@@ -121,10 +121,10 @@ def features(
     unique = [text for text in dict.fromkeys(texts) if text]
     parts = [unique[i : i + chunk] for i in range(0, len(unique), chunk)]
     found = [np.zeros((0, encoder.dimensions), np.float32)]
-    with tqdm(total=len(unique), desc=progress, disable=progress is None) as bar:
+    with bar(len(unique), progress) as shown:
         for part in parts:
             found.append(_kept(encoder, part, folder))
-            bar.update(len(part))
+            shown.update(len(part))
     found.append(np.zeros((1, encoder.dimensions), np.float32))
     place = {text: i for i, text in enumerate([*unique, ""])}
     return np.concatenate(found)[[place[text] for text in texts]]

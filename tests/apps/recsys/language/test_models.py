@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -300,3 +302,20 @@ def test_damaged_features_are_made_anew(tmp_path):
         assert encoder.asked == ["a", "bb"]
     np.save(kept, np.array([["x"]], object), allow_pickle=True)
     assert features(Lengths(), ["a", "bb"], tmp_path).tolist() == [[1, 1], [2, 1]]
+
+
+@pytest.mark.parametrize(
+    ("title", "off"), [("work", False), (None, False), ("work", True)]
+)
+def test_bars_can_be_switched_off(title, off):
+    """By not naming them, and by the switch of tqdm, which the book's engine uses."""
+    code = (
+        "from apps.recsys.language.progress import bar\n"
+        f"with bar(3, {title!r}) as shown: shown.update(3)"
+    )
+    env = os.environ | {"TQDM_DISABLE": "1" if off else ""}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ("3/3" in ran.stderr) == (title is not None and not off)
