@@ -27,7 +27,7 @@ class Config(RunConfig):
             task (the task is known, in training and test) or domain (all tasks have the
             same classes, the inputs change).
         drift: of domain: permuted pixels, rotated images, or the tasks of your .npz.
-        tasks: how many.
+        tasks: how many; an array task in your .npz says it instead.
         order: classes in the order in which they come; default: ascending.
         shuffle_classes: the seed draws the order.
         blurry: share of each task's training examples that are exchanged with other

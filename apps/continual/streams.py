@@ -125,6 +125,11 @@ def _classes(config: Config, source: Source) -> list[Task]:
     """Each class in one task: in order, in groups as equal as can be."""
     n_classes = len(source.names)
     if source.task is not None:
+        if config.order or config.shuffle_classes:
+            raise ValueError(
+                "your array 'task' says which class comes when: leave order and "
+                "shuffle_classes out"
+            )
         groups = _given_groups(source)
     else:
         groups = split_classes(class_order(config, n_classes), config.tasks)

@@ -123,6 +123,8 @@ def test_own_tasks_and_labels_with_gaps(tmp_path):
     stream = streams.load(config)
     assert stream.names == ("3", "13", "23", "33", "43", "53")
     assert [task.classes for task in stream.tasks] == [(0, 1), (2, 3), (4, 5)]
+    with pytest.raises(ValueError, match="leave order and shuffle_classes out"):
+        streams.load(replace(config, shuffle_classes=True))
     domains = written(tmp_path, x, y, task=np.arange(300) % 5 // 3)
     stream = streams.load(replace(domains, scenario="domain", drift="tasks"))
     assert [len(task.classes) for task in stream.tasks] == [6, 6]
