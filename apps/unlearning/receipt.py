@@ -137,7 +137,8 @@ def verify(
     signed = {name: value for name, value in table.items() if name != "signature"}
     signing.check(signed, receipt.signature.value, public)
     checked = [f"signature: Ed25519, key {print_of_key}"]
-    checked.append(f"level: {receipt.level}, as its numbers allow")
+    margin = f" within {receipt.audit.margin} of AUC" * (receipt.level != "exact")
+    checked.append(f"level: {receipt.level}{margin}, as its numbers allow")
     if files is not None:
         checked += _check_files(receipt, files, wiped)
     return receipt, checked
