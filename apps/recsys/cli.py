@@ -202,7 +202,8 @@ def print_result(result: Result) -> None:
     print(f"means over {n:,} users of the test part, with 95 % intervals\n")
     print(f"{'epoch':16}{result.epoch} of {len(result.history)} trained")
     for name, value in result.cost.items():
-        print(f"{name:16}{value:,.2f}" if value < 1000 else f"{name:16}{value:,.0f}")
+        digits = 0 if value == round(value) or value >= 1000 else 2
+        print(f"{name:16}{value:,.{digits}f}")
 
 
 def metric_rows(result: Result) -> list[dict[str, str]]:
