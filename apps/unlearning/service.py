@@ -181,6 +181,10 @@ class Service:
             work.clear(self._work(batch))
             return self.ledger.batch(batch.id)
 
+    def erased(self) -> list[int]:
+        """Records of all verified requests: what a later training must leave out."""
+        return sorted(self._records(self.ledger.requests("verified")))
+
     def pending(self) -> list[service_retire.Line]:
         """Retired files, and copies of them, that are still to be wiped."""
         return service_retire.pending(self.ledger, self.folder)

@@ -22,6 +22,7 @@ from apps.unlearning.receipt import printable, verify_command
 from apps.unlearning.service import Service, setup
 from apps.unlearning.service_html import write_report
 from apps.unlearning.service_retire import Line
+from sparsekit import atomic
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,25 @@ class SetupConfig(Config):
 
 @dataclass(frozen=True)
 class FolderConfig(RunConfig):
-    """Prints where every request, model and file stands.
+    """Writes a report that an auditor can read: one HTML file.
 
     Args:
         folder: of the service.
     """
 
     folder: Path = Path("service")
+
+
+@dataclass(frozen=True)
+class StatusConfig(FolderConfig):
+    """Prints where every request, model and file stands.
+
+    Args:
+        erased: a .txt file for the records of all verified requests, one a line: what a
+            later training must leave out.
+    """
+
+    erased: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -195,9 +208,12 @@ def audit_command(argv: list[str]) -> int:
 
 def status_command(argv: list[str]) -> None:
     """Print where every request, batch and file stands."""
-    config = parse(FolderConfig, argv)
+    config = parse(StatusConfig, argv)
     with Service(config.folder) as service:
         ledger = service.ledger
+        if config.erased is not None:
+            lines = "".join(f"{record}\n" for record in service.erased())
+            atomic.write_text(config.erased, lines)
         for name, count in ledger.counts().items():
             print(f"{name:10}{count:8}")
         for request in ledger.requests():

@@ -339,7 +339,9 @@ def test_the_commands(folder, tmp_path, capsys):
     assert "to wipe" in capsys.readouterr().out
     assert run("retire", *at, "--wipe") == 0
     assert run("verify", path, "--files", folder, "--wiped") == 0
-    assert run("status", *at) == 0
+    assert run("status", *at, "--erased", tmp_path / "ids.txt") == 0
+    ids = {int(line) for line in (tmp_path / "ids.txt").read_text().split()}
+    assert ids == records_of(1) | records_of(2)
     assert "current" in capsys.readouterr().out
     assert run("report", *at, "--out", tmp_path / "r.html") == 0
     assert (tmp_path / "r.html").read_text("utf-8").startswith("<!doctype html>")

@@ -64,6 +64,14 @@ def test_the_commands(folder):
     assert "wiped    model      models/0000.safetensors" in said
 
 
+def test_the_same_in_python(folder, capsys):
+    with contextlib.chdir(folder[0]):
+        exec(compile(block("python"), "SERVICE.md", "exec"), {})
+    said = capsys.readouterr().out
+    assert said.startswith("verified [Line(path='models/0001.safetensors'")
+    assert said.endswith(" 400\n")  # records of four subjects
+
+
 def test_openssl_says_the_same(folder):
     if shutil.which("openssl") is None:
         pytest.skip("needs openssl")
