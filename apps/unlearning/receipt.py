@@ -10,7 +10,6 @@ Fractions are text, such as "0.5125", so that they have one spelling in every la
 """
 
 import json
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
@@ -228,8 +227,9 @@ def text_sha256(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Text of a receipt for a terminal: control characters are shown, not sent."""
-    return re.sub(r"[^\x20-\x7e\u00a0-\ud7ff\ue000-\ufdff]", "?", text)
+    """Text of a receipt for a terminal: control characters, and those that turn the
+    direction of writing, are shown as "?"."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def verify_command(argv: list[str]) -> int:
@@ -250,7 +250,7 @@ def verify_command(argv: list[str]) -> int:
         parser.error("--wiped needs --files FOLDER")
     try:
         receipt, checked = verify(args.file, args.key, args.files, args.wiped)
-    except FileNotFoundError as error:
+    except OSError as error:  # not there, or not to be read
         print(f"error: {error}", file=sys.stderr)
         return 2
     except ValueError as error:

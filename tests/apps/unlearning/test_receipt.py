@@ -218,6 +218,14 @@ def test_other_files(folder, capsys):
         assert exit.value.code == 2
 
 
+def test_nothing_of_a_receipt_steers_the_terminal(folder, capsys):
+    """Escape sequences and turned text, in a receipt that is valid."""
+    evil = "ok \x1b[2J\u202e\u200b\x07\r done"
+    (folder / "r.json").write_text(receipt.write(content(verdict=evil), KEY))
+    assert verify_command([str(folder / "r.json")]) == 0
+    assert "verdict: ok ?[2J???? done" in capsys.readouterr().out
+
+
 def test_another_key(folder, capsys):
     other = Ed25519PrivateKey.from_private_bytes(bytes(32))
     (folder / "public.pem").write_bytes(signing.public_pem(other.public_key()))
