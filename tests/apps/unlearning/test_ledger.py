@@ -4,6 +4,7 @@ import os
 import random
 import sqlite3
 import stat
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -42,6 +43,20 @@ def test_a_request_asked_twice_is_one(ledger):
     assert ledger.ask("a", AT) == later
     with pytest.raises(ValueError, match="not in the ledger"):
         ledger.ask("nobody", AT)
+
+
+def test_many_may_ask_at_once(ledger, tmp_path):
+    """Each through a connection of its own, as processes do: one request a subject."""
+
+    def ask(i: int) -> str:
+        with Ledger(tmp_path / "ledger.sqlite") as own:
+            return own.ask("abc"[i % 3], AT)
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(ask, range(48)))
+    assert len(set(found)) == 3
+    assert sorted(ledger.requests()) == sorted(set(found))
+    assert len(ledger.log()) == 3
 
 
 def test_from_a_request_to_a_receipt(ledger):
