@@ -22,7 +22,6 @@ from apps.classify.config import Config
 from apps.classify.result import Result, Run, evaluate, is_finished, load_result
 from apps.common import options
 from sparsekit import Sparsifier
-from sparsekit.execution import convert
 
 Watch = Callable[[int, nn.Module, Sparsifier | None], None]
 
@@ -51,7 +50,7 @@ def train(config: Config, watch: Watch | None = None) -> Result:
     flops = cost.TrainingFlops(model, x[:1])
     params = options.maskable(config.keep_dense, model)
     if config.backend == "values":
-        model = in_values_mode(model, params)
+        model = options.in_values_mode(model, params)
     optimizer = build_optimizer(config, model)
     method = options.build(
         config.method, config.sparsity, config.options, steps_per_epoch, total
@@ -129,17 +128,6 @@ def build_model(config: Config, splits: data.Splits) -> nn.Module:
         config.norm,
     )
     return model.to(config.device)
-
-
-def in_values_mode(
-    model: nn.Module, params: Callable[[str, nn.Parameter], bool] | None
-) -> nn.Module:
-    """The model with layers that store alive weights only, where they are masked."""
-    if params is None:
-        return convert(model, to="values", where="all")
-    return convert(
-        model, to="values", where=lambda n, m: params(f"{n}.weight", m.weight)
-    )
 
 
 def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:

@@ -23,6 +23,7 @@ from typing import Any, get_args, get_type_hints
 from torch import nn
 
 from sparsekit import allocation
+from sparsekit.execution import convert
 from sparsekit.method import Method, discover, method_in
 from sparsekit.patterns import NM, Block, Columns, Pattern, Rows, Unstructured
 
@@ -226,3 +227,17 @@ def maskable(
         return parameter.dim() >= 2 and not kept
 
     return choose
+
+
+def in_values_mode(
+    model: nn.Module, params: Callable[[str, nn.Parameter], bool] | None
+) -> nn.Module:
+    """The model with layers that store alive weights only, where they are masked.
+
+    params: what `maskable` returned.
+    """
+    if params is None:
+        return convert(model, to="values", where="all")
+    return convert(
+        model, to="values", where=lambda n, m: params(f"{n}.weight", m.weight)
+    )

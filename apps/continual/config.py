@@ -154,8 +154,11 @@ def check(config: Config) -> None:
             "online strategies are not told of tasks: use loss_over all, replay_from "
             "first and scenario class or domain"
         )
-    if config.backend == "values" and (config.method == "dense" or config.keep_dense):
-        raise ValueError("backend values needs a sparse method and no keep_dense")
+    if config.backend == "values" and config.method == "dense":
+        raise ValueError(
+            "backend values stores what a sparse method keeps: method dense needs "
+            "backend masked"
+        )
     if len(set(config.order)) < len(config.order):
         twice = next(c for c in config.order if config.order.count(c) > 1)
         raise ValueError(

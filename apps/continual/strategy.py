@@ -106,7 +106,10 @@ class Strategy:
     def masked(
         self, config: Config, model: nn.Module
     ) -> list[str] | Callable[[str, nn.Parameter], bool] | None:
-        """Parameters that the method masks, as Sparsifier's `params` takes it."""
+        """Parameters that the method masks, as Sparsifier's `params` takes it.
+
+        Names only where the strategy is `masked_only`.
+        """
         return methods.maskable(config.keep_dense, model)
 
     def losses(self) -> Mapping[str, Callable[[nn.Module], Tensor | None]]:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from apps.common.options import in_values_mode
 from apps.continual import buffer as memory
 from apps.continual import models
 from apps.continual.augment import crops_and_flips
@@ -18,7 +19,6 @@ from apps.continual.strategy import Batch, Plan, Strategy, evaluating
 from apps.continual.strategy import build as build_strategy
 from apps.continual.streams import Part, Stream
 from sparsekit import Sparsifier
-from sparsekit.execution import convert
 
 
 @dataclass
@@ -159,8 +159,9 @@ def build(config: Config, stream: Stream) -> Training:
     part = stream.tasks[0].train
     sample = stream.view(part.raw(slice(0, 1)).to(config.device))
     flops = TrainingFlops(model, sample)
+    params = strategy.masked(config, model)
     if config.backend == "values":
-        model = convert(model, to="values", where="all")
+        model = in_values_mode(model, params)
     optimizer = build_optimizer(config, model)
     method = strategy.method(config, plan)
     sparsifier = None
@@ -169,7 +170,7 @@ def build(config: Config, stream: Stream) -> Training:
             model,
             optimizer,
             method,
-            params=strategy.masked(config, model),
+            params=params,
             seed=config.seed,
             objective=_objective(stream, config),
             losses=strategy.losses(),

@@ -13,6 +13,7 @@ from torch import nn
 
 from apps.continual import streams, training
 from apps.continual.fisher import diagonal_fisher
+from apps.continual.flops import masked_by_sparcl
 from apps.continual.strategies.agem import project
 from apps.continual.strategies.lwf import distillation
 from apps.continual.strategies.packnet import PackNet
@@ -120,6 +121,24 @@ def test_joint_forgets_less_and_finetune_all(small):
     assert upper.accuracy > 0.9
     assert lower.metrics["forgetting"].value > 0.7
     assert float(lower.task_matrix[-1].mean()) > lower.accuracy
+
+
+def test_values_mode_keeps_layers_dense(small):
+    """SparCL's choice: the 3x3 convolutions of the stages, in a ResNet-18.
+
+    Two steps: so small a network multiplies rounding by ten in each of them.
+    """
+    config = replace(
+        small, model="resnet18", width=4, train_size=34, tasks=1, epochs=1,
+        strategy="derpp", method="static", sparsity=0.8,
+        options={"allocation": "uniform"},
+        keep_dense=("stem.weight", "*.shortcut.0.weight", "classifier.weight"),
+    )  # fmt: skip
+    masked, values = train(config), train(replace(config, backend="values"))
+    assert set(masked.masks) == set(values.masks) == set(masked_by_sparcl(masked.model))
+    for name, weight in masked.model.state_dict().items():
+        other = values.model.state_dict()[name]
+        assert torch.allclose(weight, other, atol=1e-3), name
 
 
 def test_agem_leaves_the_gradient_of_absent_weights_to_the_method(small):
