@@ -306,7 +306,8 @@ def movielens(tmp_path_factory):
 def config(path, **changes):
     return Config(
         model="llmrec", augmentation=path, dim=8, layers=1, epochs=4, every=2,
-        batch=4096, lr=0.01, llmrec=LLMRecSettings(dropped=0.2, restored=0.1),
+        batch=4096, lr=0.01,
+        llmrec=LLMRecSettings(edges=0.1, dropped=0.2, restored=0.1),
         **changes,
     )  # fmt: skip
 
