@@ -148,11 +148,8 @@ class Service:
                 raise ValueError(f"batch {batch.id} awaits its audit: run `audit`")
             if batch is None:
                 batch = self._begin(method, options)
-            elif method not in (None, batch.settings["method"]):
-                raise ValueError(
-                    f"batch {batch.id} was interrupted, and goes on with method "
-                    f"{batch.settings['method']!r}: call `run` without --method"
-                )
+            else:
+                _require_same(batch, {"method": method, "options": options})
             if batch is not None:
                 self._unlearn(batch)
                 batch = self.ledger.batch(batch.id)
@@ -176,8 +173,19 @@ class Service:
             before = self.model(batch.base, data)
             after = self.model(batch.result or 0, data)
             path = self._work(batch) / "audit"
-            audit_batch(self, batch, data, before, after, key, wanted, path, now())
+            audit_batch(self, batch, data, before, after, key, wanted, path, now)
             self._copy_receipts()
+            work.clear(self._work(batch))
+            return self.ledger.batch(batch.id)
+
+    def abandon(self) -> Batch | None:
+        """Gives the open batch up, for one that cannot end: a file is lost, the data
+        are others. Its requests fail, and can be asked again; None without one."""
+        with self._at_work():
+            batch = self.ledger.open_batch()
+            if batch is None:
+                return None
+            self.ledger.fail(batch, "abandoned", now())
             work.clear(self._work(batch))
             return self.ledger.batch(batch.id)
 
@@ -221,8 +229,7 @@ class Service:
                 self._absent(request)
         if not wanted:
             return None
-        erased = learned.intersection(*[self._records(wanted)])
-        if erased == learned:
+        if learned <= self._records(wanted):
             raise ValueError(
                 "the requests name all records that the model was trained on: nothing "
                 "is left to learn from; delete the model instead"
@@ -327,6 +334,17 @@ class Service:
         trace: TracebackType | None,
     ) -> None:
         self.ledger.close()
+
+
+def _require_same(batch: Batch, asked: Mapping[str, Any]) -> None:
+    """ValueError if an interrupted batch is asked to go on with other settings."""
+    for name, value in asked.items():
+        if value is not None and value != batch.settings[name]:
+            raise ValueError(
+                f"batch {batch.id} was interrupted, and goes on with {name} "
+                f"{batch.settings[name]!r}: call `run` without --{name}, or give the "
+                "batch up with `run --abandon`"
+            )
 
 
 def _mapping(path: Path, data: Material) -> list[tuple[str, int]]:

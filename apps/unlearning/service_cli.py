@@ -108,8 +108,10 @@ class UnlearnConfig(FolderConfig):
         method: a name that `sparsekit unlearning methods` lists; default: that of the
             setup.
         options: the method's fields, such as epochs=3.
+        abandon: give the open batch up instead; its requests can be asked again.
     """
 
+    abandon: bool = False
     method: str | None = None
     options: dict[str, Value] = field(default_factory=dict)
 
@@ -174,6 +176,10 @@ def run_command(argv: list[str]) -> int:
     """Unlearn all received requests in one run; go on if it was interrupted."""
     config = parse(UnlearnConfig, argv)
     with Service(config.folder) as service:
+        if config.abandon:
+            batch = service.abandon()
+            print("no batch is open" if batch is None else f"batch {batch.id}: failed")
+            return 0
         batch = service.run(config.method, config.options or None)
         if batch is None:
             print("nothing to do: no request is waiting")

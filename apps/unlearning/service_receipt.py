@@ -6,6 +6,7 @@ margin and with the whole interval. Otherwise the batch fails, and says why.
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,7 @@ def audit_batch(
     key: Any,
     wanted: Settings | None,
     path: Path,
-    at: str,
+    clock: Callable[[], str],
 ) -> None:
     """Retrains, compares, and settles the batch in the ledger, one way or the other."""
     wanted = wanted or Settings()
@@ -86,6 +87,7 @@ def audit_batch(
     provenance = ledger.fact("provenance")
     method = batch.settings["method"] if batch.facts["exact"] else "approximate"
     level = receipt.supported_level(method, provenance, stated)
+    at = clock()
     if level is None:
         ledger.fail(batch, f"not shown: {_why(found, wanted)}", at, audit)
         return

@@ -242,10 +242,32 @@ def test_an_interrupted_run_keeps_its_settings(folder, monkeypatch):
             service.audit(TWO)
         with pytest.raises(ValueError, match="goes on with method 'retrain'"):
             service.run("finetune")
+        with pytest.raises(ValueError, match="goes on with options"):
+            service.run("retrain", {"x": 1})
         later = service.request("s-2")  # waits for the next batch
         batch = service.run()
         assert service.ledger.requests_of(batch.id) == [request]
         assert service.ledger.state(later) == "received"
+
+
+def test_a_batch_that_cannot_end_can_be_given_up(folder, capsys):
+    with Service(folder) as service:
+        assert service.abandon() is None
+        request = service.request("s-1")
+        service.run("retrain")
+        (folder / "models" / "0001.safetensors").unlink()
+        with pytest.raises(ValueError, match="is gone or was changed"):
+            service.audit(TWO)
+    assert run("run", "--folder", folder, "--abandon") == 0
+    assert "batch 1: failed" in capsys.readouterr().out
+    with Service(folder) as service:
+        assert service.ledger.state(request) == "failed"
+        assert service.request("s-1") == request
+        service.run("retrain")
+        assert service.audit(TWO).state == "verified"
+        assert [line.path for line in service.wipe()] == [
+            "models/0000.safetensors", "models/0001.safetensors",
+        ]  # fmt: skip
 
 
 def test_everybody_at_once(folder):
