@@ -84,6 +84,7 @@ class Store:
             content = (self.folder / f"{key}.safetensors").read_bytes()
         if content is None:
             return None
+        self.sizes[key] = len(content)
         tensors = load(content)
         length = int.from_bytes(content[:8], "little")
         metadata = json.loads(content[8 : 8 + length])["__metadata__"]
@@ -100,16 +101,20 @@ class Store:
 
     def keep_only(self, keys: set[str]) -> list[str]:
         """Wipes all other checkpoints: they contain what was deleted. Their keys."""
-        stale = sorted(set(self.sizes) - keys)
+        known = set(self.sizes)
+        if self.folder is not None:
+            known |= {path.stem for path in self.folder.glob("*.safetensors")}
+        stale = sorted(known - keys)
         for key in stale:
             self._held.pop(key, None)
-            self.sizes.pop(key)
+            self.sizes.pop(key, None)
             if self.folder is not None:
                 (self.folder / f"{key}.safetensors").unlink(missing_ok=True)
         return stale
 
     @property
     def nbytes(self) -> int:
+        """Of all checkpoints that were written or read."""
         return sum(self.sizes.values())
 
 

@@ -208,6 +208,8 @@ def experiment(
         "params_active": params_active,
         "bytes_on_disk": cost.bytes_on_disk(unlearned.model, masks),
     }
+    if isinstance(original.model, Ensemble):
+        costs["checkpoint_bytes"] = original.model.store.nbytes
     result = Result(
         config,
         measured(samples, unlearned.seconds / prepared.reference_seconds),

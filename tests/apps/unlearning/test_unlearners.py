@@ -217,6 +217,15 @@ def test_sparse_checkpoints_take_less(network, records, tmp_path):
         files = list((tmp_path / name).glob("*.safetensors"))
         sizes[name] = sum(path.stat().st_size for path in files)
         assert sizes[name] == store.nbytes
+        again = Store(tmp_path / name)  # another process finds and wipes them
+        train_shards(
+            anew(wide), records[0], Shards(1, 2), RECIPE,
+            seed=0, masks=given, store=again,
+        )  # fmt: skip
+        assert again.work == 0
+        assert again.nbytes == store.nbytes
+        assert len(Store(tmp_path / name).keep_only(set())) == 2
+        assert not list((tmp_path / name).glob("*.safetensors"))
     assert sizes["sparse"] < sizes["dense"] / 2
 
 
