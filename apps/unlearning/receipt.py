@@ -89,25 +89,26 @@ def supported_level(method: str, provenance: str, audit: Audit) -> Level | None:
 
     exact: a method that is exact by construction, and a mask that did not see the
     erased records.
-    statistical: the whole interval of every attack's gap lies within the margin; some
-    attack sees the records in the original model (its control is above 0, with its
-    interval); and for each of these the whole interval of the gap is smaller than the
-    control. So doing nothing never passes, nor does an audit that sees nothing.
+    statistical: for every attack, and for UA, the whole interval of the gap lies within
+    the margin; some of them sees the records in the original model (the interval of its
+    control excludes 0); and for each of these the whole interval of the gap is smaller
+    than the control. So doing nothing never passes, nor an audit that sees nothing.
     """
     if method in EXACT and provenance != "with-forget-data":
         return "exact"
     margin, seen = float(audit.margin), 0
-    for attack in audit.attacks:
-        ends = [attack.gap.low, attack.gap.high, attack.control.low]
+    for row in (*audit.attacks, *(m for m in audit.metrics if m.name == "UA")):
+        ends = (row.gap.low, row.gap.high, row.control.low, row.control.high)
         if None in ends:
             return None
-        low, high, control_low = (float(end) for end in ends if end is not None)
+        low, high, *control = (float(end) for end in ends if end is not None)
         widest = max(abs(low), abs(high))
-        sees = control_low > 0
+        sees = control[0] > 0 or control[1] < 0
         seen += sees
-        if widest > margin or (sees and widest >= float(attack.control.value)):
+        if widest > margin or (sees and widest >= abs(float(row.control.value))):
             return None
-    return "statistical" if seen and audit.references >= 2 else None
+    enough = audit.attacks and audit.references >= 2
+    return "statistical" if seen and enough else None
 
 
 def verify(

@@ -246,16 +246,24 @@ def _file(file: Artefact | None, model: Original) -> dict[str, Any]:
 
 def _why(found: dict[str, Any], wanted: Settings) -> str:
     """What the audit did not show, in words."""
-    attacks = found["attacks"]
-    if math.isnan(attacks[0]["gap"].high):
+    rows = [*found["attacks"], *(r for r in found["metrics"] if r["name"] == "UA")]
+
+    def share(row: dict[str, Any]) -> float:
+        """The far end of the gap, as a share of what it must be below."""
+        widest = max(-row["gap"].low, row["gap"].high)
+        control = row["control"]
+        sees = control.low > 0 or control.high < 0
+        return widest / min(wanted.margin, abs(control.value) if sees else math.inf)
+
+    if math.isnan(rows[0]["gap"].high):
         said = "one erased record gives no interval"
-    elif not any(row["control"].low > 0 for row in attacks):
+    elif not any(r["control"].low > 0 or r["control"].high < 0 for r in rows):
         said = "no attack sees the records in the original model, so none can miss them"
     else:
-        row = max(attacks, key=lambda r: max(-r["gap"].low, r["gap"].high))
+        row = max(rows, key=share)
         said = (
-            f"{row['name']}: gap to retraining {row['gap']}, within "
-            f"+-{wanted.margin} and less than the original's {row['control'].value:.4g}"
-            " is asked of the whole interval"
+            f"{row['name']}: gap to retraining {row['gap']}; the whole interval must "
+            f"lie within +-{wanted.margin}, and be smaller than the original's gap of "
+            f"{row['control'].value:.3g} where that is seen"
         )
     return f"{said}; ask again for method retrain, or for more requests in one batch"

@@ -274,8 +274,18 @@ def test_an_audit_that_sees_nothing_shows_nothing():
         gap=estimate("0.05", "0.01", "0.09"),
         control=estimate("0.05", "0.01", "0.09"),
     )
-    for attacks in ([blind], [idle], [blind, idle], []):
-        audit = CONTENT["audit"] | {"attacks": attacks}
+    still = comparison(  # the erased records are still classified as if learned
+        "UA",
+        gap=estimate("-0.05", "-0.08", "-0.02"),
+        control=estimate("-0.06", "-0.09", "-0.03"),
+    )
+    good = comparison("rmia")
+    receipt.write(content(audit=CONTENT["audit"] | {"attacks": [good]}), KEY)
+    for attacks, metrics in (
+        ([blind], []), ([idle], []), ([blind, idle], []), ([], []),
+        ([], [comparison("UA")]), ([good], [still]),
+    ):  # fmt: skip
+        audit = CONTENT["audit"] | {"attacks": attacks, "metrics": metrics}
         with pytest.raises(ValueError, match="support no level"):
             receipt.write(content(audit=audit), KEY)
     one = CONTENT["audit"] | {"references": 1}
