@@ -161,8 +161,8 @@ class Run:
         loss = float(self.summed) / self.batch
         if not math.isfinite(loss):
             raise ValueError(
-                f"the loss is {loss} in epoch {self.epoch + 1} of task {self.task + 1}: "
-                f"lower lr (now {self.config.lr}) or look at the data"
+                f"the loss is {loss} in epoch {self.epoch + 1} of task "
+                f"{self.task + 1}: lower lr (now {self.config.lr}) or look at the data"
             )
         self.seconds += seconds
         sparsifier = self.state.sparsifier
