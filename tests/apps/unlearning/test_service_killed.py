@@ -159,7 +159,7 @@ def test_killed_at_random_times(fresh, start, tmp_path):
         process.join()
         kills += process.exitcode == -signal.SIGKILL
         log = check_between(folder, log)
-        longest *= 1.2  # a busy machine gets there too
+        longest *= 1.6  # a busy machine gets there too
     assert kills >= 2
     assert ending(folder) == expected
 
