@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from apps.common.config import refuse_other_settings, settings
 from apps.common.runs import RunFolder
@@ -26,7 +26,7 @@ from apps.continual.config import Config
 from apps.continual.journal import Journal
 from apps.continual.strategy import Batch, evaluating
 from apps.continual.streams import Part, Stream, Task
-from sparsekit.execution import export
+from sparsekit.execution import dense_state_dict, export
 from sparsekit.execution.export import Exported
 from sparsekit.methods.tdm import TDM
 
@@ -125,8 +125,13 @@ class Learner:
         """
         example = self.state.stream.view(torch.zeros((2, *self.shape)).byte())
         example[1] = torch.linspace(-1, 1, example[1].numel()).view_as(example[1])
-        masks = self.state.masks if self.config.backend == "masked" else None
-        return export.save(self.state.model, example, path, masks, values)
+        return export.save(self.plain(), example, path, self.state.masks, values)
+
+    def plain(self) -> nn.Module:
+        """A copy of the model in dense layers, with zeros for absent weights."""
+        model = self.state.fresh_model()
+        model.load_state_dict(dense_state_dict(self.state.model))
+        return model.eval()
 
     def save(self) -> None:
         """Writes a checkpoint, which ends the journal."""
