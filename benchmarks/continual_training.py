@@ -1,0 +1,317 @@
+"""A training step of SparCL-DER++ in values mode, against dense DER++.
+
+    python -m benchmarks.continual_training             # widths 64 and 16, batch 32
+    python -m benchmarks.continual_training --widths 16 --rounds 5
+    python -m benchmarks.continual_training --quick     # width 4, batch 8, one round
+
+The network is SparCL's ResNet-18 on 3x32x32; inputs are noise. A step is that of a
+second task: cross-entropy of a batch, two draws of the buffer, one backward pass,
+masks, plain SGD, the batch offered to the buffer. Three forward passes, one after the
+other, in both. Sparse: the 16 convolutions of the stages are masked by TDM and train by
+DGM, and all convolutions are in values mode. Rivals are torch eager in both memory
+formats and torch.compile of both, without a sparsifier; ratios to the fastest are taken
+within rounds, in which every engine takes two steps, and the median counts.
+
+A task is `--steps` steps of which the first grows connections and the middle one moves
+some, by the release's rule; its time is compared with that of as many dense steps.
+Memory is the peak of a fresh process above what it had before its first step, over
+three steps.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apps.continual import training
+from apps.continual.config import Config
+from apps.continual.strategy import Batch
+from apps.continual.streams import Part, Stream, Task
+from apps.continual.training import Training
+from benchmarks.per_sample_norms import forget_peak, peak_rss
+
+ROOT = Path(__file__).parents[1]
+DENSE = ("nchw", "channels last", "compiled nchw", "compiled channels last")
+SPARSITIES = (0.75, 0.9, 0.95)
+KEPT_DENSE = ("stem.weight", "*.shortcut.0.weight", "classifier.weight")
+PARTS = ("buffer", "forward", "backward", "masks", "optimizer")
+
+
+class Formatted(nn.Module):
+    """A model whose inputs come in one memory format."""
+
+    def __init__(self, model: nn.Module, channels_last: bool, compiled: bool):
+        super().__init__()
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+        model = model.to(memory_format=self.format)
+        self.called = torch.compile(model) if compiled else model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.called(x.contiguous(memory_format=self.format))
+
+
+def noise(n: int, side: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(0, 256, (n, 3, side, side), generator=generator).byte()
+    return x, torch.arange(n) % 10
+
+
+def stream_of(n: int, side: int) -> Stream:
+    """Two tasks of n images of noise."""
+    x, y = noise(2 * n, side, 0)
+    tasks = []
+    for task in range(2):
+        ids = torch.arange(task * n, (task + 1) * n)
+        part = Part(x, ids, y[ids])
+        tasks.append(Task(tuple(range(5 * task, 5 * task + 5)), part, part, part))
+    names, moment = tuple(map(str, range(10))), torch.full((3, 1, 1), 127.5)
+    return Stream(tuple(tasks), 10, names, "noise", moment, moment)
+
+
+def build(engine: str, width: int, args: argparse.Namespace) -> Training:
+    """A training in its second task, its buffer full. engine: a DENSE, or sparsity."""
+    steps = 2 * args.steps
+    common = {
+        "model": "resnet18", "width": width, "depth": 0, "tasks": 2, "epochs": 2,
+        "batch": args.batch, "replay_batch": args.batch, "buffer": 4 * args.batch,
+        "replay_from": "second", "lr": 1e-3,
+    }  # fmt: skip
+    replay = {"alpha": 0.1, "beta": 0.5}
+    if engine in DENSE:
+        config = Config(**common, strategy="derpp", strategy_options=replay)
+    else:
+        ours = {"variant": "released", "stage": 1, "ddr": "off"}
+        config = Config(
+            **common, strategy="sparcl", strategy_options={**replay, **ours},
+            method="tdm", sparsity=float(engine), backend="values",
+            keep_dense=KEPT_DENSE,
+        )  # fmt: skip
+    state = training.build(config, stream_of(steps // 4 * args.batch, args.side))
+    if engine in DENSE:
+        state.model = Formatted(
+            state.model, "channels last" in engine, "compiled" in engine
+        )
+    state.strategy.task = 1
+    x, y = noise(config.buffer, args.side, 2)
+    state.buffer.add(x, y, torch.zeros(len(y), 10))
+    if state.sparsifier is not None:
+        state.sparsifier.step = sum(state.plan.steps[0])  # where the task begins
+        state.strategy.begin_task(1)
+        state.strategy.begin_epoch(0)
+    state.model.train()
+    return state
+
+
+def stepper(state: Training, size: int, side: int) -> Callable[[], dict[str, float]]:
+    """A call that takes one step, as `apps.continual.train` does; seconds of its parts.
+
+    Drawing from the buffer is part of the loss: it is timed by itself, and taken off.
+    """
+    raw, y = noise(size, side, 3)
+    strategy, sparsifier = state.strategy, state.sparsifier
+    replaying = getattr(strategy, "inner", strategy)
+    draw, drawing = replaying.draw, [0.0]
+
+    def timed_draw() -> Any:
+        began = time.perf_counter()
+        drawn = draw()
+        drawing[0] += time.perf_counter() - began
+        return drawn
+
+    replaying.draw = timed_draw
+
+    def step() -> dict[str, float]:
+        drawing[0] = 0.0
+        times = [time.perf_counter()]
+        batch = Batch(state.seen(raw), y, raw, torch.arange(size))
+        loss = strategy.loss(batch)
+        times.append(time.perf_counter())
+        state.optimizer.zero_grad()
+        loss.backward()
+        times.append(time.perf_counter())
+        strategy.after_backward(batch)
+        if sparsifier is not None:
+            sparsifier.before_step()
+        times.append(time.perf_counter())
+        state.optimizer.step()
+        times.append(time.perf_counter())
+        if sparsifier is not None:
+            sparsifier.after_step()
+        times.append(time.perf_counter())
+        strategy.after_step(batch)
+        times.append(time.perf_counter())
+        forward, backward, before, optimizer, after, add = (
+            b - a for a, b in pairwise(times)
+        )
+        return {
+            "buffer": drawing[0] + add,
+            "forward": forward - drawing[0],
+            "backward": backward,
+            "masks": before + after,
+            "optimizer": optimizer,
+        }
+
+    return step
+
+
+def seconds(call: Callable[[], Any], times: int = 1) -> float:
+    began = time.perf_counter()
+    for _ in range(times):
+        call()
+    return (time.perf_counter() - began) / times
+
+
+def peak_bytes(engine: str, width: int, args: argparse.Namespace) -> int:
+    """Of three steps; in this process: call it once, in a fresh one."""
+    small = argparse.Namespace(**{**vars(args), "batch": 2})
+    kind = engine if engine not in DENSE else "nchw"
+    stepper(build(kind, 4, small), 2, args.side)()  # loads what is loaded late
+    state = build(engine, width, args)
+    step = stepper(state, args.batch, args.side)
+    forget_peak()
+    before = peak_rss()
+    for _ in range(3):
+        step()
+    return peak_rss() - before
+
+
+def peak_in_fresh_process(engine: str, width: int, args: argparse.Namespace) -> int:
+    command = [sys.executable, "-m", "benchmarks.continual_training", "--peak", engine]
+    command += ["--widths", str(width), "--batch", str(args.batch)]
+    command += ["--side", str(args.side), "--steps", str(args.steps)]
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE)
+    return int(done.stdout.split()[-1])
+
+
+def measure(width: int, args: argparse.Namespace) -> dict[str, Any]:
+    states = {name: build(name, width, args) for name in args.dense}
+    states |= {str(s): build(str(s), width, args) for s in args.sparsities}
+    steps = {n: stepper(s, args.batch, args.side) for n, s in states.items()}
+    for step in steps.values():  # grows, compiles, and fills the memory
+        step()
+        step()
+    rounds, parts = [], []
+    for _ in range(args.rounds):
+        times, spent = {}, {}
+        for name, step in steps.items():
+            taken: list[dict[str, float]] = []
+            times[name] = seconds(lambda s=step, t=taken: t.append(s()), 2)
+            spent[name] = taken[-1]
+        rounds.append(times)
+        parts.append(spent)
+    medians = {name: median(r[name] for r in rounds) for name in steps}
+    fastest = min(args.dense, key=lambda name: medians[name])
+    rival = "channels last" if "channels last" in fastest else "nchw"
+    rows = {}
+    for s in map(str, args.sparsities):
+        ratios = sorted(r[fastest] / r[s] for r in rounds)
+        state = build(s, width, args)
+        task = seconds(stepper(state, args.batch, args.side), args.steps)
+        rows[s] = {
+            "seconds": medians[s],
+            "speedup": median(ratios),
+            "speedup_low": ratios[0],
+            "speedup_high": ratios[-1],
+            "task_speedup": medians[fastest] / task,
+            "parts": {p: median(r[s][p] for r in parts) for p in PARTS},
+            "peak_bytes": peak_in_fresh_process(s, width, args),
+        }
+    return {
+        "dense_seconds": {name: medians[name] for name in args.dense},
+        "fastest": fastest,
+        "dense_parts": {p: median(r[fastest][p] for r in parts) for p in PARTS},
+        "dense_peak_bytes": peak_in_fresh_process(rival, width, args),
+        "sparse": rows,
+    }
+
+
+def markdown(report: dict[str, Any]) -> str:
+    lines = [
+        "# Training step of SparCL-DER++ on ResNet-18",
+        "",
+        f"Three batches of {report['batch']} a step, images of {report['side']} "
+        f"pixels, {report['machine']}, {report['threads']} thread(s), torch "
+        f"{report['torch']}; medians of {report['rounds']} rounds, in brackets the "
+        "least and the largest.",
+    ]
+    for width, result in report["widths"].items():
+        times = result["dense_seconds"]
+        shown = ", ".join(f"{name} {times[name] * 1e3:.0f} ms" for name in times)
+        lines += [
+            "",
+            f"## Width {width}",
+            "",
+            f"Dense: {shown}; peak {result['dense_peak_bytes'] / 1e6:.0f} MB.",
+            "",
+            "| sparsity | ms | over the fastest dense | a task | buffer | forward | "
+            "backward | masks | optimizer | peak MB | of dense |",
+            "|---|---|---|---|---|---|---|---|---|---|---|",
+        ]
+        rows = {"dense": {"parts": result["dense_parts"]}} | result["sparse"]
+        for name, row in rows.items():
+            ms = " | ".join(f"{row['parts'][p] * 1e3:.1f}" for p in PARTS)
+            if name == "dense":
+                peak = result["dense_peak_bytes"]
+                fastest = times[result["fastest"]] * 1e3
+                cells = f"dense | {fastest:.0f} | 1 | 1 | {ms}"
+            else:
+                peak = row["peak_bytes"]
+                cells = (
+                    f"{name} | {row['seconds'] * 1e3:.0f} | {row['speedup']:.2f}x "
+                    f"({row['speedup_low']:.2f}–{row['speedup_high']:.2f}) | "
+                    f"{row['task_speedup']:.2f}x | {ms}"
+                )
+            share = peak / result["dense_peak_bytes"]
+            lines.append(f"| {cells} | {peak / 1e6:.0f} | {share:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--widths", type=int, nargs="+", default=[64, 16])
+    parser.add_argument("--sparsities", type=float, nargs="+", default=SPARSITIES)
+    parser.add_argument("--dense", nargs="+", choices=DENSE, default=DENSE)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--side", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=24, help="of a task; even")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="width 4, one round")
+    parser.add_argument("--out", type=Path, default=ROOT / "build/benchmarks")
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.peak:
+        print(peak_bytes(args.peak, args.widths[0], args))
+        return
+    if args.quick:
+        args.widths, args.sparsities, args.dense = [4], [0.9], DENSE[:2]
+        args.batch, args.side, args.rounds, args.steps = 8, 16, 1, 4
+    report = {
+        "batch": args.batch,
+        "side": args.side,
+        "rounds": args.rounds,
+        "threads": args.threads,
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "widths": {str(width): measure(width, args) for width in args.widths},
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(report, indent=2) + "\n"
+    (args.out / "continual_training.json").write_text(text)
+    (args.out / "continual_training.md").write_text(markdown(report), "utf-8")
+    print(markdown(report))
+
+
+if __name__ == "__main__":
+    main()
