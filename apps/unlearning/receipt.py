@@ -24,6 +24,7 @@ from apps.unlearning.receipt_fields import Audit, Level, Receipt
 
 MOST_BYTES = 10_000_000
 EXACT = ("retrain", "sisa")
+FEWEST = 20  # erased records: the intervals are those of means
 
 
 def write(content: Mapping[str, Any], key: Any) -> str:
@@ -92,14 +93,15 @@ def supported_level(method: str, provenance: str, audit: Audit) -> Level | None:
     statistical: for every attack, and for UA, the whole interval of the gap lies within
     the margin; some of them sees the records in the original model (the interval of its
     control excludes 0); and for each of these the whole interval of the gap is smaller
-    than the control. So doing nothing never passes, nor an audit that sees nothing.
+    than the control; and there are at least `FEWEST` erased records. So doing nothing
+    never passes, nor an audit that sees nothing.
     """
     if method in EXACT and provenance != "with-forget-data":
         return "exact"
     margin, seen = float(audit.margin), 0
     for row in (*audit.attacks, *(m for m in audit.metrics if m.name == "UA")):
         ends = (row.gap.low, row.gap.high, row.control.low, row.control.high)
-        if None in ends:
+        if None in ends or row.gap.n < FEWEST:
             return None
         low, high, *control = (float(end) for end in ends if end is not None)
         widest = max(abs(low), abs(high))

@@ -89,7 +89,7 @@ def audit_batch(
     level = receipt.supported_level(method, provenance, stated)
     at = clock()
     if level is None:
-        ledger.fail(batch, f"not shown: {_why(found, wanted)}", at, audit)
+        ledger.fail(batch, f"not shown: {_why(found, wanted, provenance)}", at, audit)
         return
     held = {file.id for file in ledger.artefacts_with(erased)} - {batch.result}
     retired = [
@@ -244,7 +244,7 @@ def _file(file: Artefact | None, model: Original) -> dict[str, Any]:
     }
 
 
-def _why(found: dict[str, Any], wanted: Settings) -> str:
+def _why(found: dict[str, Any], wanted: Settings, provenance: str) -> str:
     """What the audit did not show, in words."""
     rows = [*found["attacks"], *(r for r in found["metrics"] if r["name"] == "UA")]
 
@@ -255,8 +255,11 @@ def _why(found: dict[str, Any], wanted: Settings) -> str:
         sees = control.low > 0 or control.high < 0
         return widest / min(wanted.margin, abs(control.value) if sees else math.inf)
 
-    if math.isnan(rows[0]["gap"].high):
-        said = "one erased record gives no interval"
+    if rows[0]["gap"].n < receipt.FEWEST:
+        n = rows[0]["gap"].n
+        said = (
+            f"{n} erased records are too few for attacks: {receipt.FEWEST} are needed"
+        )
     elif not any(r["control"].low > 0 or r["control"].high < 0 for r in rows):
         said = "no attack sees the records in the original model, so none can miss them"
     else:
@@ -266,4 +269,11 @@ def _why(found: dict[str, Any], wanted: Settings) -> str:
             f"lie within +-{wanted.margin}, and be smaller than the original's gap of "
             f"{row['control'].value:.3g} where that is seen"
         )
-    return f"{said}; ask again for method retrain, or for more requests in one batch"
+    fix = "ask again for method retrain, or for more requests in one batch"
+    if provenance == "with-forget-data":
+        fix = (
+            "the mask saw the records, so that not even retraining with it is exact: "
+            "ask again for more requests in one batch, or set up with a mask that is "
+            "data-free"
+        )
+    return f"{said}; {fix}"

@@ -19,11 +19,13 @@ from apps.unlearning.service_audit import Settings
 SUBJECTS = 12  # s-0 ... s-11, each with every twelfth record
 
 
-def write_digits(folder: Path, n: int = 600) -> Path:
-    """n real 8x8 digits as a user's .npz."""
+def write_digits(folder: Path, n: int = 600, wrong: tuple[int, ...] = ()) -> Path:
+    """n real 8x8 digits as a user's .npz; those of subjects `wrong` are mislabelled."""
     digits = load_digits()
     path = folder / "digits.npz"
-    np.savez(path, x=digits.images[:n].astype(np.float32), y=digits.target[:n])
+    y = digits.target[:n]
+    y = np.where(np.isin(np.arange(n) % SUBJECTS, wrong), (y + 1) % 10, y)
+    np.savez(path, x=digits.images[:n].astype(np.float32), y=y)
     return path
 
 

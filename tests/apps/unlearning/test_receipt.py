@@ -288,6 +288,9 @@ def test_an_audit_that_sees_nothing_shows_nothing():
         audit = CONTENT["audit"] | {"attacks": attacks, "metrics": metrics}
         with pytest.raises(ValueError, match="support no level"):
             receipt.write(content(audit=audit), KEY)
+    few = comparison("rmia", gap=estimate("0.01", "-0.04", "0.06") | {"n": 19})
+    with pytest.raises(ValueError, match="support no level"):
+        receipt.write(content(audit=CONTENT["audit"] | {"attacks": [few]}), KEY)
     one = CONTENT["audit"] | {"references": 1}
     with pytest.raises(ValueError, match="support no level"):
         receipt.write(content(audit=one), KEY)

@@ -152,6 +152,40 @@ def test_what_is_not_shown_gets_no_receipt(folder):
     assert len(list((folder / "receipts").glob("*.json"))) == 1
 
 
+def test_a_mask_that_saw_the_records_is_not_exact(tmp_path):
+    """Retraining with it is judged by the attacks, and the receipt names the mask.
+
+    The labels of two subjects are wrong: what is learned of them is all by heart.
+    """
+    data = deletion.write_digits(tmp_path, 1797, wrong=(7, 8))
+    subjects = deletion.write_subjects(tmp_path, 1797)
+    settings = {"pruner": "omp", "width": 48, "epochs": 25, "weight_decay": 0.0}
+    folder = tmp_path / "service"
+    setup(folder, deletion.config(data, **settings), subjects)
+    with Service(folder) as service:
+        service.request("s-7")
+        service.request("s-8")
+        service.run("finetune", {"epochs": 1})
+        assert service.audit(TWO).state == "failed"
+        service.request("s-7")
+        service.request("s-8")
+        service.run("retrain")
+        assert service.audit(TWO).state == "verified"
+    found, said = receipt.verify(folder / "receipts" / "0001.json", files=folder)
+    assert (found.level, found.mask.provenance) == ("statistical", "with-forget-data")
+    assert "within 0.1 of AUC" in said[1]
+    assert len(found.out_of_scope) == 10
+    with Service(folder) as service:  # one subject alone shows nothing
+        records = service.ledger.records_of(service._opaque("s-9"))[:30]
+        path = tmp_path / "few.csv"
+        path.write_text("subject,record\n" + "".join(f"few,{i}\n" for i in records[:9]))
+        service.import_mapping(path)
+        request = service.request("few")
+        service.run("retrain")
+        assert service.audit(TWO).state == "failed"
+        assert "too few for attacks" in service.ledger.log(request)[-1].note
+
+
 def test_a_request_of_nobody_in_the_model(template, tmp_path):
     """Records of the test part alone: there is nothing to unlearn."""
     folder = deletion.copied(template, tmp_path / "service")
