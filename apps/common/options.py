@@ -234,10 +234,16 @@ def in_values_mode(
 ) -> nn.Module:
     """The model with layers that store alive weights only, where they are masked.
 
+    Convolutions that are not masked get such a layer too, with all of their weights:
+    between two of them, a dense one would convert its activations in and out.
+
     params: what `maskable` returned.
     """
     if params is None:
         return convert(model, to="values", where="all")
-    return convert(
-        model, to="values", where=lambda n, m: params(f"{n}.weight", m.weight)
-    )
+
+    def where(name: str, module: nn.Module) -> bool:
+        masked = params(f"{name}.weight", module.weight)
+        return masked or isinstance(module, nn.Conv2d)
+
+    return convert(model, to="values", where=where)
