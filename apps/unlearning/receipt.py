@@ -118,12 +118,14 @@ def verify(
     key: Path | None = None,
     files: Path | None = None,
     wiped: bool = False,
+    previous: Path | None = None,
 ) -> tuple[Receipt, list[str]]:
     """Checks fields, sense and signature, and with `files` the hashes of the models.
 
     key: the public key; default: that beside the receipt. files: the service's folder;
     then the model after the deletion must be there with its hash. wiped: and no retired
-    file may be there.
+    file may be there. previous: the receipt before, whose model and records this one
+    must go on from.
 
     Returns the receipt and what was checked, a line each. Raises ValueError that says
     what does not fit, FileNotFoundError for a file or key that is not there.
@@ -141,6 +143,8 @@ def verify(
     checked = [f"signature: Ed25519, key {print_of_key}"]
     margin = f" within {receipt.audit.margin} of AUC" * (receipt.level != "exact")
     checked.append(f"level: {receipt.level}{margin}, as its numbers allow")
+    if previous is not None:
+        checked.append(_check_chain(receipt, previous))
     if files is not None:
         checked += _check_files(receipt, files, wiped)
     return receipt, checked
@@ -150,6 +154,20 @@ def key_beside(path: Path) -> Path:
     """NAME.pem for NAME.json if it is there, or public.pem in the same folder."""
     own = path.with_suffix(".pem")
     return own if own.is_file() else path.with_name("public.pem")
+
+
+def _check_chain(receipt: Receipt, path: Path) -> str:
+    earlier, _ = read(path)
+    if receipt.previous_sha256 != sha256(path.read_bytes()).hexdigest():
+        raise ValueError(f"it does not follow {path}, byte for byte")
+    then, now = earlier.data, receipt.data
+    if (
+        receipt.number != earlier.number + 1
+        or receipt.before.sha256 != earlier.after.sha256
+        or now.index_sha256_before != then.index_sha256_after
+    ):
+        raise ValueError(f"it does not go on from the model and records of {path}")
+    return f"follows: receipt {earlier.number}"
 
 
 def _check_files(receipt: Receipt, folder: Path, wiped: bool) -> list[str]:
@@ -240,7 +258,8 @@ def verify_command(argv: list[str]) -> int:
     import argparse
 
     parser = argparse.ArgumentParser(
-        prog="sparsekit unlearning verify", description=verify.__doc__.split("\n")[0]
+        prog="sparsekit unlearning verify",
+        description="Checks a receipt: signature, fields, sense, and if asked files.",
     )
     parser.add_argument("file", type=Path, help="the receipt")
     parser.add_argument("--key", type=Path, help="public key; default: beside the file")
@@ -248,11 +267,14 @@ def verify_command(argv: list[str]) -> int:
     parser.add_argument(
         "--wiped", action="store_true", help="with --files: no retired file is there"
     )
+    parser.add_argument("--previous", type=Path, help="the receipt before this one")
     args = parser.parse_args(argv)
     if args.wiped and args.files is None:
         parser.error("--wiped needs --files FOLDER")
     try:
-        receipt, checked = verify(args.file, args.key, args.files, args.wiped)
+        receipt, checked = verify(
+            args.file, args.key, args.files, args.wiped, args.previous
+        )
     except OSError as error:  # not there, or not to be read
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -111,6 +111,15 @@ def test_a_batch_from_request_to_receipt(folder):
     second, _ = receipt.verify(folder / "receipts" / "0002.json", files=folder)
     assert second.previous_sha256 == receipt.text_sha256(path.read_text("utf-8"))
     assert second.before.sha256 == found.after.sha256
+    later = folder / "receipts" / "0002.json"
+    assert run("verify", later, "--previous", path, "--files", folder) == 0
+    assert run("verify", path, "--previous", later) == 1
+    table = json.loads(path.read_text("utf-8"))
+    other = folder / "other.json"
+    other.write_text(json.dumps(table), "utf-8")  # valid, but not the same bytes
+    assert run("verify", other, "--key", folder / "public.pem") == 0
+    assert run("verify", later, "--previous", other) == 1
+    assert run("verify", later, "--previous", folder / "none") == 2
     assert second.data.index_sha256_before == found.data.index_sha256_after
 
 
