@@ -1,4 +1,4 @@
-"""Commands: data, train, evaluate, compare, report.
+"""Commands: data, train, evaluate, compare, report, flops, export.
 
 sparsekit continual train --config derpp-mnist --buffer 200 --out runs/derpp
 sparsekit continual compare --config derpp-mnist --strategies er derpp --out runs/c
@@ -14,6 +14,7 @@ from apps.common.verbs import listed, presets, required, run
 from apps.continual import figure, metrics, strategy, streams
 from apps.continual.compare import compare, load_comparison
 from apps.continual.config import PRESETS, Config
+from apps.continual.export import export
 from apps.continual.flops import RULES, training_flops
 from apps.continual.result import Result, load_result
 from apps.continual.streams import PARTS
@@ -82,6 +83,21 @@ class FlopsConfig(RunConfig):
     network: str = "resnet18-cifar"
     method: str = "derpp"
     sparsity: float = 0.0
+
+
+@dataclass(frozen=True)
+class ExportConfig(RunConfig):
+    """Writes a finished run's model as one file for devices.
+
+    Args:
+        run: the run's folder.
+        values: type of stored weights: float32, float16 or bfloat16.
+        onnx: an ONNX file as well.
+    """
+
+    run: Path | None = None
+    values: str = "float32"
+    onnx: bool = False
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -184,6 +200,20 @@ def flops_command(argv: list[str]) -> None:
         print(f"{rule:10}{total:.3e} FLOPs")
 
 
+def export_command(argv: list[str]) -> None:
+    """Write a run's model for devices without torch, and as ONNX."""
+    config = parse(ExportConfig, argv, presets=PRESETS)
+    run_folder = Path(required(config.run, "run"))
+    written = export(run_folder, config.out, config.values, config.onnx)
+    device = written.device
+    print(
+        f"{device.path}: {device.bytes_on_disk:,} bytes, of {device.dense_bytes:,} "
+        f"dense; differs from the model by {device.error:.0e}"
+    )
+    if written.onnx is not None:
+        print(f"{written.onnx}: {written.onnx.stat().st_size:,} bytes, zeros included")
+
+
 def print_result(result: Result) -> None:
     """The accuracy matrix, metrics, costs."""
     print("accuracy in % on each task (columns) after each task (rows)")
@@ -202,4 +232,5 @@ VERBS = {
     "compare": compare_command,
     "report": report_command,
     "flops": flops_command,
+    "export": export_command,
 }
