@@ -6,7 +6,7 @@ import importlib
 import pytest
 
 MODULES = (
-    "buffer", "config", "fisher", "flops", "metrics", "models", "strategy", "streams",
+    "buffer", "config", "fisher", "flops", "journal", "metrics", "models", "strategy", "streams",
     "strategies.agem", "strategies.lwf", "text", "training",
 )  # fmt: skip
 
