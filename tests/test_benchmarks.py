@@ -89,6 +89,19 @@ def test_conv_layers(tmp_path):
     assert "| 16→16, 8x8, 3x3 /1 |" in (tmp_path / "conv_layers.md").read_text()
 
 
+def test_continual_training(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.continual_training", "--quick"]
+    subprocess.run(
+        [*command, "--out", str(tmp_path)], cwd=ROOT, check=True, capture_output=True
+    )
+    report = json.loads((tmp_path / "continual_training.json").read_text())
+    row = report["widths"]["4"]["sparse"]["0.9"]
+    assert row["speedup"] > 0
+    assert row["peak_bytes"] > 0
+    assert sum(row["parts"].values()) == pytest.approx(row["seconds"], rel=0.5)
+    assert "## Width 4" in (tmp_path / "continual_training.md").read_text()
+
+
 def test_resnet_training(tmp_path):
     command = [sys.executable, "-m", "benchmarks.resnet_training", "--quick"]
     subprocess.run(

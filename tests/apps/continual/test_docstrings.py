@@ -6,8 +6,8 @@ import importlib
 import pytest
 
 MODULES = (
-    "buffer", "config", "fisher", "flops", "journal", "metrics", "models", "strategy", "streams",
-    "strategies.agem", "strategies.lwf", "text", "training",
+    "buffer", "config", "fisher", "flops", "journal", "metrics", "models", "strategy",
+    "streams", "strategies.agem", "strategies.lwf", "text", "training",
 )  # fmt: skip
 
 
