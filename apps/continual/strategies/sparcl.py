@@ -215,7 +215,10 @@ class SparCL(Strategy):
         sparsifier = self.training.sparsifier
         if self.dgm == "random":
             draws = self.training.draws
-            return {n: random(m.shape, draws) for n, m in sparsifier.alive.items()}
+            return {
+                name: random(mask.shape, draws).to(mask.device)
+                for name, mask in sparsifier.alive.items()
+            }
         if self.variant == "released":
             grads = sparsifier.grads.items()
             return {n: None if g is None else gradient(g) for n, g in grads}
