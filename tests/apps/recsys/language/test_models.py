@@ -319,3 +319,12 @@ def test_bars_can_be_switched_off(title, off):
     )
     assert ran.returncode == 0, ran.stderr
     assert ("3/3" in ran.stderr) == (title is not None and not off)
+
+
+def test_transformers_shows_no_progress_while_quiet(capsys):
+    gguf = pytest.importorskip("transformers.modeling_gguf_pytorch_utils")
+    bar = gguf.tqdm
+    with smollm.quiet():
+        assert list(gguf.tqdm(range(3), desc="converting")) == [0, 1, 2]
+    assert capsys.readouterr().err == ""
+    assert gguf.tqdm is bar
