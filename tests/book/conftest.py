@@ -91,9 +91,13 @@ def serve():
         server.server_close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """Headless Chromium. Without one the tests skip, or fail where it is required."""
+    """Headless Chromium. Without one the tests skip, or fail where it is required.
+
+    Not for the session: Playwright keeps an event loop running, and tests of other
+    modules in this process have loops of their own.
+    """
     candidates = [os.environ.get("SPARSEKIT_CHROMIUM"), *map(shutil.which, BROWSERS)]
     path = next((p for p in candidates if p and Path(p).exists()), None)
     if path is None:
