@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apps.data_pruning import models
+from apps.common import classifiers
 from apps.data_pruning.config import Config, mixed
 from apps.data_pruning.data import Data
 from sparsekit.accounting import forward_flops
@@ -227,7 +227,7 @@ def _compiled(
     config: Config, shape: tuple[int, int, int]
 ) -> tuple[nn.Module, Callable]:
     """Compiles by a step on an empty batch, so that no training's clock sees it."""
-    body = models.build(config.model, config.width, config.depth, *shape)
+    body = classifiers.build(config.model, config.width, config.depth, *shape)
     body = body.to(config.device, memory_format=torch.channels_last)
     forward = torch.compile(body, dynamic=False)
     _, channels, size = shape
@@ -246,7 +246,7 @@ def fresh(
 ) -> nn.Module:
     """An untrained model, or one with the weights `state`."""
     splits = data.splits
-    model = models.build(
+    model = classifiers.build(
         config.model,
         config.width,
         config.depth,
@@ -276,7 +276,7 @@ def example_flops(config: Config, data: Data) -> float:
 def _forward_flops(
     name: str, width: int, depth: int, classes: int, channels: int, size: int
 ) -> float:
-    model = models.build(name, width, depth, classes, channels, size)
+    model = classifiers.build(name, width, depth, classes, channels, size)
     return forward_flops(model, torch.zeros(1, channels, size, size)).total
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from apps.common import cost, runs
+from apps.common import classifiers, cost, runs
 from apps.common.config import parse, refuse_other_settings, settings
 from apps.common.runs import RunFolder
 from apps.common.statistics import Interval, mean_interval
-from apps.unlearning import metrics, models
+from apps.unlearning import metrics
 from apps.unlearning.config import Config
 from apps.unlearning.data import Data
 from apps.unlearning.ensemble import Ensemble, Shards, Store
@@ -142,7 +142,7 @@ def rebuilt(config: Config, about: dict[str, Any]) -> nn.Module:
     """An untrained model of the run's architecture, of all shards for sisa."""
 
     def one(seed: int) -> nn.Module:
-        return models.build(
+        return classifiers.build(
             config.model,
             config.width,
             config.depth,

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from apps.common import cost, images
+from apps.common import classifiers, cost, images
 from apps.common.images import Split
 from apps.common.runs import RunFolder
 from apps.unlearning import data as sets
-from apps.unlearning import masking, models
+from apps.unlearning import masking
 from apps.unlearning.config import Config
 from apps.unlearning.fitting import fit, mixed
 from apps.unlearning.pruning import Original, Pruner, train_original
@@ -77,7 +77,7 @@ def builder(config: Config, data: Material) -> Callable[[int], nn.Module]:
     """seed -> untrained model."""
     _, channels, size, _ = data.train.x.shape
     return partial(
-        models.build,
+        classifiers.build,
         config.model,
         config.width,
         config.depth,

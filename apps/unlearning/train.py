@@ -15,9 +15,9 @@ from pathlib import Path
 
 from torch import nn
 
-from apps.common import cost
+from apps.common import classifiers, cost
 from apps.common.runs import RunFolder
-from apps.unlearning import data, metrics, models
+from apps.unlearning import data, metrics
 from apps.unlearning.config import Config
 from apps.unlearning.data import Data
 from apps.unlearning.ensemble import Ensemble, Shards, Store, train_shards
@@ -264,7 +264,7 @@ def builder(config: Config, loaded: Data) -> Callable[[int], nn.Module]:
     """seed -> untrained model of the experiment's architecture."""
     _, channels, size, _ = loaded.train.x.shape
     return partial(
-        models.build,
+        classifiers.build,
         config.model,
         config.width,
         config.depth,

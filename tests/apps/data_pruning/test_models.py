@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from apps.common import classifiers
 from apps.data_pruning import models
 from sparsekit.data_pruning import grand
 
@@ -16,9 +17,9 @@ def count(model) -> int:
 
 
 def test_parameters_by_hand() -> None:
-    mlp = models.build("mlp", width=7, depth=2, classes=3, channels=2, size=5)
+    mlp = classifiers.build("mlp", width=7, depth=2, classes=3, channels=2, size=5)
     assert count(mlp) == (50 * 7 + 7) + (7 * 7 + 7) + (7 * 3 + 3)
-    cnn = models.build("cnn", width=5, depth=3, classes=3, channels=2, size=13)
+    cnn = classifiers.build("cnn", width=5, depth=3, classes=3, channels=2, size=13)
     norms = 2 * (5 + 10 + 10)
     assert count(cnn) == 9 * (2 * 5 + 5 * 10 + 10 * 10) + norms + (90 * 3 + 3)
     # 3x3 convolutions of four stages, 1x1 shortcuts of three, norms, classifier
@@ -26,13 +27,15 @@ def test_parameters_by_hand() -> None:
     convolutions = 9 * (2 * w[0] + 4 * w[0] ** 2)
     convolutions += sum(9 * (a * b + 3 * b * b) + a * b for a, b in pairwise(w))
     norms = 2 * (w[0] * 5 + sum(5 * b for b in w[1:]))
-    resnet = models.build("resnet18", 3, 0, classes=7, channels=2, size=16)
+    resnet = classifiers.build("resnet18", 3, 0, classes=7, channels=2, size=16)
     assert count(resnet) == convolutions + norms + 24 * 7 + 7
 
 
-@pytest.mark.parametrize("name", models.NAMES)
+@pytest.mark.parametrize("name", classifiers.NAMES)
 def test_gradients_per_sample_are_exact(name: str) -> None:
-    model = models.build(name, width=3, depth=2, classes=5, channels=3, size=16, seed=1)
+    model = classifiers.build(
+        name, width=3, depth=2, classes=5, channels=3, size=16, seed=1
+    )
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4, 3, 16, 16, generator=generator)
     y = torch.tensor([0, 4, 2, 2])
@@ -46,9 +49,11 @@ def test_gradients_per_sample_are_exact(name: str) -> None:
         assert float(found[i]) == pytest.approx(np.sqrt(squares), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", models.NAMES)
+@pytest.mark.parametrize("name", classifiers.NAMES)
 def test_features_make_the_logits(name: str) -> None:
-    model = models.build(name, width=4, depth=1, classes=5, channels=1, size=8).eval()
+    model = classifiers.build(
+        name, width=4, depth=1, classes=5, channels=1, size=8
+    ).eval()
     x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     last = [m for m in model.modules() if isinstance(m, torch.nn.Linear)][-1]
     seen = models.features(model, x)
@@ -58,7 +63,7 @@ def test_features_make_the_logits(name: str) -> None:
 def test_the_seed_alone_decides_the_weights() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    first, again, other = (models.build("cnn", 3, 1, 2, seed=s) for s in (0, 0, 1))
+    first, again, other = (classifiers.build("cnn", 3, 1, 2, seed=s) for s in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), before)
     for a, b in zip(first.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -76,4 +81,4 @@ def test_the_seed_alone_decides_the_weights() -> None:
 )
 def test_unusable_shapes_are_named(arguments, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        models.build(*arguments)
+        classifiers.build(*arguments)

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from apps.common import classifiers
 from apps.data_pruning import data as sources
-from apps.data_pruning import models
 from apps.data_pruning import train as training
 from apps.data_pruning.config import Config, mixed
 from apps.data_pruning.train import (
@@ -37,7 +37,7 @@ def test_a_training_written_out(small, data) -> None:
     config = replace(small, optimizer="sgd", lr=0.1, weight_decay=0.01, epochs=2)
     index = torch.arange(0, len(data), 3)
     found = train(config, data, index, budget="epochs")
-    model = models.build("mlp", 13, 1, 3, 1, 8, mixed(0, 0, 2))
+    model = classifiers.build("mlp", 13, 1, 3, 1, 8, mixed(0, 0, 2))
     parameters = list(model.parameters())
     buffers = [torch.zeros_like(p) for p in parameters]
     generator = torch.Generator().manual_seed(mixed(0, 0, 0))
