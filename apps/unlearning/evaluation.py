@@ -12,12 +12,12 @@ from pathlib import Path
 
 from torch import nn
 
+from apps.common.roc import Attack
 from apps.common.runs import RunFolder
 from apps.unlearning import data, forget
 from apps.unlearning.attacks.backdoor import attack_success
 from apps.unlearning.attacks.confusion import confusion_error
 from apps.unlearning.attacks.rmia import rmia
-from apps.unlearning.attacks.roc import Attack
 from apps.unlearning.attacks.targets import difficulty, hardest, matched
 from apps.unlearning.config import Config
 from apps.unlearning.data import Data, subset

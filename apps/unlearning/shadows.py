@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from apps.common.roc import Attack
 from apps.unlearning.attacks.forgetting_score import forgetting_score
 from apps.unlearning.attacks.lira import ulira
-from apps.unlearning.attacks.roc import Attack
 from apps.unlearning.config import Config
 from apps.unlearning.fitting import mixed
 from apps.unlearning.metrics import per_sample

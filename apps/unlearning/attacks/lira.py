@@ -8,7 +8,7 @@ of the model's confidence under both.
 import numpy as np
 from scipy import stats
 
-from apps.unlearning.attacks.roc import Attack, attack
+from apps.common.roc import Attack, attack
 
 
 def ulira(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from apps.common.images import Split
-from apps.unlearning.attacks.roc import Attack, attack
+from apps.common.roc import Attack, attack
 from apps.unlearning.attacks.scores import confidence
 from apps.unlearning.fitting import evaluate
 

@@ -6,7 +6,7 @@ import importlib
 import pytest
 
 MODULES = {
-    "statistics": 3, "claims": 1, "classifiers": 1, "ledger": 1, "options": 1,
+    "statistics": 3, "claims": 1, "classifiers": 1, "ledger": 1, "options": 1, "roc": 4,
     "tables": 2, "toml": 4,
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ from sklearn.svm import SVC
 from torch import nn
 
 from apps.common.images import Split
+from apps.common.roc import attack, auc, detectable, tpr_at_fpr
 from apps.unlearning import metrics
 from apps.unlearning.attacks import (
     backdoor,
@@ -23,7 +24,6 @@ from apps.unlearning.attacks import (
 from apps.unlearning.attacks.lira import ulira
 from apps.unlearning.attacks.population import mia_efficacy
 from apps.unlearning.attacks.rmia import ratios, rmia, wins
-from apps.unlearning.attacks.roc import attack, auc, detectable, tpr_at_fpr
 
 VALUES = st.lists(st.integers(0, 6), min_size=2, max_size=30)
 

@@ -10,7 +10,6 @@ MODULES = (
     "attacks.forgetting_score",
     "attacks.lira",
     "attacks.rmia",
-    "attacks.roc",
     "attacks.scores",
     "attacks.targets",
     "config",

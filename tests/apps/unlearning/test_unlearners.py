@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from apps.common.images import Split
+from apps.common.roc import auc
 from apps.unlearning import Result, masking, unlearn
-from apps.unlearning.attacks.roc import auc
 from apps.unlearning.ensemble import Shards, Store, train_shards
 from apps.unlearning.fitting import Recipe, fit
 from apps.unlearning.models import anew
