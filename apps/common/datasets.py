@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from apps.common import wheels
+from apps.common.arrays import open_arrays
 from apps.common.wheels import PINS, wheel
 
 if TYPE_CHECKING:
@@ -162,12 +163,9 @@ def load_cifar10(folder: str | Path | None = None) -> tuple[Labelled, Labelled]:
     from PIL import Image
 
     path = find("cifar10", folder)
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            blob, offsets, labels, is_train = (
-                arrays[key] for key in ("blob", "offsets", "labels", "is_train")
-            )
-        offsets, n_images = offsets.astype(np.int64), labels.size
+    with open_arrays(path, "blob", "offsets", "labels", "is_train") as arrays:
+        blob, labels, is_train = (arrays[key] for key in ("blob", "labels", "is_train"))
+        offsets, n_images = arrays["offsets"].astype(np.int64), labels.size
         if not (
             labels.shape == is_train.shape == (n_images,)
             and offsets.shape == (n_images + 1,)
@@ -184,8 +182,6 @@ def load_cifar10(folder: str | Path | None = None) -> tuple[Labelled, Labelled]:
                 if (image.size, image.mode) != ((32, 32), "RGB"):
                     raise ValueError(f"image {i} is {image.mode}, {image.size}")
                 x[i] = np.asarray(image)
-    except Exception as error:  # a damaged zip file raises nearly anything
-        raise ValueError(f"{path} is damaged or of another form: {error}") from error
     y, train = labels.astype(np.uint8), is_train.astype(bool)
     return (x[train], y[train]), (x[~train], y[~train])
 

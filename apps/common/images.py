@@ -10,13 +10,13 @@ import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from apps.common import datasets
+from apps.common.arrays import open_arrays
 
 NAMES = ("mnist5k", "mnist", "cifar10")
 SHARES = {"validation": 0.1, "test": 0.2}
@@ -173,20 +173,8 @@ def _images(dataset: str, data_dir: str | Path | None) -> Images:
 # Reading takes longer than training a small model, so the last set read is kept.
 @lru_cache(maxsize=1)
 def _npz(path: Path, modified: int) -> Images:
-    """A user's file. Pickled objects are refused."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            missing = {"x", "y"} - set(arrays.files)
-            if missing:
-                raise ValueError(
-                    f"lacks {' and '.join(sorted(missing))}; it has {arrays.files}; "
-                    "save it with np.savez(path, x=images, y=labels)"
-                )
-            return check_images(arrays["x"], arrays["y"], path.stem)
-    except (BadZipFile, EOFError, OSError, TypeError) as error:
-        raise ValueError(f"{path}: not an .npz file, or a damaged one") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    with open_arrays(path, "x", "y") as arrays:
+        return check_images(arrays["x"], arrays["y"], path.stem)
 
 
 def check_images(x: np.ndarray, y: np.ndarray, name: str = "") -> Images:

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from apps.common import datasets
+from apps.common.arrays import open_arrays
 from apps.continual.config import Config
 
 PARTS = ("train", "validation", "test")
@@ -149,23 +149,9 @@ def _cifar10(folder: str | None) -> Raw:
 # Reading takes longer than training a small model, so the last set read is kept.
 @lru_cache(maxsize=1)
 def _npz(path: Path, modified: int) -> Raw:
-    """A user's file. Pickled objects are refused."""
-    if not is_zipfile(path):  # numpy would take it for a pickle
-        raise ValueError(f"{path}: not an .npz file, or a damaged one")
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            missing = {"x", "y"} - set(arrays.files)
-            if missing:
-                raise ValueError(
-                    f"lacks {' and '.join(sorted(missing))}; it has {arrays.files}; "
-                    "save it with np.savez(path, x=inputs, y=labels)"
-                )
-            task = arrays["task"] if "task" in arrays.files else None
-            return checked(arrays["x"], arrays["y"], task, path.stem)
-    except (BadZipFile, EOFError, OSError, TypeError) as error:
-        raise ValueError(f"{path}: not an .npz file, or a damaged one") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    with open_arrays(path, "x", "y") as arrays:
+        task = arrays["task"] if "task" in arrays.files else None
+        return checked(arrays["x"], arrays["y"], task, path.stem)
 
 
 def checked(x: np.ndarray, y: np.ndarray, task: np.ndarray | None, name: str) -> Raw:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from apps.common.arrays import open_arrays
 from apps.common.config import parse
 from apps.recsys.budget import budget
 from apps.recsys.config import PRESETS, Config
@@ -65,16 +66,11 @@ def budget_command(argv: list[str]) -> None:
 
 def load_factors(path: Path) -> Factors:
     """users and items of an .npz file. ValueError for any other file."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            users, items = (
-                np.asarray(arrays[name], np.float32) for name in ("users", "items")
-            )
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # a damaged zip file raises nearly anything
-        raise ValueError(f"{path} holds no factors: {error}") from error
-    return Factors(users, items)
+    with open_arrays(path, "users", "items") as arrays:
+        return Factors(
+            np.asarray(arrays["users"], np.float32),
+            np.asarray(arrays["items"], np.float32),
+        )
 
 
 BUDGET_VERBS = {"budget": budget_command}

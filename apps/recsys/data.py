@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from apps.common import datasets, wheels
+from apps.common.arrays import open_arrays
 from apps.recsys import interactions, splits
 from apps.recsys.interactions import Interactions, Keep
 from apps.recsys.reading import BadRows, Columns, read, side_table
@@ -127,13 +128,10 @@ def gowalla(*, seed: int = 0, valid: float = 0.1) -> Dataset:
     Cho, Myers, Leskovec: Friendship and mobility, 2011; He et al.: LightGCN, 2020.
     """
     path = datasets.find("gowalla")
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            parts = [arrays["train"], arrays["test"]]
+    with open_arrays(path, "train", "test") as arrays:
+        parts = [arrays["train"], arrays["test"]]
         if any(part.ndim != 2 or part.shape[1] != 2 for part in parts):
             raise ValueError("train and test must be rows of user, item")
-    except Exception as error:  # a damaged zip file raises nearly anything
-        raise ValueError(f"{path} is damaged or of another form: {error}") from error
     logs = []
     for part in parts:
         (users, user_ids), (items, item_ids) = _coded(part[:, 0]), _coded(part[:, 1])

@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from apps.common.arrays import open_arrays
 from apps.common.config import settings
 from apps.common.ledger import Ledger
 from apps.common.provenance import provenance
@@ -252,11 +253,11 @@ def budget_of(tables: list[Path], results: Path, config: Config) -> list[Path]:
 
 def read_table(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """The table that `write_table` wrote, float32, zero where absent, and its mask."""
-    stored = np.load(path)
-    shape = tuple(stored["shape"].tolist())
-    mask = unpack(torch.from_numpy(stored["mask"]), shape).numpy()
-    weight = np.zeros(shape, np.float32)
-    weight[mask] = stored["values"].astype(np.float32)
+    with open_arrays(path, "shape", "mask", "values") as stored:
+        shape = tuple(stored["shape"].tolist())
+        mask = unpack(torch.from_numpy(stored["mask"]), shape).numpy()
+        weight = np.zeros(shape, np.float32)
+        weight[mask] = stored["values"].astype(np.float32)
     return weight, mask
 
 

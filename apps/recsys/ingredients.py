@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from apps.common.arrays import open_arrays
 from apps.recsys.augmentation import Augmentation, Features
 
 NOBODY = -1
@@ -106,7 +107,7 @@ def _read(folder: Path, name: str, optional: bool = False) -> dict[str, np.ndarr
             return {}
         raise FileNotFoundError(f"{path} is missing: make the ingredients first")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open_arrays(path) as arrays:
             return dict(arrays)
-    except Exception as error:  # a damaged zip file raises nearly anything
-        raise ValueError(f"{path} is damaged ({error}): delete it") from error
+    except ValueError as error:  # a file of our own
+        raise ValueError(f"{error}; delete it") from error

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from apps.common import images
+from apps.common.arrays import open_arrays
 from apps.common.images import Split
 from apps.unlearning.forget import ForgetSet, choose, parse
 
@@ -132,7 +133,7 @@ def _attributes(dataset: str, data_dir: str | Path | None) -> dict[str, np.ndarr
     if not dataset.endswith(".npz"):
         return {}
     path = Path(data_dir or ".") / dataset
-    with np.load(path, allow_pickle=False) as arrays:
+    with open_arrays(path, "y") as arrays:
         n = len(arrays["y"])
         others = [name for name in arrays.files if name not in ("x", "y")]
         return {name: arrays[name] for name in others if arrays[name].shape == (n,)}

@@ -198,9 +198,8 @@ def images(content: list[bytes]) -> dict:
 )
 def test_a_cifar10_file_of_another_form_is_named(tmp_path: Path, change) -> None:
     path = cifar(tmp_path, **change)
-    with pytest.raises(ValueError, match="is damaged or of another form") as caught:
+    with pytest.raises(ValueError, match=f"^{path}: "):
         datasets.load_cifar10(tmp_path)
-    assert str(path) in str(caught.value)
 
 
 def test_a_damaged_cifar10_file_is_named(tmp_path: Path) -> None:
@@ -216,7 +215,7 @@ def test_a_damaged_cifar10_file_is_named(tmp_path: Path) -> None:
         content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :],
     ):
         (tmp_path / "cifar10_jpeg.npz").write_bytes(bad)
-        with pytest.raises(ValueError, match="is damaged or of another form"):
+        with pytest.raises(ValueError, match=r"cifar10_jpeg.npz: "):
             datasets.load_cifar10(tmp_path)  # fmt: skip
 
 

@@ -185,7 +185,7 @@ def test_what_cannot_be_is_refused(files, tmp_path, capsys):
          "do not fit"),
         (lambda: budget(replace(config, model="multvae", batch=50), seeds=[0]),
          "no vectors of users"),
-        (lambda: load_factors(path), "holds no factors"),
+        (lambda: load_factors(path), "not an .npz file"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=words):
             call()
