@@ -1,0 +1,177 @@
+"""Quality and wall clock against density: whole trainings, ours and dense.
+
+    python -m benchmarks.density                # 73 trainings, about six minutes
+    python -m benchmarks.density --minutes 2    # what fits; call again for the rest
+    python -m benchmarks.density --quick        # small, one seed
+
+The MLP of `apps/classify` with two layers of 1,000 units learns all of MNIST for three
+epochs, with five seeds: dense; with RigL and with random connections that never change,
+both in values mode; RigL's masks on dense kernels, which saves nothing; and a dense MLP
+that is as narrow as the sparse one has weights. Every setting but RigL's period is the
+preset's, chosen there on validation for a dense MLP. Seconds are those of the epochs,
+validation included, on one thread. Trainings go seed by seed and one after the other;
+the load of the machine before each is written down. Times of masked trainings need no
+five seeds: two. Test images are looked at once a training.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from apps.classify.train import Config, train
+from apps.common.provenance import provenance
+from apps.common.statistics import mean_interval
+from benchmarks.per_sample_norms import ROOT
+from sparsekit import atomic
+
+DENSITIES = (0.25, 0.1, 0.05, 0.02)
+SEEDS, MASKED_SEEDS = 5, 2
+BASE = Config(dataset="mnist", width=1000, epochs=3)
+QUICK = Config(width=200, epochs=1)
+RIGL = {"every": "5%", "end": "75%"}
+ARMS = ("dense", "rigl", "static", "masked", "narrow")
+
+
+def config_of(base: Config, arm: str, density: float, seed: int) -> Config:
+    """The training of one arm; `dense` has density 1."""
+    changes: dict[str, Any] = {
+        "dense": {"method": "dense"},
+        "rigl": {"method": "rigl", "backend": "values", "options": RIGL},
+        "static": {"method": "static", "backend": "values"},
+        "masked": {"method": "rigl", "backend": "masked", "options": RIGL},
+        "narrow": {"method": "dense"},
+    }[arm]
+    settings = {**vars(base), **changes, "seed": seed}
+    if arm == "narrow":
+        settings["width"] = narrow_width(base.width, density)
+    elif arm != "dense":
+        settings["sparsity"] = 1 - density
+    return Config(**settings)
+
+
+def weights(width: int) -> int:
+    """Of an MLP 784-width-width-10, without biases."""
+    return 784 * width + width * width + width * 10
+
+
+def narrow_width(width: int, density: float) -> int:
+    """The largest width of which a dense MLP has no more weights than the sparse one.
+
+    >>> narrow_width(1000, 0.1), weights(183) <= 0.1 * weights(1000) < weights(184)
+    (183, True)
+    """
+    budget = density * weights(width)
+    return max(w for w in range(1, width + 1) if weights(w) <= budget)
+
+
+def plan(quick: bool) -> Iterator[tuple[str, float, int]]:
+    """(arm, density, seed) of every training, seed by seed."""
+    densities = (0.1,) if quick else DENSITIES
+    for seed in range(1 if quick else SEEDS):
+        yield "dense", 1.0, seed
+        for density in densities:
+            for arm in ARMS[1:]:
+                if arm != "masked" or seed < MASKED_SEEDS:
+                    yield arm, density, seed
+
+
+def run(config: Config, arm: str, density: float) -> dict[str, Any]:
+    load = os.getloadavg()[0]
+    result = train(config)
+    return {
+        "arm": arm,
+        "density": density,
+        "seed": config.seed,
+        "accuracy": result.accuracy,
+        "seconds": result.cost["train_seconds"],
+        "weights": result.cost["params_active"],
+        "load": round(load, 2),
+    }
+
+
+def summary(trainings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row an arm and density: mean accuracy and seconds with 95 % intervals."""
+    rows = []
+    for key in dict.fromkeys((t["arm"], t["density"]) for t in trainings):
+        own = [t for t in trainings if (t["arm"], t["density"]) == key]
+        row = {"arm": key[0], "density": key[1], "seeds": len(own)}
+        for name in ("accuracy", "seconds"):
+            interval = mean_interval([t[name] for t in own])
+            row[name] = {"value": interval.value}
+            if len(own) > 1:
+                row[name] |= {"low": interval.low, "high": interval.high}
+        rows.append(row)
+    return rows
+
+
+def markdown(report: dict[str, Any]) -> str:
+    origin = report["provenance"]
+    lines = [
+        "# Quality and wall clock against density",
+        "",
+        f"MLP, {report['width']} units a layer, {report['dataset']}, "
+        f"{report['epochs']} epochs, {origin['device']}, torch "
+        f"{origin['versions']['torch']}. Means, 95 % intervals over seeds.",
+        "",
+        "| arm | density | seeds | test accuracy (%) | seconds |",
+        "|---|---|---|---|---|",
+    ]
+    for row in report["rows"]:
+        cells = []
+        for name, scale in (("accuracy", 100), ("seconds", 1)):
+            found = {k: f"{scale * v:.2f}" for k, v in row[name].items()}
+            ends = f" [{found['low']}, {found['high']}]" if "low" in found else ""
+            cells.append(found["value"] + ends)
+        lines.append(
+            f"| {row['arm']} | {row['density']:.0%} | {row['seeds']} | "
+            f"{' | '.join(cells)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--minutes", type=float, help="stop before a training after so")
+    parser.add_argument("--quick", action="store_true", help="small, one seed")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "build/benchmarks/density.json",
+        help="JSON, with a table in Markdown beside it; goes on with what it has "
+        "(default: %(default)s)",
+    )  # fmt: skip
+    args = parser.parse_args()
+    began, base = time.perf_counter(), QUICK if args.quick else BASE
+    known = json.loads(args.out.read_text("utf-8")) if args.out.is_file() else {}
+    settings = {"dataset": base.dataset, "width": base.width, "epochs": base.epochs}
+    if {key: known.get(key) for key in settings} != settings:
+        known = {}
+    done = known.get("trainings", [])
+    finished = {(t["arm"], t["density"], t["seed"]) for t in done}
+    todo = [job for job in plan(args.quick) if job not in finished]
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    train(config_of(QUICK, "rigl", 0.1, 0))  # compiles the kernels
+    for arm, density, seed in todo:
+        if args.minutes and time.perf_counter() - began > 60 * args.minutes:
+            break
+        done.append(run(config_of(base, arm, density, seed), arm, density))
+        origin = provenance("full")
+        del origin["command"]  # its paths have no place in stored results
+        report = {
+            **settings,
+            "rows": summary(done),
+            "trainings": done,
+            "provenance": origin,
+        }
+        atomic.write_text(args.out, json.dumps(report, indent=1) + "\n")
+        atomic.write_text(args.out.with_suffix(".md"), markdown(report))
+    print(args.out.with_suffix(".md").read_text("utf-8"))
+    left = len(list(plan(args.quick))) - len(done)
+    if left:
+        print(f"{left} trainings are left: call again")
+
+
+if __name__ == "__main__":
+    main()
