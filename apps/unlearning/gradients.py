@@ -1,7 +1,7 @@
 """Gradients and curvature of a trained model, over the weights that exist.
 
-All in evaluation mode (batch norm by its running statistics) and in float64, on a copy.
-A vector has one entry for each parameter entry that exists, [P].
+All in evaluation mode (batch norm by its running statistics) and on a copy, in float64
+unless said otherwise. A vector has one entry for each parameter entry that exists, [P].
 """
 
 import copy
@@ -21,6 +21,8 @@ class Curvature:
         model: not changed.
         masks: {name: bool}; absent weights are no coordinates.
         loss: (outputs, y) -> [B].
+        dtype: float64; float32 for networks on a GPU, where float64 takes many times
+            as long.
 
     >>> model = nn.Linear(2, 1, bias=False)
     >>> _ = nn.init.zeros_(model.weight)
@@ -29,9 +31,15 @@ class Curvature:
     tensor([-3., -4.], dtype=torch.float64)
     """
 
-    def __init__(self, model: nn.Module, masks: Mapping[str, Tensor], loss: Loss):
-        self.model = copy.deepcopy(model).double().eval()
-        self.loss = loss
+    def __init__(
+        self,
+        model: nn.Module,
+        masks: Mapping[str, Tensor],
+        loss: Loss,
+        dtype: torch.dtype = torch.float64,
+    ):
+        self.model = copy.deepcopy(model).to(dtype).eval()
+        self.loss, self.dtype = loss, dtype
         named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self.weights = {n: p.detach() for n, p in named.items()}
         self.masks = {n: masks[n] for n in self.weights if n in masks}
@@ -62,11 +70,11 @@ class Curvature:
 
     def outputs(self, weights: Mapping[str, Tensor], x: Tensor):
         """What the model answers with other weights in place."""
-        return torch.func.functional_call(self.model, dict(weights), (_double(x),))
+        return torch.func.functional_call(self.model, dict(weights), (self._in(x),))
 
     def gradient(self, split: Split, batch: int = 500) -> Tensor:
         """Gradient of the mean loss over a set, [P]."""
-        total = torch.zeros(sum(self.sizes.values()), dtype=torch.float64)
+        total = torch.zeros(sum(self.sizes.values()), dtype=self.dtype)
         for x, y in zip(split.x.split(batch), split.y.split(batch), strict=True):
             leaves = {n: w.clone().requires_grad_() for n, w in self.weights.items()}
             summed = self.loss(self.outputs(leaves, x), y).sum()
@@ -84,13 +92,15 @@ class Curvature:
             return self.loss(self.outputs(weights, x[None]), y[None]).sum()
 
         each = torch.func.vmap(torch.func.grad(one), in_dims=(None, 0, 0))
-        rows = []
-        for x, y in zip(split.x.split(batch), split.y.split(batch), strict=True):
-            grads = each(self.weights, _double(x), y)
-            rows += [
-                self.vector({n: g[i] for n, g in grads.items()}) for i in range(len(y))
-            ]
-        return torch.stack(rows)
+        size = len(split), sum(self.sizes.values())
+        rows = torch.empty(size, dtype=self.dtype, device=split.x.device)
+        for first in range(0, len(split), batch):
+            x, y = split.x[first : first + batch], split.y[first : first + batch]
+            grads = each(self.weights, self._in(x), y)
+            for i in range(len(y)):
+                row = {n: g[i] for n, g in grads.items()}
+                rows[first + i] = self.vector(row)
+        return rows
 
     def hessian(self, split: Split) -> Callable[[Tensor], Tensor]:
         """v -> H v, H the Hessian of the mean loss."""
@@ -131,6 +141,9 @@ class Curvature:
             return self.vector(pull(bent)[0])
 
         return product
+
+    def _in(self, x: Tensor) -> Tensor:
+        return x.to(self.dtype) if x.is_floating_point() else x
 
 
 def conjugate_gradients(
@@ -178,18 +191,15 @@ def dual_solve(rows: Tensor, v: Tensor, damping: float) -> Tensor:
 
         x = (v - rows' (n damping I + rows rows')^-1 rows v) / damping
 
-    rows: [n, P] float64; damping > 0.
+    rows: [n, P]; damping > 0. The system is solved in float64.
 
     >>> rows = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     >>> dual_solve(rows, torch.ones(2, dtype=torch.float64), 1.0)
     tensor([0.5000, 1.0000], dtype=torch.float64)
     """
     n = len(rows)
-    gram = rows @ rows.T
+    gram = (rows @ rows.T).double()
     gram.diagonal().add_(n * damping)
-    small = torch.cholesky_solve((rows @ v)[:, None], torch.linalg.cholesky(gram))
-    return (v - rows.T @ small.squeeze(1)) / damping
-
-
-def _double(x: Tensor) -> Tensor:
-    return x.double() if x.is_floating_point() else x
+    right = (rows @ v).double()[:, None]
+    small = torch.cholesky_solve(right, torch.linalg.cholesky(gram))
+    return (v - rows.T @ small.squeeze(1).to(rows.dtype)) / damping

@@ -72,10 +72,14 @@ def accuracies(samples: Samples) -> dict[str, float]:
 NAMES = ("UA", "MIA", "RA", "TA")
 
 
-def of_model(samples: Samples) -> dict[str, float]:
-    """{"UA", "MIA", "RA", "TA"} from values a record of forget, retain and fresh."""
+def of_model(samples: Samples, decimals: int | None = None) -> dict[str, float]:
+    """{"UA", "MIA", "RA", "TA"} from values a record of forget, retain and fresh.
+
+    decimals: of the confidences, see `mia_efficacy`.
+    """
     confidences = [samples[n]["confidence"] for n in ("retain", "fresh", "forget")]
-    found = accuracies(samples) | {"MIA": mia_efficacy(*confidences)}
+    attack = mia_efficacy(*confidences, decimals=decimals)
+    found = accuracies(samples) | {"MIA": attack}
     return {name: found[name] for name in NAMES}
 
 

@@ -49,17 +49,27 @@ class Fisher(Unlearner):
                 f"{self.alpha}"
             )
 
-    @torch.no_grad()
     def run(self, problem: Problem) -> nn.Module:
+        return self.disturb(problem, self.diagonal(problem))
+
+    @torch.no_grad()
+    def diagonal(self, problem: Problem) -> dict[str, Tensor]:
+        """{name: F} at the original weights."""
         model, classes = problem.model, problem.classes()
-        last = last_layer(model)
+        last_layer(model)  # or an error before the work
         drawn = problem.retain
         if 0 < self.samples < len(drawn):
             generator = torch.Generator().manual_seed(mixed(problem.seed, 17))
             order = torch.randperm(len(drawn), generator=generator)
             drawn = subset(drawn, order[: self.samples])
         of = diagonal if self.fisher == "per-sample" else batch_diagonal
-        fisher = of(model.eval(), drawn, classes)
+        return of(model.eval(), drawn, classes)
+
+    @torch.no_grad()
+    def disturb(self, problem: Problem, fisher: dict[str, Tensor]) -> nn.Module:
+        """theta + sqrt(v) N(0, 1)."""
+        model = problem.model
+        last = last_layer(model)
         generator = torch.Generator().manual_seed(mixed(problem.seed, 19))
         for name, parameter in model.named_parameters():
             owner, _, _ = name.rpartition(".")

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from apps.common.images import Split
 from apps.unlearning.data import subset
 from apps.unlearning.fitting import mixed
 from apps.unlearning.gradients import Curvature, conjugate_gradients, dual_solve
@@ -14,7 +15,7 @@ from apps.unlearning.unlearner import Problem, Unlearner
 
 @dataclass(frozen=True)
 class Influence(Unlearner):
-    """theta <- theta + alpha (C + damping I)^-1 g, one solve, float64.
+    """theta <- theta + alpha (C + damping I)^-1 g, one solve.
 
         g = grad L_D(theta) - grad L_retain(theta),   L the mean loss over a set
 
@@ -30,7 +31,8 @@ class Influence(Unlearner):
         curvature: of cg: gauss-newton, or hessian, which may be negative away from an
             optimum. dual uses the empirical Fisher matrix G'G / n.
         samples: n, of the retain set, drawn at random; 0 takes all. dual holds their
-            gradients in memory, 8 n P bytes.
+            gradients in memory, 8 n P bytes (4 in float32).
+        precision: of the gradients; the system of dual is solved in float64.
 
     Source: Koh & Liang 2017; Izzo et al. 2021; as "IU" in Jia et al. 2023, arXiv
     2304.04934, with alpha of 1 ... 20. Differs from the paper: the solve is exact. Its
@@ -43,6 +45,7 @@ class Influence(Unlearner):
     solver: Literal["dual", "cg", "published"] = "dual"
     curvature: Literal["gauss-newton", "hessian"] = "gauss-newton"
     samples: int = 500
+    precision: Literal["float64", "float32"] = "float64"
 
     uses = ("retain", "forget")
 
@@ -56,32 +59,51 @@ class Influence(Unlearner):
             raise ValueError("solver dual needs damping > 0; cg takes 0")
 
     def run(self, problem: Problem) -> nn.Module:
-        curvature = Curvature(problem.model, problem.masks, problem.loss)
+        curvature, g = self.gradient(problem)
+        return self.step(curvature, self.solve(curvature, g, problem), problem)
+
+    def gradient(self, problem: Problem) -> tuple[Curvature, Tensor]:
+        """The derivatives at the original weights, and g."""
+        dtype = getattr(torch, self.precision)
+        curvature = Curvature(problem.model, problem.masks, problem.loss, dtype)
         n_retain, n_forget = len(problem.retain), len(problem.forget)
         retained = curvature.gradient(problem.retain)
         forgotten = curvature.gradient(problem.forget)
         share = n_forget / (n_retain + n_forget)
-        g = share * (forgotten - retained)
-        step = self.alpha * self.solve(curvature, g, problem)
+        return curvature, share * (forgotten - retained)
+
+    def drawn(self, problem: Problem) -> Split:
+        """The records of the retain set that the curvature is taken of."""
+        if not 0 < self.samples < len(problem.retain):
+            return problem.retain
+        generator = torch.Generator().manual_seed(mixed(problem.seed, 11))
+        order = torch.randperm(len(problem.retain), generator=generator)
+        return subset(problem.retain, order[: self.samples])
+
+    def step(self, curvature: Curvature, x: Tensor, problem: Problem) -> nn.Module:
+        """theta + alpha x."""
         with torch.no_grad():
-            for name, change in curvature.tensors(step).items():
+            for name, change in curvature.tensors(self.alpha * x).items():
                 problem.model.get_parameter(name).add_(change)
         return problem.model
 
-    def solve(self, curvature: Curvature, g: Tensor, problem: Problem) -> Tensor:
-        """(C + damping I)^-1 g, [P]."""
-        drawn = problem.retain
-        if 0 < self.samples < len(drawn):
-            generator = torch.Generator().manual_seed(mixed(problem.seed, 11))
-            order = torch.randperm(len(drawn), generator=generator)
-            drawn = subset(drawn, order[: self.samples])
+    def solve(
+        self,
+        curvature: Curvature,
+        g: Tensor,
+        problem: Problem,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """(C + damping I)^-1 g, [P]; rows: gradients of the drawn records, if known."""
         if self.solver == "cg":
             hessian = self.curvature == "hessian"
             of = curvature.hessian if hessian else curvature.gauss_newton
-            x, steps, residual = conjugate_gradients(of(drawn), g, self.damping)
+            product = of(self.drawn(problem))
+            x, steps, residual = conjugate_gradients(product, g, self.damping)
             problem.record(steps=steps, residual=residual)
             return x
-        rows = curvature.sample_gradients(drawn)
+        if rows is None:
+            rows = curvature.sample_gradients(self.drawn(problem))
         exact = dual_solve(rows, g, self.damping or 1e-12)
         if self.solver == "dual":
             return exact

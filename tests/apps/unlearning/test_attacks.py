@@ -130,6 +130,20 @@ def test_the_published_attack_is_an_svc_on_confidences():
     assert near == pytest.approx(expected, abs=0.15)
 
 
+def test_rounded_confidences_give_the_published_attack_sooner():
+    generator = torch.Generator().manual_seed(1)
+    retain, fresh, forget = (
+        (shift + 3 * torch.randn(900, generator=generator)).sigmoid()
+        for shift in (5, 3, 4)
+    )
+    whole = mia_efficacy(retain, fresh, forget)
+    assert mia_efficacy(retain, fresh, forget, decimals=3) == pytest.approx(
+        whole, abs=2e-3
+    )
+    rounded = [(x * 10).round() / 10 for x in (retain, fresh, forget)]
+    assert mia_efficacy(*rounded, decimals=1) == pytest.approx(mia_efficacy(*rounded))
+
+
 def test_the_published_attack_on_fresh_records_is_its_true_negative_rate():
     generator = torch.Generator().manual_seed(0)
     retain = 1 - 0.3 * torch.rand(500, generator=generator)
