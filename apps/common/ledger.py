@@ -23,72 +23,33 @@ import numpy as np
 
 from apps.common.claims import CLAIMS, PROFILES, Book, Claim, load_book
 from apps.common.provenance import ROOT, provenance
-from apps.common.statistics import Interval, mean_interval
+from apps.common.verdicts import (
+    INCONCLUSIVE,
+    PLANNED,
+    Verdict,
+    rank,
+    verdict,
+    would_change,
+)
 from sparsekit import atomic
 
-HOLDS, FAILS = "holds", "does not hold"
-INCONCLUSIVE, PLANNED = "inconclusive", "planned"
 OWN, STORED = "this machine", "stored"
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What the measurements say about a claim.
-
-    verdict: "holds", "does not hold" or "inconclusive"; interval: None without
-    measurements; why: the reason of "inconclusive", None otherwise.
-    """
-
-    verdict: str
-    interval: Interval | None
-    why: str | None
-
-
-@dataclass(frozen=True)
 class Measurement:
-    """Values of one metric, one a seed, and where they come from."""
+    """Values of one metric, one a seed, and where they come from.
+
+    path: of the file; device, date and commit: None if the file does not say.
+    """
 
     values: tuple[float, ...]
     profile: str
     source: str
     commit: str | None
-
-
-def verdict(
-    claim: Claim, values: Sequence[float], profile: str | None = None
-) -> Verdict:
-    """Judges a claim by its rule and the 95 % interval (Student t) of the values.
-
-    "holds" if the whole interval satisfies the rule, "does not hold" if all of it
-    violates the rule, else "inconclusive"; so too for fewer values than the claim's
-    `min_seeds`, and for a profile below its `min_profile`.
-
-    values: one a seed, finite. Raises ValueError for NaN or infinity.
-
-    >>> claim = Claim("c", 1, "a gain", "gain", "> 0", "chapter")
-    >>> verdict(claim, [0.2, 0.3, 0.1, 0.2, 0.3]).verdict
-    'holds'
-    >>> verdict(claim, [0.2, 0.3]).why
-    '2 seeds, 5 are needed'
-    """
-    if len(values) == 0:
-        return Verdict(INCONCLUSIVE, None, "no measurement yet: make book")
-    interval = mean_interval(values)
-    rule = claim.parsed_rule
-    if profile is not None and _rank(profile) < _rank(claim.min_profile):
-        why = f"measured in profile {profile}, {claim.min_profile} is needed"
-    elif interval.n < claim.min_seeds:
-        seeds = "1 seed" if interval.n == 1 else f"{interval.n} seeds"
-        why = f"{seeds}, {claim.min_seeds} are needed"
-    elif interval.n == 1:
-        why = "one value has no interval"
-    elif rule.satisfied(interval.low, interval.high):
-        return Verdict(HOLDS, interval, None)
-    elif rule.violated(interval.low, interval.high):
-        return Verdict(FAILS, interval, None)
-    else:
-        why = f"the interval reaches across the rule's border ({claim.rule})"
-    return Verdict(INCONCLUSIVE, interval, why)
+    path: Path
+    device: str | None = None
+    date: str | None = None
 
 
 class Ledger:
@@ -118,7 +79,7 @@ class Ledger:
                 f"chapter {chapter!r} must be a file name of letters, digits and "
                 "dashes, without folder or ending"
             )
-        _rank(profile)
+        rank(profile)
         book = load_book(claims)
         judged = [c for c in (*book.claims, *book.findings) if c.chapter == chapter]
         self._claims = {claim.metric: claim for claim in judged}
@@ -158,7 +119,7 @@ class Ledger:
         values = _finite(metric, values_per_seed)
         claim = self._claims[metric]
         enough = len(values) >= claim.min_seeds
-        if not enough and _rank(self.profile) >= _rank(claim.min_profile):
+        if not enough and rank(self.profile) >= rank(claim.min_profile):
             raise ValueError(
                 f"{metric}: {len(values)} values, but its claim needs "
                 f"{claim.min_seeds} seeds in profile {self.profile}"
@@ -212,21 +173,27 @@ def scoreboard(
 ) -> list[dict[str, Any]]:
     """One row for each claim of a paper with a chapter, one for each other paper.
 
-    Keys: id, paper, statement, verdict, metric, value, low, high, seeds, chapter,
-    profile; and rule, paper_value, why, source, commit. A paper of which no chapter
-    exists is "planned". Sorted by paper, then as in claims.toml.
+    Keys: id, paper, title, part, statement, paper_value, chapter, metric, rule,
+    min_profile, min_seeds; verdict, why (the reason of "inconclusive"), would_change;
+    value, low, high, seeds (how many), values, profile, source, device, date, commit,
+    data (the file they are in). What does not apply is None. A paper of which no
+    chapter exists is "planned". Sorted by paper, then as in claims.toml.
 
     Raises ValueError for a damaged file of claims or measurements.
     """
     book = load_book(claims)
     rows = []
     for paper in book.papers:
+        about = {"title": paper.title, "part": paper.part}
         own = [claim for claim in book.claims if claim.paper == paper.index]
         if any(book.has_chapter(claim.chapter) for claim in own):
-            rows += [_row(claim, book, results) for claim in own]
+            rows += [_row(claim, book, results) | about for claim in own]
         else:
             planned = Claim(str(paper.index), paper.index, paper.claim, "", "", "")
-            rows.append(_fields(planned, PLANNED) | _NOTHING)
+            unknown = {"min_profile": None, "min_seeds": None}
+            needed = {"would_change": "a chapter that measures it"}
+            fields = _fields(planned) | unknown | about
+            rows.append(fields | _judged(Verdict(PLANNED, None, None)) | needed)
     return rows
 
 
@@ -235,55 +202,67 @@ def findings(
 ) -> list[dict[str, Any]]:
     """Rows like `scoreboard`'s for what chapters show about methods of no paper here.
 
-    `paper` is None; `reference` says where the statement is from.
+    `paper`, `title` and `part` are None; `reference` says where the statement is from.
     """
     book = load_book(claims)
+    about = {"title": None, "part": None}
     return [
-        _row(claim, book, results) | {"reference": claim.reference}
+        _row(claim, book, results) | about | {"reference": claim.reference}
         for claim in book.findings
     ]
 
 
-_NOTHING: dict[str, Any] = {
-    "value": None, "low": None, "high": None, "seeds": 0,
-    "profile": None, "why": None, "source": None, "commit": None,
-}  # fmt: skip
-
-
-def _fields(claim: Claim, verdict: str) -> dict[str, Any]:
+def _fields(claim: Claim) -> dict[str, Any]:
     return {
         "id": claim.id,
         "paper": claim.paper,
         "statement": claim.statement,
-        "verdict": verdict,
-        "metric": claim.metric or None,
-        "chapter": claim.chapter or None,
-        "rule": claim.rule or None,
         "paper_value": claim.paper_value,
+        "chapter": claim.chapter or None,
+        "metric": claim.metric or None,
+        "rule": claim.rule or None,
+        "min_profile": claim.min_profile,
+        "min_seeds": claim.min_seeds,
+    }
+
+
+def _judged(found: Verdict, values: Measurement | None = None) -> dict[str, Any]:
+    """The verdict, and the measurements it rests on."""
+    ends = {"value": None, "low": None, "high": None}
+    if found.interval is not None:
+        ends = {k: v for k, v in found.interval.plain().items() if k != "n"}
+    return {
+        "verdict": found.verdict,
+        "why": found.why,
+        **ends,
+        "seeds": found.interval.n if found.interval is not None else 0,
+        "values": None if values is None else list(values.values),
+        "profile": None if values is None else values.profile,
+        "source": None if values is None else values.source,
+        "device": None if values is None else values.device,
+        "date": None if values is None else values.date,
+        "commit": None if values is None else values.commit,
+        "data": None if values is None else shown(values.path),
     }
 
 
 def _row(claim: Claim, book: Book, results: str | Path | None) -> dict[str, Any]:
     if not book.has_chapter(claim.chapter):
         why = f"the chapter {claim.chapter} is not written yet"
-        return _fields(claim, INCONCLUSIVE) | _NOTHING | {"why": why}
-    found = measurement(claim, results_folder(results), book.path.parent / "results")
-    if found is None:
-        judged = verdict(claim, [])
-        return _fields(claim, judged.verdict) | _NOTHING | {"why": judged.why}
-    judged = verdict(claim, found.values, found.profile)
-    interval = judged.interval
-    assert interval is not None  # there are values
-    return _fields(claim, judged.verdict) | {
-        "value": interval.value,
-        "low": None if math.isnan(interval.low) else interval.low,
-        "high": None if math.isnan(interval.high) else interval.high,
-        "seeds": interval.n,
-        "profile": found.profile,
-        "why": judged.why,
-        "source": found.source,
-        "commit": found.commit,
-    }
+        judged, found = Verdict(INCONCLUSIVE, None, why), None
+        change = f"the chapter {claim.chapter}"
+    else:
+        own, stored = results_folder(results), book.path.parent / "results"
+        found = measurement(claim, own, stored)
+        values, profile = (found.values, found.profile) if found else ((), None)
+        judged = verdict(claim, values, profile)
+        change = would_change(claim, values, profile)
+    return _fields(claim) | _judged(judged, found) | {"would_change": change}
+
+
+def shown(path: Path) -> str:
+    """A file of measurements, from the root of the checkout if it lies there."""
+    return (path.relative_to(ROOT) if path.is_relative_to(ROOT) else path).as_posix()
 
 
 def measurement(claim: Claim, own: Path, stored: Path) -> Measurement | None:
@@ -293,17 +272,26 @@ def measurement(claim: Claim, own: Path, stored: Path) -> Measurement | None:
     else this machine's of a lower profile; else stored ones of a lower profile. Of
     several profiles the highest.
     """
-    least = _rank(claim.min_profile)
-    high = [p for p in reversed(PROFILES) if _rank(p) >= least]
-    low = [p for p in reversed(PROFILES) if _rank(p) < least]
+    least = rank(claim.min_profile)
+    high = [p for p in reversed(PROFILES) if rank(p) >= least]
+    low = [p for p in reversed(PROFILES) if rank(p) < least]
     for profiles in (high, low):
         for folder, source in ((own, OWN), (stored, STORED)):
             for profile in profiles:
                 path = folder / profile / f"{claim.chapter}.json"
                 found = read_values(path, claim.metric)
                 if found is not None:
-                    return Measurement(found[0], profile, source, found[1])
+                    known = read_provenance(path)
+                    about = [known.get(key) for key in ("device", "date")]
+                    values, commit = found
+                    return Measurement(values, profile, source, commit, path, *about)
     return None
+
+
+def read_provenance(path: Path) -> dict[str, str]:
+    """Where a file of measurements says it is from: its texts, such as device, date."""
+    found = json.loads(path.read_text("utf-8"))["provenance"]
+    return {key: value for key, value in found.items() if isinstance(value, str)}
 
 
 def read_values(path: Path, metric: str) -> tuple[tuple[float, ...], str | None] | None:
@@ -378,12 +366,6 @@ def _is_finite(value: Any) -> bool:
         return math.isfinite(value)
     except OverflowError:  # an integer beyond the range of floats
         return False
-
-
-def _rank(profile: str) -> int:
-    if profile not in PROFILES:
-        raise ValueError(f"profile {profile!r} is unknown; use {', '.join(PROFILES)}")
-    return PROFILES.index(profile)
 
 
 __all__ = [
