@@ -66,6 +66,7 @@ class Config(RunConfig):
         part: that fills the accuracy matrix: test, or validation to choose settings.
         checkpoint_every: steps between checkpoints; 0: after every epoch.
         device: cpu or cuda.
+        precision: of products and convolutions; bf16 is autocast, in training.
     """
 
     dataset: str = "mnist5k"
@@ -103,6 +104,7 @@ class Config(RunConfig):
     part: Literal["test", "validation"] = "test"
     checkpoint_every: int = 0
     device: str = "cpu"
+    precision: Literal["float32", "bf16"] = "float32"
 
     def __post_init__(self) -> None:
         check(self)

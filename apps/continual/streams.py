@@ -84,6 +84,21 @@ class Stream:
         """Bytes of a stored value."""
         return self.tasks[0].train.x.element_size()
 
+    def to(self, device: str) -> "Stream":
+        """Inputs on `device`, once for all parts; labels and positions stay."""
+        held: dict[int, Tensor] = {}
+
+        def moved(part: Part) -> Part:
+            x = held.setdefault(id(part.x), part.x.to(device))
+            return replace(part, x=x)
+
+        tasks = tuple(
+            replace(task, **{name: moved(getattr(task, name)) for name in PARTS})
+            for task in self.tasks
+        )
+        mean, std = self.mean.to(device), self.std.to(device)
+        return replace(self, tasks=tasks, mean=mean, std=std)
+
     def view(self, raw: Tensor) -> Tensor:
         """Stored inputs as a model sees them, float32.
 

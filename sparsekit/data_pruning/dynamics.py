@@ -50,16 +50,25 @@ class TrainingTrace:
         logits: [B, K]; targets: [B] int64. A second record of the same example in the
         same epoch replaces the first.
         """
-        index, targets = index.cpu(), targets.unsqueeze(1)
+        index = index.cpu()
         self._require_batch(epoch, index, logits, targets)
+        with torch.no_grad():
+            label, finite = targets.unsqueeze(1), torch.isfinite(logits).all(1)
+            p = logits.detach().float().softmax(1)
+            own = p.gather(1, label).squeeze(1)
+            other = p.scatter(1, label, -torch.inf).amax(1)
+            # Reading from an accelerator waits for it: once.
+            own, other, finite = torch.stack([own, other, finite.float()]).cpu()
+        bad = (finite == 0).nonzero()
+        if len(bad):
+            raise ValueError(
+                f"the logits of example {int(index[bad[0]])} are NaN or infinite"
+            )
         if epoch == len(self.own):
             empty = np.full((1, self.n_examples), np.nan, np.float32)
             self.own = np.concatenate([self.own, empty])
             self.other = np.concatenate([self.other, empty])
-        with torch.no_grad():
-            p = logits.detach().float().softmax(1)
-            self.own[epoch, index] = p.gather(1, targets).squeeze(1).cpu()
-            self.other[epoch, index] = p.scatter(1, targets, -torch.inf).amax(1).cpu()
+        self.own[epoch, index], self.other[epoch, index] = own, other
 
     def _require_batch(
         self, epoch: int, index: Tensor, logits: Tensor, targets: Tensor
@@ -77,11 +86,6 @@ class TrainingTrace:
         if not 0 <= epoch <= len(self.own):
             raise ValueError(
                 f"epochs are recorded in order: next is {len(self.own)}, got {epoch}"
-            )
-        bad = (~torch.isfinite(logits).all(1)).nonzero()
-        if len(bad):
-            raise ValueError(
-                f"the logits of example {int(index[bad[0]])} are NaN or infinite"
             )
 
     @property
