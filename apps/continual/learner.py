@@ -155,10 +155,9 @@ class Learner:
         state, strategy = self.state, self.state.strategy
         state.model.train()
         batch = Batch(state.seen(raw), y, raw, torch.arange(len(y)))
-        loss = strategy.loss(batch)
-        assert loss is not None
         state.optimizer.zero_grad()
-        loss.backward()
+        loss = state.back_propagate(batch)
+        assert loss is not None
         strategy.after_backward(batch)
         if state.sparsifier is not None:
             state.sparsifier.before_step()
@@ -169,7 +168,7 @@ class Learner:
         self.observed += 1
         if self.folder is not None and self.observed % self.every == 0:
             self.save()
-        return float(loss.detach())
+        return float(loss)
 
     @property
     def _begin(self) -> int:

@@ -4,7 +4,7 @@ A strategy is a dataclass of its settings. The loop in `train.py` calls, in this
 
     begin_task(task)                 before a task
       begin_epoch(epoch)             before a pass over chosen(epoch) examples
-        loss(batch)                  scalar to minimise, or None: no step
+        loss_terms(batch)            scalars whose sum is minimised; none: no step
         after_backward(batch)        gradients may be changed
         after_step(batch)            say, offer the batch to the buffer
       end_epoch(epoch)
@@ -133,8 +133,13 @@ class Strategy:
 
     def begin_epoch(self, epoch: int) -> None: ...
 
-    def loss(self, batch: Batch) -> Tensor | None:
-        return self.current_loss(batch)
+    def loss_terms(self, batch: Batch) -> Iterator[Tensor]:
+        """Terms of the loss, each made when it is asked for.
+
+        The backward pass of a term is over before the next one is made, so that the
+        activations of one forward pass are in memory at a time, not of all.
+        """
+        yield self.current_loss(batch)
 
     def after_backward(self, batch: Batch) -> None: ...
 

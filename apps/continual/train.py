@@ -12,9 +12,10 @@ or, in a notebook (nothing is written):
 import time
 from collections.abc import Callable
 
+from apps.common.runs import is_finished
 from apps.continual import streams, training
 from apps.continual.config import Config
-from apps.continual.result import Result, Run, is_finished, load_result, measure
+from apps.continual.result import Result, Run, load_result, measure
 from apps.continual.training import Training, epoch_batches
 
 Watch = Callable[[int, Training], None]
@@ -59,10 +60,9 @@ def train(config: Config, watch: Watch | None = None) -> Result:
             for index in batches[run.batch :]:
                 started = time.perf_counter()
                 batch = state.batch(index, task)
-                loss = strategy.loss(batch)
+                optimizer.zero_grad()
+                loss = state.back_propagate(batch)
                 if loss is not None:
-                    optimizer.zero_grad()
-                    loss.backward()
                     strategy.after_backward(batch)
                     if sparsifier is not None:
                         sparsifier.before_step()

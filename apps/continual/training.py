@@ -52,6 +52,18 @@ class Training:
         self.flops.add_forward(len(x), torch.is_grad_enabled())
         return self.model(x)
 
+    def back_propagate(self, batch: Batch) -> Tensor | None:
+        """Adds the gradients of the strategy's loss; returns it, None if there is none.
+
+        Term by term: the activations of one forward pass are alive at a time. The sum
+        is that of one backward pass over all terms, up to rounding.
+        """
+        loss = None
+        for term in self.strategy.loss_terms(batch):
+            term.backward()
+            loss = term.detach() if loss is None else loss + term.detach()
+        return loss
+
     def seen(self, raw: Tensor) -> Tensor:
         """Stored inputs as the model sees them in training."""
         if self.config.augment:

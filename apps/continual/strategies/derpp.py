@@ -1,5 +1,6 @@
 """DER++: dark experience replay, which replays logits and labels."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -30,17 +31,16 @@ class DERpp(Strategy):
     uses_buffer = True
     stores_logits = True
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss_terms(self, batch: Batch) -> Iterator[Tensor]:
         logits = self.forward(batch.x)
         self.logits = logits.detach()
-        loss = self.cross_entropy(logits, batch.y)
+        yield self.cross_entropy(logits, batch.y)
         if self.replays and self.alpha:
             x, _, stored = self.draw()
-            loss = loss + self.alpha * F.mse_loss(self.forward(x), stored)
+            yield self.alpha * F.mse_loss(self.forward(x), stored)
         if self.replays and self.beta:
             x, y, _ = self.draw()
-            loss = loss + self.beta * F.cross_entropy(self.forward(x), y)
-        return loss
+            yield self.beta * F.cross_entropy(self.forward(x), y)
 
     def after_step(self, batch: Batch) -> None:
         self.training.buffer.add(batch.raw, batch.y, self.logits)

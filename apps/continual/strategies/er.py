@@ -1,5 +1,6 @@
 """ER: experience replay."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -25,12 +26,11 @@ class ER(Strategy):
 
     uses_buffer = True
 
-    def loss(self, batch: Batch) -> Tensor:
-        loss = self.current_loss(batch)
+    def loss_terms(self, batch: Batch) -> Iterator[Tensor]:
+        yield self.current_loss(batch)
         if self.replays:
             x, y, _ = self.draw()
-            loss = loss + F.cross_entropy(self.forward(x), y)
-        return loss
+            yield F.cross_entropy(self.forward(x), y)
 
     def after_step(self, batch: Batch) -> None:
         self.training.buffer.add(batch.raw, batch.y)

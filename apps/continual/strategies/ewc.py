@@ -1,5 +1,6 @@
 """EWC: elastic weight consolidation, in its online form."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,11 +40,10 @@ class EWC(Strategy):
         self.importance: dict[str, Tensor] = {}
         self.anchor: dict[str, Tensor] = {}
 
-    def loss(self, batch: Batch) -> Tensor:
-        loss = self.current_loss(batch)
+    def loss_terms(self, batch: Batch) -> Iterator[Tensor]:
+        yield self.current_loss(batch)
         if self.anchor and self.strength:
-            loss = loss + self.strength * self.penalty()
-        return loss
+            yield self.strength * self.penalty()
 
     def penalty(self) -> Tensor:
         """sum_i F_i (w_i - w*_i)^2."""

@@ -1,5 +1,6 @@
 """LwF: learning without forgetting, by distilling the model of the task before."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -33,17 +34,18 @@ class LwF(Strategy):
     def __post_init__(self) -> None:
         self.previous: dict[str, Tensor] = {}  # parameters and buffers of g
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss_terms(self, batch: Batch) -> Iterator[Tensor]:
         logits = self.forward(batch.x)
         loss = self.cross_entropy(logits, batch.y)
         if not self.previous or not self.weight:
-            return loss
+            yield loss
+            return
         training = self.training
         with evaluating(training.model):
             training.flops.add_forward(len(batch.x), back_propagated=False)
             before = functional_call(training.model, self.previous, (batch.x,))
         old = self.old_classes()
-        return loss + self.weight * distillation(
+        yield loss + self.weight * distillation(
             logits[:, old], before[:, old], self.temperature
         )
 

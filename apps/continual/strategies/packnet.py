@@ -1,6 +1,6 @@
 """PackNet: each task packed into weights that the tasks before it left free."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,12 +76,12 @@ class PackNet(Strategy):
         for name, mask in training.sparsifier.alive.items():
             self.owner[name] = torch.full_like(mask, FREE, dtype=torch.int16)
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss_terms(self, batch: Batch) -> Iterator[Tensor]:
         if self.task:
             for module in self.training.model.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
-        return self.current_loss(batch)
+        yield self.current_loss(batch)
 
     def after_backward(self, batch: Batch) -> None:
         """Biases and norms stay what the first task made them."""

@@ -1,6 +1,6 @@
 """SparCL: sparse continual learning, around any strategy that replays."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -250,9 +250,9 @@ class SparCL(Strategy):
             self.data.set_epoch(epoch)
         self.inner.begin_epoch(epoch)
 
-    def loss(self, batch: Batch) -> Tensor | None:
+    def loss_terms(self, batch: Batch) -> Iterator[Tensor]:
         self.batch, self.logits = batch, None
-        return self.inner.loss(batch)
+        yield from self.inner.loss_terms(batch)
 
     def _forward(self, x: Tensor) -> Tensor:
         """The replay strategy's; its first pass in a step begins with the batch."""

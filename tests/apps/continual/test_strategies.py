@@ -65,7 +65,7 @@ def test_der_stores_what_the_model_said_when_it_saw_an_example(small):
     state = training.build(config, streams.load(config))
     before = copy.deepcopy(state.model)
     batch = state.batch(torch.arange(17), 0)
-    state.strategy.loss(batch).backward()
+    state.back_propagate(batch)
     state.optimizer.step()
     state.strategy.after_step(batch)
     held = state.buffer.everything()
