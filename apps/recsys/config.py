@@ -10,6 +10,7 @@ from apps.common import options
 from apps.common.config import RunConfig, parse
 from apps.recsys import data
 from apps.recsys.augmentation import LLMRecSettings
+from apps.recsys.forgetting.request import Forgotten
 from apps.recsys.models.shared_rows import SHARING
 from apps.recsys.reading import BadRows, Columns
 from apps.recsys.splits import Dataset
@@ -36,6 +37,8 @@ class Source(RunConfig):
         columns: names in the file: user, item, rating, timestamp; unit of times.
         separator: of a text file; default: by its suffix.
         bad_rows: raise, or drop and count them.
+        without: a forgotten.json that `forget` wrote: whom and what to leave out, after
+            the split, so that all others stay in their parts.
     """
 
     dataset: str = "ml100k"
@@ -47,6 +50,7 @@ class Source(RunConfig):
     columns: dict[str, str] = field(default_factory=dict)
     separator: str | None = None
     bad_rows: BadRows = "raise"
+    without: Path | None = None
 
     def load(self) -> Dataset:
         """The data set in its three parts."""
@@ -67,7 +71,7 @@ class Source(RunConfig):
         rating = self.rating
         if rating is None and self.dataset == "ml100k":
             rating = data.LIKED.rating
-        return data.load(
+        whole = data.load(
             self.dataset,
             data.Preparation(rating=rating, core=self.core),
             split=self.split,
@@ -77,6 +81,9 @@ class Source(RunConfig):
             separator=self.separator,
             bad_rows=self.bad_rows,
         )
+        if self.without is None:
+            return whole
+        return Forgotten.load(self.without).remove(whole)
 
 
 @dataclass(frozen=True)

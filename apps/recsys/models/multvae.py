@@ -35,6 +35,11 @@ class MultVAE(Network):
     """
 
     sparse_names = ("encoder.weight", "code.weight", "decoder.weight", "output.weight")
+    row_axes = (
+        ("encoder.weight", 1, "items"),
+        ("output.weight", 0, "items"),
+        ("output.bias", 0, "items"),
+    )
 
     def __init__(
         self, train: sp.csr_array, dim: int, hidden: int, dropout: float, kl: float,

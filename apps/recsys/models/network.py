@@ -27,6 +27,10 @@ class Network(nn.Module):
     sparse_names: tuple[str, ...] = ("embedding.weight",)
     """Parameters that a sparsity method masks unless told otherwise."""
 
+    row_axes: tuple[tuple[str, int, str], ...] = (("embedding.weight", 0, "both"),)
+    """Tensors with an axis that runs over "users", "items" or "both", users first, and
+    that axis: what goes when one of them is forgotten."""
+
     capturable = False
     """Whether `loss` can be recorded as a CUDA graph: no choices, nothing from the
     host, no random numbers."""

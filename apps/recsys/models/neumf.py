@@ -34,6 +34,10 @@ class NeuMF(Network):
     """
 
     sparse_names = ("tower_vectors.weight",)
+    row_axes = (
+        ("product_vectors.weight", 0, "both"),
+        ("tower_vectors.weight", 0, "both"),
+    )
 
     def __init__(
         self, train: sp.csr_array, dim: int, layers: int, dropout: float, l2: float,

@@ -1,0 +1,1 @@
+"""Forgetting users, items or interactions that a recommender has learned from."""
