@@ -1,5 +1,6 @@
 """Reading TOML strictly: a value has the type that is asked for, or is an error."""
 
+import re
 import tomllib
 import types
 from collections.abc import Mapping
@@ -8,11 +9,25 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
+LARGEST = 1_000_000  # bytes of a file of settings
+DEEPEST = 64  # tables within tables: the parser's time grows with the square
+# Begins at the beginning of a word and never goes back: linear in the file's length.
+LONG_NAME = rb"""(?<![\w"'-])(?:[\w"'-]++[ \t]*+\.[ \t]*+){%d}""" % DEEPEST
+
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """A file's table; ValueError or FileNotFoundError that names the file."""
+    """A file's table; ValueError or FileNotFoundError that names the file.
+
+    A file that would keep the parser busy for minutes is refused.
+    """
     try:
-        return tomllib.loads(path.read_text("utf-8-sig"))  # some editors add a mark
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise ValueError(f"more than {LARGEST:,} bytes")
+        if re.search(LONG_NAME, content):
+            raise ValueError(f"a name of more than {DEEPEST} parts")
+        return tomllib.loads(content.decode("utf-8-sig"))  # some editors add a mark
     except FileNotFoundError:
         raise FileNotFoundError(f"no such file: {path}") from None
     except (ValueError, RecursionError) as error:  # bytes, syntax, 5,000 digits

@@ -42,8 +42,10 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_error(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     "content",
-    [b"lr =", b"\xff\xfe", b"a = " + b"[" * 10**5, b"a = 1" + b"0" * 5000, b"a=1\na=2"],
-    ids=["syntax", "not UTF-8", "deep nesting", "5,000 digits", "key twice"],
+    [b"lr =", b"\xff\xfe", b"a = " + b"[" * 10**5, b"a = 1" + b"0" * 5000, b"a=1\na=2",
+     b"a." * 10**5 + b"b = 1", b'"a" . ' * 10**5 + b"b = 1", b"a = 1\n" * 200_000],
+    ids=["syntax", "not UTF-8", "deep nesting", "5,000 digits", "key twice",
+         "long name", "long quoted name", "too large"],
 )  # fmt: skip
 def test_a_hostile_file_is_a_named_error(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "hostile.toml"
