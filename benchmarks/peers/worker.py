@@ -25,7 +25,7 @@ class Case:
 
 
 def load(folder: Path) -> Case:
-    with np.load(folder / "case.npz") as arrays:
+    with np.load(folder / "case.npz", allow_pickle=False) as arrays:
         users, items = arrays["users"], arrays["items"]
         parts = [
             sp.csr_matrix(
