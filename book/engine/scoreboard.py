@@ -65,6 +65,17 @@ def counts(rows: Iterable[Row]) -> str:
     return ", ".join(f"{count[v]} {v}" for v in VERDICTS)
 
 
+def told(rows: Sequence[Row]) -> str:
+    """How many papers and claims there are, and the verdicts on them."""
+    n_tested = len({row["paper"] for row in rows if row["verdict"] != "planned"})
+    n_papers = len({row["paper"] for row in rows})
+    n_claims = sum(row["verdict"] != "planned" for row in rows)
+    return (
+        f"{n_papers} papers, of {n_tested} of them {n_claims} claims tested: "
+        f"{counts(rows)}"
+    )
+
+
 def table(
     rows: Sequence[Row],
     papers: Mapping[int, Row],
@@ -73,7 +84,7 @@ def table(
 ) -> str:
     """A table of claims, those with a chapter first, then by paper.
 
-    A row links to its chapter if that page is in this build.
+    A row links to its chapter if that page is in this build, and to its evidence.
     """
     lines = [
         "{.scoreboard}",
@@ -82,11 +93,24 @@ def table(
     ]
     order = sorted(rows, key=lambda r: (r["verdict"] == "planned", r["paper"] or 0))
     for row in order:
-        name = row.get("chapter")
-        link = f"[{cell(name)}](chapters/{name}.ipynb)" if name in pages else "–"
         cells = [badge(row), source(row, papers, citations), claim(row), origin(row)]
-        lines.append(f"| {' | '.join(cells)} | {link} |")
+        lines.append(f"| {' | '.join([*cells, links(row, pages)])} |")
     return "\n".join(lines)
+
+
+def links(row: Row, pages: set[str]) -> str:
+    """To the chapter, and to the rule, the values and their file."""
+    found = []
+    if row.get("chapter") in pages:
+        found.append(f"[{cell(row['chapter'])}](chapters/{row['chapter']}.ipynb)")
+    if row["verdict"] != "planned":
+        found.append(f"{{ref}}`rule and data <{evidence_label(row)}>`")
+    return "<br>".join(found) or "–"
+
+
+def evidence_label(row: Row) -> str:
+    """The label of a claim's section on the page of evidence."""
+    return f"claim-{row['id']}"
 
 
 def badge(row: Row) -> str:
@@ -118,14 +142,17 @@ def claim(row: Row) -> str:
 
 
 def origin(row: Row) -> str:
-    """The measurement and where it comes from: value, interval, seeds, profile."""
+    """The measurement, where it comes from, and what would change the verdict."""
     facts = [
         f"{row['seeds']} seeds" if row.get("seeds") else "",
         row.get("profile") if row.get("value") is not None else "",
         row.get("source"),
     ]
     told = ", ".join(cell(fact) for fact in facts if fact)
-    return f"{measured(row)}<br>{told}" if told else measured(row)
+    lines = [measured(row), told]
+    if row["verdict"] != "planned" and row.get("would_change"):
+        lines.append(f"Would change it: {cell(row['would_change'])}")
+    return "<br>".join(line for line in lines if line)
 
 
 def page(
@@ -141,7 +168,8 @@ def page(
             raise ValueError(f"scoreboard.md needs one line {mark!r} for a table")
     of_papers = [row for row in rows if row["paper"] is not None]
     others = [row for row in rows if row["paper"] is None]
-    text = f"**{counts(of_papers)}**\n\n{table(of_papers, papers, pages, citations)}\n"
+    listed = table(of_papers, papers, pages, citations)
+    text = f"**{told(of_papers)}**\n\n{listed}\n"
     found = table(others, papers, pages, citations) if others else "None yet.\n"
     return template.replace(PAPERS, text).replace(FINDINGS, found)
 

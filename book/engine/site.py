@@ -16,7 +16,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
 
 from apps.common import ledger
-from book.engine import scoreboard
+from book.engine import evidence, scoreboard
 from book.engine.cache import Run
 from book.engine.chapter import Chapter, read_contents
 from book.engine.runs import ROOT, Book
@@ -92,16 +92,22 @@ def stage(
     for chapter in chapters:
         notebook = staged(chapter, runs.get(chapter.name))
         nbformat.write(notebook, folder / "chapters" / f"{chapter.name}.ipynb")
+    names = {chapter.name for chapter in chapters}
     template = folder / "scoreboard.md"
     if template.is_file():
         text = scoreboard.page(
             template.read_text("utf-8"),
             rows,
             scoreboard.read_papers(book.claims),
-            {chapter.name for chapter in chapters},
+            names,
             scoreboard.read_citations(folder / "references.bib"),
         )
         template.write_text(text, encoding="utf-8")
+    template = folder / "evidence.md"
+    if template.is_file():
+        text = evidence.page(template.read_text("utf-8"), rows, names)
+        template.write_text(text, encoding="utf-8")
+        evidence.copy_data(rows, book.claims, folder / "vendor")
 
 
 def render(sources: Path, work: Path, *, strict: bool = True) -> tuple[Path, list[str]]:

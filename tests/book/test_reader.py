@@ -124,6 +124,99 @@ def test_search_finds_a_page(request, serve, browser, name, word, page):
         assert visit.problems == []
 
 
+def shown_rows(page):
+    """(verdict, first words of the paper) of the rows that can be seen."""
+    return page.evaluate(
+        """() => [...document.querySelectorAll('table.scoreboard tbody tr')]
+          .filter(row => row.offsetParent !== null)
+          .map(row => [row.querySelector('.verdict').textContent.trim(),
+                       row.cells[1].innerText])"""
+    )
+
+
+def test_the_scoreboard_filters_and_sorts_by_keyboard(real_site, serve, browser):
+    with Visit(browser, serve(real_site)) as visit:
+        page = visit.open("scoreboard.html")
+        everything = shown_rows(page)
+        assert page.locator(".scoreboard-controls").count() == 1
+        page.get_by_label("Find", exact=True).focus()
+        page.keyboard.type("dass")
+        assert [paper[:2] for _, paper in shown_rows(page)] == ["2."]
+        assert page.locator(".scoreboard-controls output").inner_text() == (
+            f"1 of {len(everything)} rows"
+        )
+        page.get_by_role("button", name="Reset").press("Enter")
+        page.wait_for_function(
+            "n => document.querySelector('.scoreboard-controls output')"
+            ".value.startsWith(`${n} of`)",
+            arg=len(everything),
+        )
+        assert shown_rows(page) == everything
+        page.get_by_label("Verdict", exact=True).select_option("planned")
+        assert {verdict for verdict, _ in shown_rows(page)} == {"planned"}
+        page.get_by_label("Verdict", exact=True).select_option("all")
+        paper = page.locator("table.scoreboard th button", has_text="paper").first
+        paper.press("Enter")
+        header = page.locator("table.scoreboard th").nth(1)
+        assert header.get_attribute("aria-sort") == "ascending"
+        first = page.locator("table.scoreboard").first
+
+        def numbers():
+            texts = first.locator("tbody tr td:nth-child(2)").all_inner_texts()
+            return [int(text.split(".")[0]) for text in texts]
+
+        assert numbers() == sorted(numbers())
+        assert set(numbers()) == set(range(1, 46))
+        paper.press("Enter")
+        assert header.get_attribute("aria-sort") == "descending"
+        assert numbers() == sorted(numbers(), reverse=True)
+        assert visit.problems == []
+
+
+def test_the_scoreboard_is_whole_without_scripts(real_site, serve, browser):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(serve(real_site) + "scoreboard.html")
+    rows = page.locator("table.scoreboard").first.locator("tbody tr")
+    papers = {
+        text.split(".")[0] for text in rows.locator("td:nth-child(2)").all_inner_texts()
+    }
+    assert papers == {str(n) for n in range(1, 46)}
+    assert page.locator(".scoreboard-controls").count() == 0
+    context.close()
+
+
+CONTRAST = """selector => {
+  const channel = v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const light = c => { const [r, g, b] = c.map(channel);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const parse = c => c.match(/[\\d.]+/g).map(Number);
+  const behind = e => { for (; e; e = e.parentElement) {
+    const c = parse(getComputedStyle(e).backgroundColor);
+    if (c.length < 4 || c[3] > 0.5) return c.slice(0, 3); } return [255, 255, 255]; };
+  return [...document.querySelectorAll(selector)].map(e => {
+    const a = light(parse(getComputedStyle(e).color).slice(0, 3));
+    const b = light(behind(e));
+    return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05); }); }"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_can_be_read_on_both_backgrounds(real_site, serve, browser, scheme):
+    """Contrast of at least 4.5 : 1, as WCAG asks for text."""
+    with Visit(browser, serve(real_site), scheme=scheme) as visit:
+        for path, selector in (
+            ("index.html", "article :is(p, li, td, th, a:not(.headerlink), code)"),
+            ("scoreboard.html", "table.scoreboard :is(td, .verdict, a)"),
+            ("scoreboard.html", ".scoreboard-controls :is(label, select, button)"),
+            ("evidence.html", "article :is(dt, dd, .verdict, dd a)"),
+            ("chapters/to-prune-or-not.html", "article :is(p, figcaption, td, th)"),
+        ):
+            page = visit.open(path)
+            found = page.evaluate(CONTRAST, selector)
+            assert found, (path, selector)
+            assert min(found) >= 4.5, (path, selector, min(found))
+
+
 def test_solution_unfolds_and_menu_opens_on_a_phone(mini_site, serve, browser):
     with Visit(browser, serve(mini_site), width=PHONE) as visit:
         page = visit.open("chapters/tiny.html")

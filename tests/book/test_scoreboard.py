@@ -14,6 +14,9 @@ ROW = {
     "metric": "gap", "value": 0.01234, "low": 0.001, "high": 0.02, "seeds": 5,
     "chapter": "to-prune", "profile": "laptop", "rule": "> 0", "why": None,
     "paper_value": "up to 10x", "source": "stored", "commit": "abc",
+    "min_profile": "laptop", "min_seeds": 5, "values": [0.01, 0.02], "title": "T",
+    "part": "I", "device": "a CPU", "date": "2026-01-02", "would_change": "5 seeds",
+    "data": "book/results/full/to-prune.json",
 }  # fmt: skip
 PLANNED = {
     **ROW, "id": "2", "paper": 2, "verdict": "planned", "value": None, "low": None,
@@ -59,6 +62,10 @@ def test_page_has_every_claim_and_links_only_to_pages_of_this_build():
     assert r"sparse \| wins" in built
     assert "{cite}`z`" in built
     assert "5 seeds, laptop, stored" in built
+    assert "Would change it: 5 seeds" in built
+    assert "{ref}`rule and data <claim-a>`" in built
+    assert "claim-2" not in planned
+    assert "**2 papers, of 1 of them 1 claims tested: 1 holds, " in page
     assert "{.verdict .planned}" in planned
     assert "](chapters" not in planned
     alone = scoreboard.page(TEMPLATE, [ROW], PAPERS, set(), {})
@@ -69,7 +76,7 @@ def test_page_has_every_claim_and_links_only_to_pages_of_this_build():
 def test_findings_are_apart_from_the_papers_and_do_not_count():
     finding = {**ROW, "paper": None, "reference": "Evci, 2020", "id": "f"}
     page = scoreboard.page(TEMPLATE, [PLANNED, finding], PAPERS, set(), {})
-    assert "**0 holds, 0 does not hold, 0 inconclusive, 1 planned**" in page
+    assert "0 holds, 0 does not hold, 0 inconclusive, 1 planned**" in page
     assert page.index("Evci, 2020") > page.index("DASS")
     assert "f: 0.0123" in scoreboard.summary([PLANNED, finding])
 
