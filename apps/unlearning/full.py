@@ -1,0 +1,287 @@
+"""The GPU run: CIFAR-10, ResNet-18, dense and pruned, and what the book keeps of it.
+
+    python -m apps.unlearning.full run --search 100 --seeds 0 --minutes 9 --out runs/a
+    python -m apps.unlearning.full run --chosen runs/a/runs.json --seeds 1 --out runs/b
+    python -m apps.unlearning.full merge runs/a runs/b --results book/results
+
+`run` starts workers that share the tasks of `full_plan`, on one or several GPUs, and
+ends them after `--minutes`; runs.json in `--out` is written anew every few seconds,
+with all that is complete. `--search` chooses the settings of every method on validation
+records of a seed that measures nothing; `--chosen` takes them from an earlier run.
+`merge` writes the table of all runs for the chapter, and what decides its claims.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apps.common.config import settings
+from apps.common.ledger import Ledger
+from apps.common.provenance import provenance
+from apps.unlearning.full_plan import FORGET, plan, work
+from sparsekit import atomic
+
+CHAPTER = "prune-first-then-unlearn"
+NAME = f"{CHAPTER}-cifar10"
+FOUR = ("finetune", "gradient_ascent", "fisher", "influence")
+NAMES = ("UA", "MIA", "RA", "TA")
+Rows = list[dict[str, Any]]
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Starts the workers, gathers what they have, ends them in time."""
+    until = time.monotonic() + 60 * arguments.minutes
+    out: Path = arguments.out
+    folder = arguments.work or out / "work"
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in (*folder.glob("*.taken"), *folder.glob("*.failed")):
+        left.unlink()  # of a run that was ended
+    if arguments.chosen is not None:
+        earlier = json.loads(arguments.chosen.read_text())
+        for found in earlier["search"]:
+            name = f"search-{found['seed']}-{found['forget']}-{found['pruner']}"
+            atomic.write_text(folder / f"{name}.json", json.dumps(found))
+        arguments.searched = earlier["search"][0]["seed"]
+    command = [sys.executable, "-m", "apps.unlearning.full", "work", *flags(arguments)]
+    workers = []
+    for number in range(arguments.workers):
+        gpus = arguments.gpus
+        environment = dict(os.environ)
+        if gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = str(gpus[number % len(gpus)])
+        workers.append(subprocess.Popen(command, env=environment))
+    try:
+        while time.monotonic() < until and any(w.poll() is None for w in workers):
+            time.sleep(min(5.0, max(0.0, until - time.monotonic())))
+            gather(folder, arguments)
+    finally:
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.wait()
+        gather(folder, arguments)
+
+
+def flags(arguments: argparse.Namespace) -> list[str]:
+    """What a worker must be told."""
+    found = ["--work", str(arguments.work or arguments.out / "work")]
+    for name in ("search", "seeds", "control"):
+        found += [f"--{name}", *map(str, getattr(arguments, name))]
+    for name in ("searched", "profile", "epochs", "dataset"):
+        if getattr(arguments, name) is not None:
+            found += [f"--{name}", str(getattr(arguments, name))]
+    return found + ["--compile"] * arguments.compile + ["--timed"] * arguments.timed
+
+
+def begin_work(arguments: argparse.Namespace) -> None:
+    """A worker: `run` starts several."""
+    import torch
+
+    from apps.unlearning.full_worker import Worker
+
+    torch.backends.cudnn.benchmark = True
+    worker = Worker(
+        arguments.work, configured(arguments), searched(arguments), arguments.compile
+    )
+    work(arguments.work, tasks_of(arguments), searched(arguments), worker.run)
+
+
+def configured(arguments: argparse.Namespace):
+    from apps.unlearning.full_worker import base
+
+    named = {"epochs": arguments.epochs, "dataset": arguments.dataset}
+    changes = {name: value for name, value in named.items() if value is not None}
+    if arguments.profile == "smoke":
+        changes = {"epochs": 3, "batch": 50} | changes
+    return base(arguments.profile, **changes)
+
+
+def tasks_of(arguments: argparse.Namespace):
+    lists = arguments.search, arguments.seeds, arguments.control
+    return plan(*lists, arguments.timed)
+
+
+def searched(arguments: argparse.Namespace) -> int:
+    """The seed that settings are chosen with."""
+    if arguments.searched is not None:
+        return arguments.searched
+    if not arguments.search:
+        raise ValueError("give --search SEED, or --chosen runs.json of an earlier run")
+    return arguments.search[0]
+
+
+def gather(folder: Path, arguments: argparse.Namespace) -> None:
+    """runs.json, of all tasks that are complete."""
+    found = {
+        path.stem: json.loads(path.read_text())
+        for path in sorted(folder.glob("*.json"))
+    }
+    content = {
+        "provenance": origin(arguments.commit),
+        "settings": settings(configured(arguments)),
+        "timing": [found[n]["timed"] for n in found if n.startswith("timing")],
+        "search": [found[n] for n in found if n.startswith("search")],
+        "rows": [row for n in found for row in found[n].get("rows", [])],
+        "seconds": {n: found[n].get("seconds") for n in found},
+        "loss": {n: found[n]["loss"] for n in found if "loss" in found[n]},
+        "failed": {p.stem: p.read_text()[-2000:] for p in folder.glob("*.failed")},
+    }
+    text = json.dumps(content, indent=1)
+    atomic.write_text(arguments.out / "runs.json", text + "\n")
+
+
+def origin(commit: str | None) -> dict[str, Any]:
+    import torch
+
+    torch.cuda.is_available()  # so that the device is named
+    found = provenance("full")
+    found.pop("command")  # its paths have no place in stored results
+    return found if commit is None else found | {"commit": commit, "dirty": False}
+
+
+def merge(parts: Iterable[Path], results: Path) -> list[Path]:
+    """One file of the runs of all parts, and the ledger.
+
+    Where it comes from is said by the first part.
+    """
+    contents = [json.loads((part / "runs.json").read_text()) for part in parts]
+    merged = {name: contents[0][name] for name in ("provenance", "settings")}
+    merged["timing"] = [timed for content in contents for timed in content["timing"]]
+    searches = {key(found): found for c in reversed(contents) for found in c["search"]}
+    merged["search"] = [searches[name] for name in sorted(searches)]
+    rows = [row for content in contents for row in content["rows"]]
+    merged["rows"] = sorted(rows, key=lambda row: (row["seed"], *key(row)))
+    path = results / "full" / f"{NAME}.json"
+    atomic.write_text(path, json.dumps(merged, indent=1) + "\n")
+    return [path, record(merged, results)]
+
+
+def key(row: dict[str, Any]) -> tuple[str, str]:
+    return row["forget"], row["pruner"]
+
+
+def gap(row: dict[str, Any]) -> float:
+    """Mean size of the four differences to the retrained network."""
+    pairs = [(row["unlearned"][name], row["reference"][name]) for name in NAMES]
+    return float(np.mean([abs(a - b) for a, b in pairs]))
+
+
+def chosen_rows(rows: Rows, choice: str) -> dict[tuple[int, str, str, str], dict]:
+    """{(seed, forget, pruner, method): row} of one choice of settings."""
+    return {
+        (row["seed"], *key(row), row["method"]): row
+        for row in rows
+        if choice in row["choice"]
+    }
+
+
+def gaps_closed(rows: Rows, forget: str, choice: str = "smallest", sparse="omp"):
+    """{seed: dense minus sparse gap, mean of four methods}, of seeds that have all."""
+    found = chosen_rows(rows, choice)
+    closed = {}
+    for seed in sorted({row["seed"] for row in rows}):
+        pairs = [
+            [found.get((seed, forget, pruner, method)) for pruner in ("dense", sparse)]
+            for method in FOUR
+        ]
+        if all(row is not None for pair in pairs for row in pair):
+            closed[seed] = float(np.mean([gap(a) - gap(b) for a, b in pairs]))
+    return closed
+
+
+def run_times(timed: dict[str, list[float]], method: str, epochs: int) -> list[float]:
+    """Shares of the time of retraining, dense, one a repetition."""
+    retraining = epochs * np.mean(timed["retrain_epoch"])
+    return [float(seconds / retraining) for seconds in timed[method]]
+
+
+def record(merged: dict[str, Any], results: Path) -> Path:
+    """The ledger, of the seeds that are complete."""
+    rows = merged["rows"]
+    ledger = Ledger(CHAPTER, "full", folder=results, provenance=merged["provenance"])
+    closed = {forget: gaps_closed(rows, forget) for forget in FORGET}
+    for forget, found in closed.items():
+        if found:
+            metric = f"dense_minus_sparse_gap:cifar10_{forget}"
+            ledger.record(metric, list(found.values()), seeds=list(found))
+    both = {
+        seed: (closed["class"][seed] + closed["random"][seed]) / 2
+        for seed in closed["class"]
+        if seed in closed["random"]
+    }
+    if both:
+        name = "dense_minus_sparse_gap:cifar10"
+        ledger.record(name, list(both.values()), seeds=list(both))
+    found = chosen_rows(rows, "smallest")
+    gains = {
+        seed: found[seed, "class", "dense", "l1_sparse"]["unlearned"]["UA"]
+        - row["unlearned"]["UA"]
+        for (seed, *rest), row in found.items()
+        if rest == ["class", "dense", "finetune"]
+        and (seed, "class", "dense", "l1_sparse") in found
+    }
+    if gains:
+        name = "l1_minus_finetune_ua:cifar10_class"
+        ledger.record(name, list(gains.values()), seeds=list(gains))
+    if merged["timing"]:
+        epochs = merged["settings"]["epochs"]
+        shares = [
+            np.maximum(*(run_times(t, m, epochs) for m in ("finetune", "l1_sparse")))
+            for t in merged["timing"]
+        ]
+        ledger.record("run_time_share:cifar10", np.concatenate(shares).tolist())
+    return ledger.path
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns 2 for a usage error."""
+    parser = argparse.ArgumentParser(prog="python -m apps.unlearning.full")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb in ("run", "work"):
+        running = verbs.add_parser(verb)
+        running.add_argument("--out", type=Path, required=verb == "run")
+        running.add_argument("--work", type=Path, help="for large files; OUT/work")
+        running.add_argument("--search", type=int, nargs="*", default=[])
+        running.add_argument("--searched", type=int, help="the seed of --chosen")
+        running.add_argument("--chosen", type=Path, help="runs.json with a search")
+        running.add_argument("--seeds", type=int, nargs="*", default=[])
+        running.add_argument(
+            "--control", type=int, nargs="*", default=[],
+            help="of the seeds, those with random masks as well",
+        )  # fmt: skip
+        running.add_argument("--timed", action="store_true", help="time methods first")
+        running.add_argument("--minutes", type=float, default=9.0)
+        running.add_argument("--workers", type=int, default=4)
+        running.add_argument("--gpus", type=int, nargs="*", help="default: all visible")
+        running.add_argument("--compile", action="store_true")
+        running.add_argument("--profile", default="laptop", help="smoke for a trial")
+        running.add_argument("--epochs", type=int, help="others, for a trial")
+        running.add_argument("--dataset", help="another one, for a trial")
+        running.add_argument("--commit", help="of the code, where is no checkout")
+    merging = verbs.add_parser("merge", help="parts into the book's results")
+    merging.add_argument("parts", type=Path, nargs="+")
+    merging.add_argument("--results", type=Path, required=True)
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.verb == "run":
+            run(arguments)
+        elif arguments.verb == "work":
+            begin_work(arguments)
+        else:
+            print(*merge(arguments.parts, arguments.results), sep="\n")
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

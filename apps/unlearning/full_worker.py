@@ -1,0 +1,395 @@
+"""What a worker of the GPU run does for each task; see `full_plan`."""
+
+import copy
+import json
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apps.common import classifiers
+from apps.common.images import Split
+from apps.unlearning import data, metrics
+from apps.unlearning.config import Config, preset
+from apps.unlearning.data import Data, subset
+from apps.unlearning.fitting import fit, mixed
+from apps.unlearning.full_plan import FORGET, Task, searched
+from apps.unlearning.pruning import Pruner, masks_of, prunable, untrained_masks
+from apps.unlearning.stages import Stages
+from apps.unlearning.train import builder, measure
+from apps.unlearning.unlearner import Problem, build
+from apps.unlearning.unlearners.fisher import Fisher
+from apps.unlearning.unlearners.influence import Influence
+from apps.unlearning.unlearning import unlearn
+from sparsekit import atomic
+from sparsekit.methods.oneshot import OneShot
+
+PROVENANCE = {"dense": "data-free", "omp": "with-forget-data", "random": "data-free"}
+COMMON: dict[str, dict[str, Any]] = {
+    "finetune": {"epochs": 2},
+    "gradient_ascent": {"epochs": 5},
+    "fisher": {"samples": 200},
+    "influence": {"samples": 200, "precision": "float32"},
+    "l1_sparse": {"epochs": 2},
+}
+LRS = (0.01, 0.03, 0.1, 0.2, 0.4, 0.8)
+# As many for each method, for each forget set, for dense and for sparse networks.
+CANDIDATES: dict[str, list[dict[str, Any]]] = {
+    "finetune": [{"lr": lr} for lr in LRS],
+    "gradient_ascent": [{"lr": x} for x in (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)],
+    "fisher": [{"alpha": x} for x in (1e-10, 1e-9, 3e-9, 1e-8, 3e-8, 1e-7)],
+    "influence": [{"damping": x} for x in (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3)],
+    "l1_sparse": [
+        {"lr": lr, "gamma": gamma}
+        for lr, gamma in product((0.05, 0.2), (2e-5, 1e-4, 3e-4))
+    ],
+}
+PUBLISHED: dict[str, dict[str, Any]] = {  # ten epochs, whatever that costs here
+    "finetune": {"epochs": 10, "lr": 0.01},
+    "gradient_ascent": {"epochs": 5, "lr": 1e-4, "batchnorm": "train", "bound": False},
+    "l1_sparse": {"epochs": 10, "lr": 0.01, "gamma": 5e-4},
+}
+USABLE = 0.05  # of RA may be lost on the validation part, for the second choice
+DECIMALS = 3  # of confidences, for the published membership attack
+
+
+def base(profile: str = "laptop", **changes: Any) -> Config:
+    """CIFAR-10 and ResNet-18 as in the paper, with 36 epochs in place of 182."""
+    short = {"epochs": 36, "rewind": 2, "lr": 0.2, "schedule": "one-cycle"}
+    return preset("cifar10-class", profile, **(short | changes))
+
+
+Trained = tuple[Data, nn.Module, dict[str, Tensor], nn.Module]
+
+
+class Worker:
+    """Runs tasks. A compiled network is filled anew for every training, since compiling
+    takes as long as a training; it is not used for anything else."""
+
+    def __init__(self, folder: Path, config: Config, search_seed: int, compiled: bool):
+        self.folder, self.config, self.search_seed = folder, config, search_seed
+        self.device, self.compiled = config.device, compiled
+        self.gpu = config.device.startswith("cuda")
+        self._body: nn.Module | None = None
+        self._data: dict[tuple, Data] = {}
+
+    def run(self, task: Task) -> dict[str, Any]:
+        """The task's results, beside the files that it leaves."""
+        config = replace(self.config, seed=task.seed)
+        found = getattr(self, f"_{task.kind}")(task, config)
+        if self.gpu:
+            torch.cuda.empty_cache()  # the others need it
+        return found
+
+    # ---- networks ----------------------------------------------------------------
+
+    def _dense(self, task: Task, config: Config) -> dict[str, Any]:
+        """The dense network, and what pruning it once with rewinding needs."""
+        loaded = self.data(config)
+        build_model, train = builder(config, loaded), loaded.train
+        state = build_model(config.drawn).state_dict()
+        early, _ = self.fit(config, state, train, config.drawn, end=config.rewind)
+        late, loss = self.fit(config, early, train, config.drawn, begin=config.rewind)
+        model = self.network(config, loaded, late)
+        method = OneShot(config.sparsity, across_layers=True)
+        masks = masks_of(method, model, prunable(model, config.prunable), config.drawn)
+        self.save(task, early=early, model=late, masks={}, chosen=masks)
+        return {"loss": loss}
+
+    def _omp(self, task: Task, config: Config) -> dict[str, Any]:
+        stored, train = self.load(f"dense-{task.seed}"), self.data(config).train
+        masks = stored["chosen"]
+        state, loss = self.fit(
+            config, stored["early"], train, config.drawn, masks, config.rewind
+        )
+        self.save(task, model=state, masks=masks)
+        return {"loss": loss}
+
+    def _random(self, task: Task, config: Config) -> dict[str, Any]:
+        loaded = self.data(config)
+        model = builder(config, loaded)(config.drawn).to(self.device)
+        pruner = Pruner("random", config.sparsity, prunable=config.prunable)
+        masks = untrained_masks(pruner, model, loaded.train, config.drawn)
+        state, loss = self.fit(
+            config, model.state_dict(), loaded.train, config.drawn, masks
+        )
+        self.save(task, model=state, masks=masks)
+        return {"loss": loss}
+
+    def _retrain(self, task: Task, config: Config) -> dict[str, Any]:
+        config = replace(config, forget=FORGET[task.forget])
+        loaded, masks = self.data(config), {}
+        if task.pruner == "omp":
+            masks = self.load(f"dense-{task.seed}")["chosen"]
+        elif task.pruner == "random":
+            masks = self.load(f"random-{task.seed}")["masks"]
+        seed = mixed(config.drawn, 1000)
+        state = builder(config, loaded)(seed).state_dict()
+        state, loss = self.fit(config, state, loaded.retained, seed, masks)
+        self.save(task, model=state, masks=masks)
+        return {"loss": loss}
+
+    # ---- unlearning --------------------------------------------------------------
+
+    def _search(self, task: Task, config: Config) -> dict[str, Any]:
+        """Every candidate on validation records, and both choices of each method."""
+        config = replace(config, forget=FORGET[task.forget], part="validation")
+        loaded, model, masks, reference = self.trained(task, config)
+        problem = self.problem(config, loaded, model, masks)
+        parts = {
+            "forget": problem.forget,
+            "retain": subset(
+                problem.retain, torch.arange(10000)[: len(problem.retain)]
+            ),
+            "fresh": loaded.fresh,
+        }
+
+        def judged(model: nn.Module) -> dict[str, float]:
+            samples = {n: metrics.per_sample(model, part) for n, part in parts.items()}
+            return metrics.of_model(samples, DECIMALS)
+
+        target, before, rows = judged(reference), judged(model), []
+        for name in methods(task.pruner):
+            run = prepared(name, problem)
+            for options in CANDIDATES[name]:
+                method = build(name, COMMON[name] | options)
+                asked = replace(problem, model=copy.deepcopy(model))
+                with self.precision(name):
+                    changed = run(method, asked)
+                values = judged(changed)
+                gap = metrics.gaps(values, target)["gap"]
+                rows.append({"method": name, "options": options, "gap": gap, **values})
+        chosen = {
+            name: choices([row for row in rows if row["method"] == name], before["RA"])
+            for name in methods(task.pruner)
+        }
+        return {
+            "seed": task.seed, "forget": task.forget, "pruner": task.pruner,
+            "candidates": rows, "chosen": chosen,
+            "original": before, "reference": target,
+        }  # fmt: skip
+
+    def _unlearn(self, task: Task, config: Config) -> dict[str, Any]:
+        path = searched(self.search_seed, task.forget, task.pruner)
+        chosen = json.loads((self.folder / f"{path}.json").read_text())["chosen"]
+        asked: list[tuple[str, list[str], dict[str, Any]]] = []
+        for name in methods(task.pruner):
+            both = chosen[name]
+            if both["smallest"] == both["usable"]:
+                asked += [(name, ["smallest", "usable"], both["smallest"])]
+            else:
+                asked += [(name, [choice], both[choice]) for choice in both]
+        asked = [(n, choice, COMMON[n] | options) for n, choice, options in asked]
+        return self.rows(task, config, asked)
+
+    def _published(self, task: Task, config: Config) -> dict[str, Any]:
+        names = [name for name in methods(task.pruner) if name in PUBLISHED]
+        return self.rows(
+            task, config, [(name, ["published"], PUBLISHED[name]) for name in names]
+        )
+
+    def rows(self, task: Task, config: Config, asked: list) -> dict[str, Any]:
+        """Unlearns and measures on the test part."""
+        config = replace(config, forget=FORGET[task.forget])
+        loaded, model, masks, reference = self.trained(task, config)
+        common = {"seed": task.seed, "forget": task.forget, "pruner": task.pruner}
+        common |= {"mask": PROVENANCE[task.pruner]}
+        for name, one in (("original", model), ("reference", reference)):
+            common[name] = metrics.of_model(measure(one, loaded), DECIMALS)
+        rows = []
+        for name, choice, options in asked:
+            with self.precision(name):
+                result = unlearn(
+                    model, loaded.retained, loaded.forgotten, build(name, options),
+                    masks=masks, mask_provenance=PROVENANCE[task.pruner],
+                    held_out=loaded.held_out,
+                    removed_class=loaded.forget.removed_class,
+                    recipe=config.recipe, seed=config.drawn,
+                )  # fmt: skip
+            values = metrics.of_model(measure(result.model, loaded), DECIMALS)
+            row = {"method": name, "choice": choice, "options": options}
+            rows.append(common | row | {"unlearned": values})
+        return {"rows": rows}
+
+    # ---- time --------------------------------------------------------------------
+
+    def _timing(self, task: Task, config: Config, repeats: int = 3) -> dict[str, Any]:
+        """Seconds of an epoch of retraining and of every method, nothing compiled.
+
+        An untrained network serves: what it has learned changes no method's time, but
+        that of gradient ascent, which takes all epochs here.
+        """
+        config = replace(config, forget=FORGET["class"])
+        loaded = self.data(config)
+        model = self.network(config, loaded, builder(config, loaded)(0).state_dict())
+        problem = self.problem(config, loaded, model, {})
+        mask = untrained_masks(
+            Pruner("random", config.sparsity, prunable=config.prunable),
+            model, loaded.train, 0,
+        )  # fmt: skip
+
+        def train(masks: dict[str, Tensor]) -> None:
+            fitted = copy.deepcopy(model)
+            with self.precision():
+                fit(fitted, problem.retain, config.recipe, seed=0, masks=masks, end=1)
+
+        def forget(name: str) -> None:
+            options = COMMON[name] | ({"lr": 1e-9} if name == "gradient_ascent" else {})
+            with self.precision(name):
+                build(name, options).run(replace(problem, model=copy.deepcopy(model)))
+
+        train({})  # algorithms are chosen in a first pass
+        found = {
+            "retrain_epoch": [self.clock(lambda: train({})) for _ in range(repeats)],
+            "sparse_retrain_epoch": [self.clock(lambda: train(mask))],
+        }
+        for name in COMMON:
+            times = [self.clock(lambda n=name: forget(n)) for _ in range(repeats)]
+            found[name] = times[:1] if name in ("fisher", "influence") else times
+        return {"epochs": config.epochs, "timed": found}
+
+    def clock(self, action: Callable[[], object]) -> float:
+        """Seconds until the device is done."""
+        self.wait()
+        began = time.perf_counter()
+        action()
+        self.wait()
+        return time.perf_counter() - began
+
+    def wait(self) -> None:
+        if self.gpu:
+            torch.cuda.synchronize()
+
+    # ---- shared ------------------------------------------------------------------
+
+    def fit(
+        self,
+        config: Config,
+        state: dict[str, Tensor],
+        train: Split,
+        seed: int,
+        masks: dict[str, Tensor] | None = None,
+        begin: int = 0,
+        end: int | None = None,
+    ) -> tuple[dict[str, Tensor], float]:
+        """The weights after epochs `begin` ... `end`, and the last epoch's loss."""
+        body = self.body(config, train)
+        body.load_state_dict(state)
+        stage = Stages().begin("fit")
+        with self.precision():
+            fit(
+                body, train, config.recipe,
+                seed=seed, masks=masks, begin=begin, end=end, stage=stage,
+            )  # fmt: skip
+        return copy.deepcopy(body.state_dict()), stage.rows[-1]["loss"]
+
+    def body(self, config: Config, train: Split) -> nn.Module:
+        """The network that is trained; its weights are of no importance."""
+        if self._body is None:
+            classes = int(train.y.max()) + 1
+            self._body = self.on_device(
+                classifiers.build(
+                    config.model,
+                    config.width,
+                    config.depth,
+                    classes,
+                    *train.x.shape[1:3],
+                )
+            )
+            if self.compiled:
+                self._body.compile(dynamic=False)
+        return self._body
+
+    def network(
+        self, config: Config, loaded: Data, state: dict[str, Tensor]
+    ) -> nn.Module:
+        model = builder(config, loaded)(0)
+        model.load_state_dict(state)
+        return self.on_device(model)
+
+    def on_device(self, model: nn.Module) -> nn.Module:
+        if not self.gpu:
+            return model
+        return model.to(self.device, memory_format=torch.channels_last)
+
+    def trained(self, task: Task, config: Config) -> Trained:
+        """The data, the original, its masks, and the reference."""
+        loaded, stored = self.data(config), self.load(f"{task.pruner}-{task.seed}")
+        again = self.load(f"retrain-{task.seed}-{task.forget}-{task.pruner}")
+        models = [self.network(config, loaded, s["model"]) for s in (stored, again)]
+        return loaded, models[0], stored["masks"], models[1]
+
+    def problem(
+        self, config: Config, loaded: Data, model: nn.Module, masks: dict[str, Tensor]
+    ) -> Problem:
+        return Problem(
+            model, loaded.retained, loaded.forgotten,
+            masks=masks, seed=config.drawn, recipe=config.recipe,
+            held_out=loaded.held_out, removed_class=loaded.forget.removed_class,
+        )  # fmt: skip
+
+    def precision(self, method: str = "") -> AbstractContextManager:
+        """bfloat16 where a GPU trains. Not where curvature is computed. Nothing is
+        cached: a copy of a weight would outlive the steps that change it."""
+        on = self.gpu and method not in ("fisher", "influence")
+        return torch.autocast("cuda", torch.bfloat16, enabled=on, cache_enabled=False)
+
+    def data(self, config: Config) -> Data:
+        """With the pixels on the device."""
+        key = (config.seed, config.forget, config.part)
+        if key not in self._data:
+            if len(self._data) == 4:  # they take gigabytes
+                self._data.clear()
+            loaded = data.load(
+                config.dataset, config.forget, config.seed, config.data_dir, config.part
+            )
+            self._data[key] = data.to(loaded, self.device)
+        return self._data[key]
+
+    def save(self, task: Task, **parts: Any) -> None:
+        path = self.folder / f"{task.name}.pt"
+        atomic.write(path, lambda file: torch.save(parts, file))
+
+    def load(self, name: str) -> dict[str, Any]:
+        path = self.folder / f"{name}.pt"
+        return torch.load(path, map_location=self.device, weights_only=True)
+
+
+def methods(pruner: str) -> list[str]:
+    """l1-sparse starts from a dense network."""
+    return [name for name in COMMON if name != "l1_sparse" or pruner == "dense"]
+
+
+def prepared(name: str, problem: Problem) -> Callable[[Any, Problem], nn.Module]:
+    """How candidates of a method run: what all of them share is computed here, once."""
+    if name == "fisher":
+        diagonal = Fisher(**COMMON[name]).diagonal(problem)
+        return lambda method, asked: method.disturb(asked, diagonal)
+    if name == "influence":
+        method = Influence(**COMMON[name])
+        curvature, g = method.gradient(problem)
+        rows = curvature.sample_gradients(method.drawn(problem))
+        return lambda method, asked: method.step(
+            curvature, method.solve(curvature, g, asked, rows), asked
+        )
+    return lambda method, asked: method.run(asked)
+
+
+def choices(rows: list[dict[str, Any]], accuracy: float) -> dict[str, dict[str, Any]]:
+    """Options of the smallest gap, and of the smallest that keeps RA usable.
+
+    accuracy: RA of the original. If no candidate is usable, the one of highest RA.
+    """
+    usable = [row for row in rows if row["RA"] >= accuracy - USABLE]
+    usable = usable or [max(rows, key=lambda row: row["RA"])]
+    best = {"smallest": rows, "usable": usable}
+    return {
+        name: min(found, key=lambda row: row["gap"])["options"]
+        for name, found in best.items()
+    }
