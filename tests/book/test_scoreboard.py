@@ -1,9 +1,11 @@
 """The scoreboard's page and its summary for the terminal."""
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
+from pybtex.database import parse_file
 
 from book.engine import scoreboard
 from book.engine.runs import ROOT, Book
@@ -127,4 +129,28 @@ def test_every_citation_of_a_paper_names_one_paper():
     citations = scoreboard.read_citations(ROOT / "book" / "references.bib")
     assert citations[32] == "toprune2017"
     assert len(set(citations.values())) == len(citations) == text.count(" paper ")
-    assert set(citations) <= set(range(1, 46))
+    assert set(citations) == set(range(1, 46))
+
+
+def test_every_source_has_an_author_a_title_and_a_year():
+    library = parse_file(ROOT / "book" / "references.bib")  # raises for repeated keys
+    assert len(library.entries) > 100
+    for key, entry in library.entries.items():
+        assert entry.persons.get("author"), key
+        assert {"title", "year"} <= set(entry.fields), key
+        assert 1900 < int(entry.fields["year"]) <= 2026, key
+        if "eprint" in entry.fields:
+            assert re.fullmatch(r"\d{4}\.\d{4,5}", entry.fields["eprint"]), key
+
+
+def test_no_source_is_cited_that_is_not_there_and_no_arxiv_number_twice():
+    library = parse_file(ROOT / "book" / "references.bib")
+    numbers = [
+        e.fields["eprint"] for e in library.entries.values() if "eprint" in e.fields
+    ]
+    assert len(numbers) == len(set(numbers))
+    pages = [*(ROOT / "book").glob("*.md"), *(ROOT / "book" / "chapters").glob("*.md")]
+    for page in pages:
+        for keys in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", page.read_text("utf-8")):
+            for key in keys.split(","):
+                assert key.strip() in library.entries, (page.name, key)
