@@ -1,10 +1,10 @@
 """Quality and wall clock against density: whole trainings, ours and dense.
 
-    python -m benchmarks.density                # 73 trainings, about six minutes
+    python -m benchmarks.density                # 73 trainings, about five minutes
     python -m benchmarks.density --minutes 2    # what fits; call again for the rest
     python -m benchmarks.density --quick        # small, one seed
 
-The MLP of `apps/classify` with two layers of 1,000 units learns all of MNIST for three
+The MLP of `apps/classify` with two layers of 1,000 units learns all of MNIST for two
 epochs, with five seeds: dense; with RigL and with random connections that never change,
 both in values mode; RigL's masks on dense kernels, which saves nothing; and a dense MLP
 that is as narrow as the sparse one has weights. Every setting but RigL's period is the
@@ -30,7 +30,7 @@ from sparsekit import atomic
 
 DENSITIES = (0.25, 0.1, 0.05, 0.02)
 SEEDS, MASKED_SEEDS = 5, 2
-BASE = Config(dataset="mnist", width=1000, epochs=3)
+BASE = Config(dataset="mnist", width=1000, epochs=2)
 QUICK = Config(width=200, epochs=1)
 RIGL = {"every": "5%", "end": "75%"}
 ARMS = ("dense", "rigl", "static", "masked", "narrow")

@@ -3,7 +3,7 @@
     python -m benchmarks.keep inference
     python -m benchmarks.keep mlp_training --width 4096 --rounds 5
     python -m benchmarks.keep density --as-it-is    # keep build/benchmarks/density.json
-    python -m benchmarks.headlines                  # then make table and picture anew
+    python -m benchmarks.front_page                 # then make table and picture anew
 
 `benchmarks/results/NAME.json` holds what NAME wrote to build/benchmarks (`report`) and
 how: arguments, seconds, the machine's load before and after, commit, versions, device
