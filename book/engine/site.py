@@ -108,6 +108,15 @@ def stage(
         text = evidence.page(template.read_text("utf-8"), rows, names)
         template.write_text(text, encoding="utf-8")
         evidence.copy_data(rows, book.claims, folder / "vendor")
+    copy_headlines(folder / "vendor" / evidence.DATA / "headlines")
+
+
+def copy_headlines(folder: Path) -> None:
+    """The results that the first page's table links to."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = [*(ROOT / "benchmarks" / "results").glob("*.json")]
+    for path in [*kept, *(SHARED / "results" / "full").glob("*-recipes.json")]:
+        shutil.copyfile(path, folder / path.name)
 
 
 def render(sources: Path, work: Path, *, strict: bool = True) -> tuple[Path, list[str]]:
