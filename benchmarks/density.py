@@ -7,8 +7,8 @@
 The MLP of `apps/classify` with two layers of 1,000 units learns all of MNIST for two
 epochs, with five seeds: dense; with RigL and with random connections that never change,
 both in values mode; RigL's masks on dense kernels, which saves nothing; and a dense MLP
-that is as narrow as the sparse one has weights. Every setting but RigL's period is the
-preset's, chosen there on validation for a dense MLP. Seconds are those of the epochs,
+that is as narrow as the sparse one has weights. Every setting is the app's default,
+chosen there on validation for a dense MLP. Seconds are those of the epochs,
 validation included, on one thread. Trainings go seed by seed and one after the other;
 the load of the machine before each is written down. Times of masked trainings need no
 five seeds: two. Test images are looked at once a training.
@@ -32,7 +32,6 @@ DENSITIES = (0.25, 0.1, 0.05, 0.02)
 SEEDS, MASKED_SEEDS = 5, 2
 BASE = Config(dataset="mnist", width=1000, epochs=2)
 QUICK = Config(width=200, epochs=1)
-RIGL = {"every": "5%", "end": "75%"}
 ARMS = ("dense", "rigl", "static", "masked", "narrow")
 
 
@@ -40,9 +39,9 @@ def config_of(base: Config, arm: str, density: float, seed: int) -> Config:
     """The training of one arm; `dense` has density 1."""
     changes: dict[str, Any] = {
         "dense": {"method": "dense"},
-        "rigl": {"method": "rigl", "backend": "values", "options": RIGL},
+        "rigl": {"method": "rigl", "backend": "values"},
         "static": {"method": "static", "backend": "values"},
-        "masked": {"method": "rigl", "backend": "masked", "options": RIGL},
+        "masked": {"method": "rigl", "backend": "masked"},
         "narrow": {"method": "dense"},
     }[arm]
     settings = {**vars(base), **changes, "seed": seed}

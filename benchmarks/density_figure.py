@@ -42,7 +42,7 @@ def caption() -> str:
         f"Whole trainings of an MLP, {report['width']:,} units a layer, on MNIST, "
         f"{report['epochs']} epochs each, {origin['device']}, {origin['date']}. A mask "
         "on dense kernels saves no time; in values mode layers store and compute the "
-        "kept weights only, and the time falls with them. Means and 95 % intervals over "
+        "kept weights only, and the time falls with them. Means, 95 % intervals over "
         f"{seeds} seeds, times of masks over {masked}. `python -m benchmarks.density` "
         "measures it again."
     )

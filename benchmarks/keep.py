@@ -7,7 +7,8 @@
 
 `benchmarks/results/NAME.json` holds what NAME wrote to build/benchmarks (`report`) and
 how: arguments, seconds, the machine's load before and after, commit, versions, device
-and date. Speed wants a quiet machine; the load says how quiet it was. It runs as `make
+and date. Speed wants a quiet machine; the load says how quiet it was. On a busy one, put
+`chrt -f 10` before the command: the benchmark then waits for nobody. It runs as `make
 bench` runs it: on one thread, unless OMP_NUM_THREADS says otherwise.
 """
 
@@ -58,11 +59,20 @@ def keep(name: str, arguments: list[str], as_it_is: bool = False) -> Path:
         "arguments": arguments,
         "seconds": seconds,
         "load": [round(load, 2) for load in loads],
+        "priority": priority(),
         "provenance": origin(report, written),
         "report": report,
     }
     atomic.write_text(kept, json.dumps(content, indent=1) + "\n")
     return kept
+
+
+def priority() -> str:
+    """Whether this process and those it starts wait for others, as far as is known."""
+    if not hasattr(os, "sched_getscheduler"):
+        return "unknown"
+    real_time = os.sched_getscheduler(0) in (os.SCHED_FIFO, os.SCHED_RR)
+    return "real-time" if real_time else "normal"
 
 
 def origin(report: Any, written: float) -> dict[str, Any]:
