@@ -5,8 +5,10 @@ that takes the remaining arguments and returns an exit status. The first line of
 docstring is what `sparsekit --help` says about it. `methods` is built in.
 """
 
+import argparse
 import ast
 import difflib
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -55,18 +57,23 @@ def _run(arguments: list[str]) -> int:
     if name not in found:
         close = difflib.get_close_matches(name, [*found, "methods"], n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        print(f"error: no command {name!r}{hint}\n\n{usage(found)}", file=sys.stderr)
+        _complain("sparsekit", f"no command {name!r}{hint}\n\n{usage(found)}")
         return 2
     try:
         command: Callable[[list[str]], int | None] = found[name].load()
     except ImportError as error:
-        print(
-            f"error: {name} needs more packages ({error}): "
+        _complain(
+            f"sparsekit {name}",
+            f"more packages are needed ({error}): "
             f"pip install 'sparsekit[{extra_of(name)}]'",
-            file=sys.stderr,
         )
         return 2
     return command(rest) or 0
+
+
+def _complain(program: str, message: str) -> None:
+    """What every command says of an error: the program, the thing, the fix."""
+    print(f"{program}: error: {message}", file=sys.stderr)
 
 
 def extra_of(name: str) -> str:
@@ -124,22 +131,35 @@ def _first_line(text: str | None) -> str:
 
 def methods(argv: Sequence[str]) -> int:
     """Lists every sparsity method: name, what it does, options with defaults."""
-    if argv and argv[0] not in ("-h", "--help"):
-        print(f"error: methods takes no arguments, got {argv[0]!r}", file=sys.stderr)
-        return 2
-    if argv:
-        print(f"usage: sparsekit methods\n\n{methods.__doc__}")
-        return 0
+    parser = argparse.ArgumentParser(
+        prog="sparsekit methods",
+        description=methods.__doc__,
+        epilog="examples:\n  sparsekit methods --json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="a list of objects")
+    as_json = parser.parse_args(argv).json
     from sparsekit.method import discover  # imports torch
 
-    for name, cls in discover().items():
-        options = [
-            f"{field.name}={_shown(field.default)}"
-            for field in fields(cast(Any, cls))  # a dataclass, `discover` saw to it
-            if field.name != "sparsity"
-        ]
-        print(f"{name:14} {_first_line(cls.__doc__)}")
-        if options:
+    rows = [
+        {
+            "name": name,
+            "what": _first_line(cls.__doc__),
+            "options": {
+                field.name: _shown(field.default)
+                for field in fields(cast(Any, cls))  # a dataclass, `discover` saw to it
+                if field.name != "sparsity"
+            },
+        }
+        for name, cls in discover().items()
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    for row in rows:
+        print(f"{row['name']:14} {row['what']}")
+        if row["options"]:
+            options = (f"{name}={value}" for name, value in row["options"].items())
             print(f"{'':14} {' '.join(options)}")
     return 0
 

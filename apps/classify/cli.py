@@ -4,7 +4,7 @@ sparsekit classify train --config mlp-mnist5k --method rigl --out runs/rigl
 sparsekit classify compare --methods set rigl --seeds 5 --sparsity 0.9 --out runs/c
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from apps.classify import data, figure, metrics
@@ -15,7 +15,17 @@ from apps.classify.train import train
 from apps.common import options
 from apps.common.config import RunConfig, parse
 from apps.common.tables import percent
-from apps.common.verbs import listed, presets, required, run
+from apps.common.verbs import (
+    divided,
+    listed,
+    narrowed,
+    presets,
+    print_cost,
+    report,
+    required,
+    resumable,
+    run,
+)
 
 
 @dataclass(frozen=True)
@@ -66,19 +76,6 @@ class CompareConfig(Config):
 
 
 @dataclass(frozen=True)
-class ReportConfig(RunConfig):
-    """Writes a comparison's table and figure.
-
-    Args:
-        run: folder that `compare` wrote.
-        formats: of the figure.
-    """
-
-    run: Path | None = None
-    formats: tuple[str, ...] = ("png", "svg")
-
-
-@dataclass(frozen=True)
 class CheckConfig(RunConfig):
     """Holds a method to sparsekit's contract.
 
@@ -94,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns 2 for a usage error, with a message that names the fix.
     """
-    return run(argv, VERBS, usage)
+    return run(argv, "classify", VERBS, usage)
 
 
 def usage() -> str:
@@ -103,7 +100,10 @@ def usage() -> str:
 
 
 def data_command(argv: list[str]) -> None:
-    """Fetch a data set and print its parts."""
+    """Fetch a data set and print its parts.
+
+    sparsekit classify data --dataset mnist5k
+    """
     config = parse(DataConfig, argv, presets=PRESETS)
     splits = data.load(config.dataset, config.seed, config.data_dir)
     shape = "x".join(map(str, splits.train.x.shape[1:]))
@@ -118,17 +118,19 @@ def data_command(argv: list[str]) -> None:
 
 
 def train_command(argv: list[str]) -> None:
-    """Train one model and test it once."""
-    config = parse(Config, argv, presets=PRESETS)
-    if config.resume and config.out is not None and "--config" not in argv:
-        stored = config.out / "config.toml"
-        if stored.is_file():  # `--resume --out FOLDER` is enough to go on
-            config = parse(Config, ["--config", str(stored), *argv], presets=PRESETS)
-    print_result(train(config))
+    """Train one model and test it once.
+
+    sparsekit classify train --config mlp-mnist5k --method rigl --out runs/rigl
+    sparsekit classify train --resume --out runs/rigl
+    """
+    print_result(train(resumable(Config, argv, PRESETS)))
 
 
 def evaluate_command(argv: list[str]) -> None:
-    """Test a finished run, also on corrupted images."""
+    """Test a finished run, also on corrupted images.
+
+    sparsekit classify evaluate --run runs/rigl --severities 1 3 5
+    """
     import torch
 
     config = parse(EvaluateConfig, argv, presets=PRESETS)
@@ -150,45 +152,41 @@ def evaluate_command(argv: list[str]) -> None:
 
 
 def compare_command(argv: list[str]) -> None:
-    """Train methods x seeds beside dense and static; print a table."""
+    """Train methods x seeds beside dense and static; print a table.
+
+    sparsekit classify compare --methods set rigl --seeds 5 --out runs/compare
+    """
     config = parse(CompareConfig, argv, presets=PRESETS)
-    settings = {f.name: getattr(config, f.name) for f in fields(Config)}
-    first = Config(**(settings | {"out": None, "options": {}}))
-    given, used, configs = dict(config.options), set(), {}
-    for method in dict.fromkeys((*config.methods, config.method)):
-        cls = options.method_class(method)
-        names = set() if cls is None else {f.name for f in fields(cls)}
-        chosen = {key: value for key, value in given.items() if key in names}
-        used |= set(chosen)
-        label = Path(method).name if ".py" in method else method
-        configs[label] = replace(first, method=method, options=chosen)
-    if set(given) - used:
-        raise ValueError(
-            f"none of the methods {', '.join(configs)} has an option "
-            f"{sorted(set(given) - used)[0]!r}"
-        )
+    methods = {
+        Path(method).name if ".py" in method else method: method
+        for method in (*config.methods, config.method)
+    }
+    known = {label: options.fields_of(method) for label, method in methods.items()}
+    first = narrowed(config, Config, options={})
+    configs = {
+        label: replace(first, method=methods[label], options=own)
+        for label, own in divided(config.options, known).items()
+    }
     seeds = range(config.seed, config.seed + config.seeds)
     comparison = compare(configs, seeds, out=config.out, baseline=config.baseline)
     print(comparison.table(), end="")
 
 
 def report_command(argv: list[str]) -> None:
-    """Write the table and the figure of a comparison."""
-    config = parse(ReportConfig, argv, presets=PRESETS)
-    folder = Path(required(config.run, "run"))
-    comparison = load_comparison(folder)
-    print(comparison.table())
-    for form in config.formats:
-        path = (config.out or folder) / f"compare.{form}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.draw(comparison, path)
-        print(path)
+    """Write the table and the figure of a comparison.
+
+    sparsekit classify report --run runs/compare
+    """
+    report(argv, load_comparison, figure.draw, PRESETS)
 
 
 def check_command(argv: list[str]) -> None:
-    """Hold a method, such as your own file, to sparsekit's contract."""
+    """Hold a method, such as your own file, to sparsekit's contract.
+
+    sparsekit classify check --method rigl
+    """
     config = parse(CheckConfig, argv, presets=PRESETS)
-    cls = options.method_class(config.method)
+    cls = options.method_class(required(config.method or None, "method"))
     if cls is None:
         raise ValueError("dense is no method: there is nothing to check")
     from sparsekit.testing import check_method  # slow to import, for this verb only
@@ -204,9 +202,8 @@ def print_result(result: Result) -> None:
     """Metrics with intervals over test samples, then costs."""
     for name, interval in result.metrics.items():
         low, high = interval.low, interval.high
-        print(f"{name:16}{interval.value:.4f} [{low:.4f}, {high:.4f}] n={interval.n}")
-    for name, value in result.cost.items():
-        print(f"{name:16}{value:,.2f}" if value < 1000 else f"{name:16}{value:,.0f}")
+        print(f"{name:18}{interval.value:.4f} [{low:.4f}, {high:.4f}] n={interval.n}")
+    print_cost(result.cost)
 
 
 VERBS = {

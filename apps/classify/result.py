@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from apps.classify import data, metrics, models
 from apps.classify.config import Config
-from apps.common import cost, runs
-from apps.common.config import parse, refuse_other_settings, settings
-from apps.common.runs import RunFolder
+from apps.common import cost
+from apps.common.config import settings
+from apps.common.runs import RunFolder, load_run
 from apps.common.statistics import Interval, bootstrap_interval, mean_interval
 from sparsekit.execution import dense_state_dict
 
@@ -60,15 +60,8 @@ class Run:
         self.flops.update(self.masks)
         if self.folder is None:
             return
-        if not self.config.resume and is_finished(self.config.out):
-            raise ValueError(
-                f"{self.config.out} holds a finished run: load it with --resume, or "
-                "give another --out"
-            )
-        checkpoint = self.folder.read_checkpoint() if self.config.resume else None
-        if checkpoint is None:
-            self.folder.write_config(self.config)
-        else:
+        checkpoint = self.folder.begin(self.config)
+        if checkpoint is not None:
             self._load(checkpoint)
 
     def end_epoch(self, loss: float, logits: Tensor, y: Tensor, seconds: float) -> None:
@@ -117,15 +110,9 @@ class Run:
             plain.load_state_dict(dense_state_dict(self.model))
             self.model = plain
         samples, measured = test_metrics(evaluate(self.model, test), test.y)
-        params_total, params_active = cost.count_parameters(self.model, masks)
-        costs = {
-            "train_seconds": self.seconds,
-            "train_flops": self.flops.total,
-            "peak_rss_mb": cost.peak_rss_mb(),
-            "params_total": params_total,
-            "params_active": params_active,
-            "bytes_on_disk": cost.bytes_on_disk(self.model, masks),
-        }
+        costs = cost.costs(
+            self.model, masks, seconds=self.seconds, flops=self.flops.total
+        )
         result = Result(
             self.config, measured, costs, self.history, samples, self.model, masks
         )
@@ -155,7 +142,6 @@ class Run:
         }
 
     def _load(self, state: dict[str, Any]) -> None:
-        refuse_other_settings(self.config, state["settings"], self.folder.path)
         self.epoch, self.seconds = state["epoch"], state["seconds"]
         self.history, self.best = state["history"], state["best"]
         self.model.load_state_dict(state["model"])
@@ -205,27 +191,15 @@ def save(folder: RunFolder, result: Result, splits: data.Splits) -> None:
     config = result.config
     tensors, metadata = cost.packed(result.model, result.masks)
     shape = {n: getattr(splits, n) for n in ("classes", "channels", "size")}
-    shape["settings"] = settings(config)
     folder.write_tensors("model.safetensors", tensors, metadata)
     folder.write_tensors(
         "samples.safetensors", result.samples, {"run": json.dumps(shape)}
     )
     folder.write_log(result.history)
-    folder.write_result(
-        runs.Result(
-            app="classify",
-            method=config.method,
-            dataset=config.dataset,
-            seed=config.seed,
-            metrics=result.metrics,
-            cost=result.cost,
-            provenance=runs.provenance(config),
-        )
-    )
-
-
-def is_finished(path: Path | None) -> bool:
-    return path is not None and (Path(path) / "result.json").is_file()
+    folder.write_run(
+        "classify", config, method=config.method, dataset=config.dataset,
+        metrics=result.metrics, cost=result.cost,
+    )  # fmt: skip
 
 
 def load_result(path: Path, config: Config | None = None) -> Result:
@@ -234,15 +208,9 @@ def load_result(path: Path, config: Config | None = None) -> Result:
     Raises FileNotFoundError if there is none, ValueError if `config` is given and the
     run was trained with other settings.
     """
-    if not is_finished(path):
-        raise FileNotFoundError(f"no finished run in {path}: it has no result.json")
-    folder = RunFolder(path)
-    stored = folder.read_result()
+    folder, config, stored = load_run(path, Config, config)
     samples, run = folder.read_tensors("samples.safetensors")
     shape = json.loads(run["run"])
-    if config is None:
-        config = parse(Config, ["--config", str(Path(path) / "config.toml")])
-    refuse_other_settings(config, shape["settings"], Path(path))
     model = models.build(
         config.model,
         config.width,
@@ -256,7 +224,7 @@ def load_result(path: Path, config: Config | None = None) -> Result:
     state, masks = cost.unpacked(*folder.read_tensors("model.safetensors"))
     model.load_state_dict(state)
     return Result(
-        replace(config, out=Path(path)),
+        config,
         stored.metrics,
         stored.cost,
         folder.read_log(),

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from apps.classify import cost, data, models
 from apps.classify.config import Config
-from apps.classify.result import Result, Run, evaluate, is_finished, load_result
-from apps.common import options
+from apps.classify.result import Result, Run, evaluate, load_result
+from apps.common import options, processes
+from apps.common.runs import is_finished
 from sparsekit import Sparsifier
 
 Watch = Callable[[int, nn.Module, Sparsifier | None], None]
@@ -51,6 +52,7 @@ def train(config: Config, watch: Watch | None = None) -> Result:
     params = options.maskable(config.keep_dense, model)
     if config.backend == "values":
         model = options.in_values_mode(model, params)
+    forward = processes.shared(model)
     optimizer = build_optimizer(config, model)
     method = options.build(
         config.method, config.sparsity, config.options, steps_per_epoch, total
@@ -81,10 +83,11 @@ def train(config: Config, watch: Watch | None = None) -> Result:
         for batch in epoch_batches(config, len(y), epoch):
             set_learning_rate(optimizer, config, step % cycle, cycle)
             loss = F.cross_entropy(
-                model(x[batch]), y[batch], label_smoothing=config.label_smoothing
+                forward(x[batch]), y[batch], label_smoothing=config.label_smoothing
             )
             optimizer.zero_grad()
             loss.backward()
+            processes.average(model.parameters())
             flops.add_step(config.batch, cost.needs_dense_gradient(method, step))
             if sparsifier is not None:
                 sparsifier.before_step()

@@ -7,12 +7,12 @@ sparsekit claims --json
 
 import argparse
 import json
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from apps.common import datasets, ledger, wheels
+from apps.common.verbs import complain
 
 LISTS = "Data sets with size, licence, and whether they are in the cache."
 FETCHES = (
@@ -23,15 +23,17 @@ FETCHES = (
 
 def data(argv: Sequence[str] | None = None) -> int:
     """Lists data sets, or fetches them into the cache."""
-    parser = argparse.ArgumentParser(prog="sparsekit data", description=data.__doc__)
+    parser = _parser("data", data.__doc__, "list --json", "fetch mnist5k ml100k")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="list|fetch")
     listing = verbs.add_parser(
-        "list", help="what there is, and what is cached", description=LISTS
-    )
+        "list", help="what there is, and what is cached",
+        **_about("data list", LISTS, "--json"),
+    )  # fmt: skip
     listing.add_argument("--json", action="store_true", help="a list of objects")
     fetching = verbs.add_parser(
-        "fetch", help="fetch and verify data sets", description=FETCHES
-    )
+        "fetch", help="fetch and verify data sets",
+        **_about("data fetch", FETCHES, "mnist5k ml100k"),
+    )  # fmt: skip
     fetching.add_argument(
         "names",
         nargs="*",
@@ -51,16 +53,14 @@ def data(argv: Sequence[str] | None = None) -> int:
         for path in datasets.fetch(names):
             print(path)
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(fetching.prog, error)
         return 2
     return 0
 
 
 def claims(argv: Sequence[str] | None = None) -> int:
     """Prints the verdict on every claim of the 45 papers, and what it rests on."""
-    parser = argparse.ArgumentParser(
-        prog="sparsekit claims", description=claims.__doc__
-    )
+    parser = _parser("claims", claims.__doc__, "--json")
     parser.add_argument("--json", action="store_true", help="a list of objects")
     parser.add_argument(
         "--findings", action="store_true", help="claims of no paper in the list"
@@ -69,10 +69,26 @@ def claims(argv: Sequence[str] | None = None) -> int:
     try:
         rows = ledger.findings() if args.findings else ledger.scoreboard()
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(parser.prog, error)
         return 2
     print(json.dumps(rows, indent=1) if args.json else _verdicts(rows))
     return 0
+
+
+def _parser(name: str, about: str | None, *examples: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=f"sparsekit {name}", **_about(name, about, *examples)
+    )
+
+
+def _about(name: str, about: str | None, *examples: str) -> dict[str, Any]:
+    """What a parser's help says before and after the flags."""
+    lines = [f"  sparsekit {name} {example}" for example in examples]
+    return {
+        "description": about,
+        "epilog": "\n".join(["examples:", *lines]),
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+    }
 
 
 def _listing(rows: Sequence[dict[str, Any]], as_json: bool) -> str:

@@ -13,10 +13,13 @@ of a dict are flags too: `--options every=100 end=75%` or `--options every 100 e
 changes these keys and keeps the file's others; `--options every=` removes a key.
 """
 
+import contextlib
 import difflib
+import io
+import re
 import reprlib
-import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, make_dataclass
 from pathlib import Path
 from typing import (
@@ -29,10 +32,13 @@ from typing import (
     get_type_hints,
 )
 
-from apps.common.toml import convert, deep_merge, read_toml, scalar
+from apps.common.toml import convert, deep_merge, read_toml, scalar, spelled
 
 Profile = Literal["smoke", "laptop", "full"]
 C = TypeVar("C", bound="RunConfig")
+
+# What the help calls the program: "sparsekit classify train".
+PROGRAM: ContextVar[str] = ContextVar("PROGRAM", default="sparsekit")
 
 
 @dataclass(frozen=True)
@@ -59,8 +65,7 @@ def parse(cls: type[C], argv: Sequence[str], *, presets: Path | None = None) -> 
     all flags with defaults and exits.
 
     Raises ValueError or FileNotFoundError for an unknown key or flag, a wrong type, an
-    unreadable file: named, with the valid ones. A flag's malformed value exits with
-    status 2, as argparse does.
+    unreadable file: named, with the valid ones.
     """
     name, rest = _take(list(argv), "--config")
     default = _defaults(cls)
@@ -70,7 +75,7 @@ def parse(cls: type[C], argv: Sequence[str], *, presets: Path | None = None) -> 
         table = read_toml(path)
         default = _from_file(cls, default, table, path, profile)
     rest = _take_dicts(cls, default, rest)
-    config = _from_flags(cls, default, rest, presets, _program(argv))
+    config = _from_flags(cls, default, rest, presets)
     if config.seed < 0:
         raise ValueError(f"seed must be at least 0, got {config.seed}")
     return config
@@ -324,9 +329,8 @@ def _pairs(
 
 
 def _from_flags(
-    cls: type[C], default: dict[str, Any], argv: list[str], presets: Path | None,
-    program: str,
-) -> C:  # fmt: skip
+    cls: type[C], default: dict[str, Any], argv: list[str], presets: Path | None
+) -> C:
     """The instance, by tyro. `--config` is there for the help only."""
     import tyro
 
@@ -356,15 +360,22 @@ def _from_flags(
     )
     description = (cls.__doc__ or "").partition("Args:")[0].strip()
     start = whole(_unvalidated(cls, default), None)
-    parsed, unknown = tyro.cli(
-        whole,
-        args=argv,
-        prog=program,
-        default=start,
-        description=description,
-        registry=registry,
-        return_unknown_args=True,
-    )
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            parsed, unknown = tyro.cli(
+                whole,
+                args=argv,
+                prog=PROGRAM.get(),
+                default=start,
+                description=description,
+                registry=registry,
+                return_unknown_args=True,
+            )
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        raise ValueError(_complaint(cls, printed.getvalue())) from None
     if unknown:
         flags = ["--config", *_flags(cls)]
         word = unknown[0].partition("=")[0]
@@ -372,21 +383,25 @@ def _from_flags(
     return parsed.settings
 
 
-def _program(argv: Sequence[str]) -> str:
-    """How the program was called, up to the flags: "sparsekit classify train"."""
-    path, *words = sys.argv
-    name = Path(path).parent.name if path.endswith("__main__.py") else Path(path).name
-    n_before = len(words) - len(argv)
-    before = words[:n_before] if words[max(n_before, 0) :] == list(argv) else []
-    return " ".join([name, *before])
+def _complaint(cls: type, box: str) -> str:
+    """What is wrong, in a line, from the box that tyro draws around it."""
+    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
+    rule = next((i for i, line in enumerate(lines) if set(line) == {"─"}), len(lines))
+    text = " ".join(lines[:rule]) or box.strip()
+    malformed = re.match(r"Error parsing (--\S+):.*?('[^']*')$", text)
+    hints = _flags(cls)
+    if malformed is not None and malformed[1] in hints:
+        kind = spelled(hints[malformed[1]])
+        return f"{malformed[1]} must be {kind}, got {malformed[2]}"
+    return text
 
 
-def _flags(cls: type, prefix: str = "") -> list[str]:
-    """Every flag of a dataclass."""
-    found = []
+def _flags(cls: type, prefix: str = "") -> dict[str, Any]:
+    """{flag: type} of every field of a dataclass."""
+    found = {}
     for name, hint in get_type_hints(cls).items():
         if is_dataclass(hint):
-            found += _flags(hint, f"{prefix}{name}.")
+            found |= _flags(hint, f"{prefix}{name}.")
         else:
-            found.append(f"--{prefix}{name}".replace("_", "-"))
+            found[f"--{prefix}{name}".replace("_", "-")] = hint
     return found

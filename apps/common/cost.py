@@ -73,6 +73,24 @@ def count_parameters(model: nn.Module, masks: Masks) -> tuple[int, int]:
     return total, total - absent
 
 
+def costs(
+    model: nn.Module, masks: Masks, *, seconds: float, flops: float | None
+) -> dict[str, float | None]:
+    """What every result tells of a training, under the names of `runs.COSTS`.
+
+    flops: None if they were not counted.
+    """
+    params_total, params_active = count_parameters(model, masks)
+    return {
+        "train_seconds": seconds,
+        "train_flops": flops,
+        "peak_rss_mb": peak_rss_mb(),
+        "params_total": params_total,
+        "params_active": params_active,
+        "bytes_on_disk": bytes_on_disk(model, masks),
+    }
+
+
 def peak_rss_mb() -> float:
     """Largest resident memory of this process so far, in MB of 10^6 bytes.
 

@@ -8,14 +8,20 @@
 `matplotlib` is imported inside the functions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from apps.common.statistics import mean_interval
+from apps.common.statistics import Interval, mean_interval
+from sparsekit import atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SUFFIXES = (".png", ".svg")
 
 # Text and axes: about 4.2 : 1 against both white and the dark theme's background.
 INK = "#7b7b7b"
@@ -131,6 +137,64 @@ def use_house_style() -> None:
         return
     if get_ipython() is not None:
         set_matplotlib_formats("svg")
+
+
+@contextmanager
+def drawn(path: Path, size: tuple[float, float]) -> Iterator["Figure"]:
+    """A figure of this size in inches; written to `path` when it is complete.
+
+    Raises ValueError for a path that ends neither in .png nor in .svg.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"a figure ends in {' or '.join(SUFFIXES)}, got {path.name}")
+    import matplotlib
+    from matplotlib.figure import Figure  # not pyplot: no window, works on servers
+
+    with matplotlib.rc_context(rc()):
+        figure = Figure(figsize=size)
+        yield figure
+        form = path.suffix.removeprefix(".")
+        atomic.write(path, lambda file: figure.savefig(file, format=form, dpi=200))
+
+
+def title_of(n_seeds: int) -> str:
+    """What a figure of a comparison says above its panels."""
+    return f"{n_seeds} seed{'s' if n_seeds > 1 else ''}, 95 % intervals"
+
+
+def interval_point(
+    axes: "Axes", row: float, interval: Interval, color: str, *, scale: float = 1,
+    label: str | None = None,
+) -> None:  # fmt: skip
+    """A value as a point and its interval as a line through it, in a row of its own."""
+    low, high = scale * interval.low, scale * interval.high
+    axes.plot([low, high], [row, row], "-", color=color)
+    axes.plot(scale * interval.value, row, "o", color=color, label=label)
+
+
+def differences(
+    figure: "Figure", labels: Sequence[str], baseline: str,
+    seeds: Mapping[str, Sequence[float]], difference: Callable[[str], Interval],
+    *, scale: float = 1,
+) -> tuple["Axes", "Axes"]:  # fmt: skip
+    """Left: every seed (small dots), mean, interval. Right: difference to the baseline.
+
+    labels: rows from below. seeds: {label: one value a seed}. An interval on the right
+    that misses 0 is a difference.
+    """
+    left, right = figure.subplots(1, 2, sharey=True)
+    for row, label in enumerate(labels):
+        color = line(label)["color"]
+        values = [scale * value for value in seeds[label]]
+        left.plot(values, [row] * len(values), ".", color=color, alpha=0.4)
+        interval_point(left, row, mean_interval(values), color)
+        if label != baseline:
+            interval_point(right, row, difference(label), color, scale=scale)
+    left.set_yticks(range(len(labels)), labels)
+    right.axvline(0, color=INK, linewidth=1)
+    figure.suptitle(title_of(len(values)), fontsize=10)
+    return left, right
 
 
 def interval_band(

@@ -72,6 +72,12 @@ def method_class(name: str) -> type[Method] | None:
     return found
 
 
+def fields_of(name: str) -> set[str]:
+    """The fields of a method's dataclass; none for "dense"."""
+    cls = method_class(name)
+    return set() if cls is None else {field.name for field in fields(cls)}
+
+
 def build(
     name: str,
     sparsity: float,

@@ -7,6 +7,8 @@
     folder.write_tensors("model.safetensors", tensors)
     folder.write_result(Result(...))     # result.json, last: it marks a finished run
 
+    state = folder.begin(config)         # config.toml, or the checkpoint to go on from
+
 Every file is written in one step. What is read is validated: a damaged file is a
 ValueError that names it.
 """
@@ -19,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,7 +29,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from apps.common import provenance as origin
-from apps.common.config import RunConfig, to_toml
+from apps.common.config import (
+    RunConfig,
+    parse,
+    refuse_other_settings,
+    settings,
+    to_toml,
+)
 from apps.common.statistics import Interval
 from sparsekit import atomic
 
@@ -49,9 +57,11 @@ MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 class Result:
     """What `result.json` holds; the same keys in every app.
 
-    metrics: {name: Interval}; an unknown end (nan) is null in the file. cost: at least
-    the names in `COSTS`: seconds, FLOPs, MB of 10^6 bytes, counts and bytes. Numbers
-    may be numpy's, or tensors of one element.
+    The file's JSON Schema is `result.schema.json`, beside this module. config: settings
+    of the run, without its folder. metrics: {name: Interval}; an unknown end (nan) is
+    null in the file. cost: at least the names in `COSTS`: seconds, FLOPs, MB of 10^6
+    bytes, counts and bytes, None for what was not counted. Numbers may be numpy's, or
+    tensors of one element.
     provenance: commit, command, versions, device, profile, date.
     """
 
@@ -59,14 +69,41 @@ class Result:
     method: str
     dataset: str
     seed: int
+    config: dict[str, Any]
     metrics: dict[str, Interval]
-    cost: dict[str, float]
+    cost: dict[str, float | None]
     provenance: dict[str, Any]
+
+
+C = TypeVar("C", bound=RunConfig)
 
 
 def provenance(config: RunConfig) -> dict[str, Any]:
     """Where the numbers of a run come from."""
     return origin.provenance(config.profile)
+
+
+def is_finished(path: Path | None) -> bool:
+    """Whether a folder holds a finished run."""
+    return path is not None and (Path(path) / "result.json").is_file()
+
+
+def load_run(
+    path: Path | None, cls: type[C], config: C | None = None
+) -> tuple["RunFolder", C, Result]:
+    """Folder, settings and result of a finished run.
+
+    Raises FileNotFoundError if there is none, ValueError if `config` is given and the
+    run had other settings.
+    """
+    if path is None or not is_finished(path):
+        raise FileNotFoundError(f"no finished run in {path}: it has no result.json")
+    folder = RunFolder(path)
+    stored = folder.read_result()
+    if config is None:
+        config = parse(cls, ["--config", str(folder.path / "config.toml")])
+    refuse_other_settings(config, stored.config, folder.path)
+    return folder, replace(config, out=folder.path), stored
 
 
 @dataclass(frozen=True)
@@ -82,6 +119,34 @@ class RunFolder:
         object.__setattr__(self, "path", Path(self.path))
         if self.path.is_file():
             raise ValueError(f"{self.path} is a file: give a folder for the run")
+
+    def require_writable(self) -> None:
+        """Makes the folder; OSError that names the fix if nothing can be written."""
+        atomic.write_text(self.path / ".writable", "")
+        (self.path / ".writable").unlink()
+
+    def begin(self, config: RunConfig) -> dict[str, Any] | None:
+        """The checkpoint of the interrupted run that `config` resumes.
+
+        None for a run that begins; its settings are written.
+
+        Raises ValueError if the folder holds a finished run, or one with other
+        settings.
+        """
+        if not config.resume and is_finished(self.path):
+            raise ValueError(
+                f"{self.path} holds a finished run: load it with --resume, or give "
+                "another --out"
+            )
+        state = self.read_checkpoint() if config.resume else None
+        if state is None:
+            self.write_config(config)
+        else:
+            before = state.get("settings")
+            if not isinstance(before, dict):
+                raise _damaged(self.path / "checkpoint.pt", "it holds no settings")
+            refuse_other_settings(config, before, self.path)
+        return state
 
     def write_text(self, name: str, text: str) -> None:
         """Any other file, UTF-8."""
@@ -173,10 +238,30 @@ class RunFolder:
         except (SafetensorError, UnicodeDecodeError) as error:
             raise _damaged(path, error) from error
 
+    def write_run(
+        self,
+        app: str,
+        config: RunConfig,
+        *,
+        method: str,
+        dataset: str,
+        metrics: Mapping[str, Interval],
+        cost: Mapping[str, float | None],
+        **more: Any,
+    ) -> None:
+        """`write_result` of a run with these settings. more: goes to provenance."""
+        result = Result(
+            app=app, method=method, dataset=dataset, seed=config.seed,
+            config=settings(config), metrics=dict(metrics), cost=dict(cost),
+            provenance=provenance(config) | more,
+        )  # fmt: skip
+        self.write_result(result)
+
     def write_result(self, result: Result) -> None:
         """`result.json`; the checkpoint has served its purpose and is removed.
 
         Raises ValueError for a missing cost, or a value that is not a finite number.
+        The content is what `result.schema.json` describes.
         """
         missing = [name for name in COSTS if name not in result.cost]
         if missing:
@@ -189,8 +274,8 @@ class RunFolder:
             text = json.dumps(content, indent=1, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                "the result's provenance must be finite numbers, text, lists and "
-                f"tables ({error})"
+                "the result's config and provenance must be finite numbers, text, "
+                f"lists and tables ({error})"
             ) from None
         self.write_text("result.json", text + "\n")
         (self.path / "checkpoint.pt").unlink(missing_ok=True)
@@ -216,7 +301,7 @@ def _checked(result: Result) -> Result:
     for name in ("app", "method", "dataset"):
         if not isinstance(getattr(result, name), str):
             raise ValueError(f"{name} must be text, got {getattr(result, name)!r}")
-    for name in ("metrics", "cost", "provenance"):
+    for name in ("config", "metrics", "cost", "provenance"):
         if not isinstance(getattr(result, name), dict):
             raise ValueError(f"{name} must be a table, got {getattr(result, name)!r}")
     metrics = {
@@ -228,7 +313,10 @@ def _checked(result: Result) -> Result:
         )
         for name, interval in result.metrics.items()
     }
-    cost = {name: _number(f"cost {name!r}", v) for name, v in result.cost.items()}
+    cost = {
+        name: None if value is None else _number(f"cost {name!r}", value)
+        for name, value in result.cost.items()
+    }
     seed = _integer("seed", result.seed)
     return replace(result, seed=seed, metrics=metrics, cost=cost)
 

@@ -29,6 +29,13 @@ class Interval:
     high: float
     n: int
 
+    def plain(self) -> dict[str, float | int | None]:
+        """As JSON has it, which knows no NaN: an unknown end is None."""
+        ends = {"value": self.value, "low": self.low, "high": self.high}
+        return {k: None if math.isnan(v) else v for k, v in ends.items()} | {
+            "n": self.n
+        }
+
     def __str__(self) -> str:
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}], n = {self.n}"
 

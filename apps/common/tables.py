@@ -55,6 +55,12 @@ def aligned(rows: Sequence[Mapping[str, str]]) -> list[str]:
     return lines + ["  ".join(r[k].ljust(w) for k, w in widths.items()) for r in rows]
 
 
+def plain(rows: Sequence[Mapping[str, str]], *notes: str) -> str:
+    """Rows as text that ends in a newline, and below them what is to be said."""
+    lines = [*aligned(rows), *notes]
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
 def percent(interval: Interval, sign: bool = False) -> str:
     """Interval of a fraction in percent; the value alone if it has no interval.
 

@@ -1,19 +1,35 @@
 """The verbs of an app's command: `sparsekit APP VERB [--flags]`.
 
-VERBS = {"train": train_command, "report": report_command}
+    VERBS = {"train": train_command, "report": report_command}
 
-def main(argv=None) -> int:
-    return run(argv, VERBS, usage)
+    def main(argv=None) -> int:
+        return run(argv, "classify", VERBS, usage)
+
+The docstring of a verb is what its help says: a line for the list of verbs, and then
+examples, each a line that begins with `sparsekit APP VERB`. What all commands have in
+common, options, errors and exit statuses, is the page book/commands.md.
 """
 
+import contextlib
+import difflib
+import inspect
+import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, TypeVar
 
-Verbs = Mapping[str, Callable[[list[str]], int | None]]
+from apps.common.config import PROGRAM, RunConfig, parse
+
+Verb = Callable[[list[str]], int | None]
+Verbs = Mapping[str, Verb]
+C = TypeVar("C", bound=RunConfig)
 
 
-def run(argv: Sequence[str] | None, verbs: Verbs, usage: Callable[[], str]) -> int:
+def run(
+    argv: Sequence[str] | None, app: str, verbs: Verbs, usage: Callable[[], str]
+) -> int:
     """Calls the function of the first word with the others; the exit status.
 
     argv: default the command line. A usage error (no verb, an unknown one, or a
@@ -24,18 +40,58 @@ def run(argv: Sequence[str] | None, verbs: Verbs, usage: Callable[[], str]) -> i
     if not words or words[0] in ("-h", "--help"):
         print(usage())
         return 0 if words else 2
-    if words[0] not in verbs:
-        print(f"error: no verb {words[0]!r}\n\n{usage()}", file=sys.stderr)
+    name, rest = words[0], words[1:]
+    if name not in verbs:
+        close = difflib.get_close_matches(name, verbs, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        print(f"sparsekit {app}: error: no verb {name!r}{hint}\n", file=sys.stderr)
+        print(usage(), file=sys.stderr)
         return 2
+    return guarded(f"sparsekit {app} {name}", verbs[name], rest)
+
+
+def guarded(program: str, verb: Verb, argv: list[str]) -> int:
+    """Runs a verb: its help ends with its examples, its errors are one line, status 2.
+
+    program: as in "sparsekit classify train".
+    """
+    token = PROGRAM.set(program)
     try:
-        return verbs[words[0]](words[1:]) or 0
+        if {"-h", "--help"} & set(argv):
+            return _help(verb)
+        return verb(argv) or 0
     except BrokenPipeError:  # an OSError, but no error: the reader has seen enough
         raise
     except (ValueError, OSError) as error:
-        number = getattr(error, "errno", None)
-        message = str(error).removeprefix(f"[Errno {number}] ")
-        print(f"error: {message}", file=sys.stderr)
+        complain(program, error)
         return 2
+    finally:
+        PROGRAM.reset(token)
+
+
+def complain(program: str, error: Exception) -> None:
+    """`PROGRAM: error: MESSAGE` on stderr; the message names the thing and the fix."""
+    number = getattr(error, "errno", None)
+    message = str(error).removeprefix(f"[Errno {number}] ")
+    print(f"{program}: error: {message}", file=sys.stderr)
+
+
+def _help(verb: Verb) -> int:
+    """The parser's help, and the examples."""
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+        verb(["--help"])
+    print(shown.getvalue().rstrip())
+    lines = examples(verb)
+    if lines:
+        print("\n".join(["", "examples:", *(f"  {line}" for line in lines)]))
+    return 0
+
+
+def examples(verb: Verb) -> list[str]:
+    """Lines of a verb's docstring that can be typed as they stand."""
+    lines = (inspect.getdoc(verb) or "").splitlines()
+    return [line.strip() for line in lines if line.strip().startswith("sparsekit ")]
 
 
 def listed(app: str, verbs: Verbs) -> list[str]:
@@ -51,8 +107,89 @@ def presets(folder: Path) -> str:
     return "presets: " + ", ".join(sorted(path.stem for path in folder.glob("*.toml")))
 
 
-def required(path: Path | None, flag: str) -> Path:
-    """A path that a flag must give; ValueError that names the flag."""
-    if path is None:
+def required(value: Any, flag: str) -> Any:
+    """What a flag must give; ValueError that names the flag if it is missing."""
+    if value is None or value == ():
         raise ValueError(f"--{flag} is required")
-    return path
+    return value
+
+
+def resumable(cls: type[C], argv: list[str], presets: Path) -> C:
+    """Settings of a run; `--resume --out FOLDER` alone takes those of the folder."""
+    config = parse(cls, argv, presets=presets)
+    stored = None if config.out is None else config.out / "config.toml"
+    is_given = any(word.partition("=")[0] == "--config" for word in argv)
+    if config.resume and not is_given and stored is not None and stored.is_file():
+        return parse(cls, ["--config", str(stored), *argv], presets=presets)
+    return config
+
+
+def narrowed(config: RunConfig, cls: type[C], **changes: Any) -> C:
+    """The settings of `cls` among those of a verb, without the verb's folder."""
+    settings = {f.name: getattr(config, f.name) for f in fields(cls)}
+    return cls(**(settings | {"out": None, "resume": False} | changes))
+
+
+def divided(
+    given: Mapping[str, Any], known: Mapping[str, set[str]], what: str = "methods"
+) -> dict[str, dict[str, Any]]:
+    """{name: its own options} of options that were given to several methods.
+
+    known: {name: its options}. FIELD goes to all that have it, NAME.FIELD to one.
+
+    Raises ValueError for an option that none has.
+
+    >>> divided({"lr": 1, "b.every": 2}, {"a": {"lr"}, "b": {"lr", "every"}})
+    {'a': {'lr': 1}, 'b': {'lr': 1, 'every': 2}}
+    """
+    found: dict[str, dict[str, Any]] = {name: {} for name in known}
+    for key, value in given.items():
+        prefix, _, option = key.rpartition(".")
+        takers = [
+            name for name in known if option in known[name] and prefix in ("", name)
+        ]
+        if not takers:
+            raise ValueError(
+                f"none of the {what} {', '.join(known)} has an option {key!r}"
+            )
+        for name in takers:
+            found[name][option] = value
+    return found
+
+
+@dataclass(frozen=True)
+class ReportConfig(RunConfig):
+    """Writes a comparison's table and figure.
+
+    Args:
+        run: folder that `compare` wrote.
+        formats: of the figure.
+    """
+
+    run: Path | None = None
+    formats: tuple[str, ...] = ("png", "svg")
+
+
+def report(
+    argv: list[str],
+    load: Callable[[Path], Any],
+    draw: Callable[[Any, Path], None],
+    presets: Path,
+) -> None:
+    """Prints the table of a comparison and writes its figure, beside it or to --out."""
+    config = parse(ReportConfig, argv, presets=presets)
+    folder = required(config.run, "run")
+    comparison = load(folder)
+    print(comparison.table())
+    for form in config.formats:
+        path = (config.out or folder) / f"compare.{form}"
+        draw(comparison, path)
+        print(path)
+
+
+def print_cost(cost: Mapping[str, float | None]) -> None:
+    """A line for each cost that was counted."""
+    for name, value in cost.items():
+        if value is None:
+            continue
+        print(f"{name:18}{value:,.2f}" if value < 1000 else f"{name:18}{value:,.0f}")

@@ -4,13 +4,22 @@ sparsekit continual train --config derpp-mnist --buffer 200 --out runs/derpp
 sparsekit continual compare --config derpp-mnist --strategies er derpp --out runs/c
 """
 
-import dataclasses
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from apps.common.config import RunConfig, parse
 from apps.common.tables import percent
-from apps.common.verbs import listed, presets, required, run
+from apps.common.verbs import (
+    divided,
+    listed,
+    narrowed,
+    presets,
+    print_cost,
+    report,
+    required,
+    resumable,
+    run,
+)
 from apps.continual import figure, metrics, strategy, streams
 from apps.continual.compare import compare, load_comparison
 from apps.continual.config import PRESETS, Config
@@ -58,19 +67,6 @@ class CompareConfig(Config):
 
 
 @dataclass(frozen=True)
-class ReportConfig(RunConfig):
-    """Writes a comparison's table and figure.
-
-    Args:
-        run: folder that `compare` wrote.
-        formats: of the figure.
-    """
-
-    run: Path | None = None
-    formats: tuple[str, ...] = ("png", "svg")
-
-
-@dataclass(frozen=True)
 class FlopsConfig(RunConfig):
     """Prints the FLOPs of a published training, by the paper's rule and honestly.
 
@@ -105,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns 2 for a usage error, with a message that names the fix.
     """
-    return run(argv, VERBS, usage)
+    return run(argv, "continual", VERBS, usage)
 
 
 def usage() -> str:
@@ -114,7 +110,10 @@ def usage() -> str:
 
 
 def data_command(argv: list[str]) -> None:
-    """Fetch a data set and print its tasks."""
+    """Fetch a data set and print its tasks.
+
+    sparsekit continual data --config derpp-mnist
+    """
     config = parse(DataConfig, argv, presets=PRESETS)
     stream = streams.load(config)
     shape = "x".join(map(str, stream.shape))
@@ -126,17 +125,19 @@ def data_command(argv: list[str]) -> None:
 
 
 def train_command(argv: list[str]) -> None:
-    """Train one model on a stream and test all tasks after each."""
-    config = parse(Config, argv, presets=PRESETS)
-    if config.resume and config.out is not None and "--config" not in argv:
-        stored = config.out / "config.toml"
-        if stored.is_file():  # `--resume --out FOLDER` is enough to go on
-            config = parse(Config, ["--config", str(stored), *argv], presets=PRESETS)
-    print_result(train(config))
+    """Train one model on a stream and test all tasks after each.
+
+    sparsekit continual train --config derpp-mnist --buffer 200 --out runs/derpp
+    sparsekit continual train --resume --out runs/derpp
+    """
+    print_result(train(resumable(Config, argv, PRESETS)))
 
 
 def evaluate_command(argv: list[str]) -> None:
-    """Print a finished run's metrics, by every library's definition."""
+    """Print a finished run's metrics, by every library's definition.
+
+    sparsekit continual evaluate --run runs/derpp
+    """
     config = parse(EvaluateConfig, argv, presets=PRESETS)
     result = load_result(required(config.run, "run"))
     print_result(result)
@@ -153,47 +154,44 @@ def evaluate_command(argv: list[str]) -> None:
 
 
 def compare_command(argv: list[str]) -> None:
-    """Train strategies x seeds beside fine-tuning and joint; print a table."""
+    """Train strategies x seeds beside fine-tuning and joint; print a table.
+
+    sparsekit continual compare --config derpp-mnist --strategies er derpp --out runs/c
+    """
     config = parse(CompareConfig, argv, presets=PRESETS)
-    settings = {f.name: getattr(config, f.name) for f in fields(Config)}
-    settings |= {"out": None, "strategy_options": {}, "strategy": "finetune"}
-    first = Config(**settings)
-    given, used, configs = dict(config.strategy_options), set(), {}
     known = strategy.discover()
-    for name in dict.fromkeys(config.strategies):
-        if name not in known:
-            raise ValueError(
-                f"strategy {name!r} is unknown; choose of {', '.join(known)}"
-            )
-        names = {f.name for f in dataclasses.fields(known[name]) if f.init}
-        chosen = {key: value for key, value in given.items() if key in names}
-        used |= set(chosen)
-        configs[name] = replace(first, strategy=name, strategy_options=chosen)
-    if set(given) - used:
+    unknown = [name for name in config.strategies if name not in known]
+    if unknown:
         raise ValueError(
-            f"none of the strategies {', '.join(configs)} has an option "
-            f"{sorted(set(given) - used)[0]!r}"
+            f"strategy {unknown[0]!r} is unknown; choose of {', '.join(known)}"
         )
+    names = {
+        name: {f.name for f in fields(known[name]) if f.init}
+        for name in config.strategies
+    }
+    first = narrowed(config, Config, strategy="finetune", strategy_options={})
+    configs = {
+        name: replace(first, strategy=name, strategy_options=own)
+        for name, own in divided(config.strategy_options, names, "strategies").items()
+    }
     seeds = range(config.seed, config.seed + config.seeds)
     comparison = compare(configs, seeds, out=config.out, baseline=config.baseline)
     print(comparison.table(), end="")
 
 
 def report_command(argv: list[str]) -> None:
-    """Write the table and the figure of a comparison."""
-    config = parse(ReportConfig, argv, presets=PRESETS)
-    folder = Path(required(config.run, "run"))
-    comparison = load_comparison(folder)
-    print(comparison.table())
-    for form in config.formats:
-        path = (config.out or folder) / f"compare.{form}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.draw(comparison, path)
-        print(path)
+    """Write the table and the figure of a comparison.
+
+    sparsekit continual report --run runs/c
+    """
+    report(argv, load_comparison, figure.draw, PRESETS)
 
 
 def flops_command(argv: list[str]) -> None:
-    """Print the FLOPs of a published training, by both rules."""
+    """Print the FLOPs of a published training, by both rules.
+
+    sparsekit continual flops --method sparcl-derpp --sparsity 0.75
+    """
     config = parse(FlopsConfig, argv, presets=PRESETS)
     for rule in RULES:
         total = training_flops(config.network, config.method, config.sparsity, rule)
@@ -201,9 +199,12 @@ def flops_command(argv: list[str]) -> None:
 
 
 def export_command(argv: list[str]) -> None:
-    """Write a run's model for devices without torch, and as ONNX."""
+    """Write a run's model for devices without torch, and as ONNX.
+
+    sparsekit continual export --run runs/derpp --values float16
+    """
     config = parse(ExportConfig, argv, presets=PRESETS)
-    run_folder = Path(required(config.run, "run"))
+    run_folder = required(config.run, "run")
     written = export(run_folder, config.out, config.values, config.onnx)
     device = written.device
     print(
@@ -221,8 +222,7 @@ def print_result(result: Result) -> None:
         print("  " + " ".join(f"{100 * value:6.1f}" for value in row))
     for name, interval in result.metrics.items():
         print(f"{name:18}{percent(interval)} %")
-    for name, value in result.cost.items():
-        print(f"{name:18}{value:,.2f}" if value < 1000 else f"{name:18}{value:,.0f}")
+    print_cost(result.cost)
 
 
 VERBS = {

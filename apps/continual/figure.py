@@ -6,13 +6,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from apps.common import figures
-from apps.common.statistics import Interval
 from apps.continual.compare import Comparison
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-SUFFIXES = (".png", ".svg")
 
 
 def draw(comparison: Comparison, path: Path) -> None:
@@ -21,15 +18,10 @@ def draw(comparison: Comparison, path: Path) -> None:
     Above: accuracy of every seed (small dots), mean and 95 % interval. Below: the
     accuracy matrix of each run, the mean over seeds.
     """
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"a figure ends in {' or '.join(SUFFIXES)}, got {path.name}")
-    import matplotlib
-    from matplotlib.figure import Figure  # not pyplot: no window, works on servers
-
     labels = list(comparison.values)
-    with matplotlib.rc_context(figures.rc()):
-        height = 1.2 + 0.4 * len(labels)
-        figure = Figure(figsize=(2 + 1.8 * max(3, len(labels)), height + 2.4))
+    height = 1.2 + 0.4 * len(labels)
+    size = (2 + 1.8 * max(3, len(labels)), height + 2.4)
+    with figures.drawn(path, size) as figure:
         upper, lower = figure.subfigures(2, 1, height_ratios=[height, 2.4])
         accuracies(comparison, upper.subplots())
         axes = lower.subplots(1, len(labels), squeeze=False)[0]
@@ -37,7 +29,6 @@ def draw(comparison: Comparison, path: Path) -> None:
             matrix(np.mean(comparison.matrices[label], axis=0), ax)
             ax.set_title(label)
         axes[0].set_ylabel("after task")
-        figure.savefig(path, dpi=200)
 
 
 def accuracies(comparison: Comparison, axes: "Axes") -> None:
@@ -47,7 +38,8 @@ def accuracies(comparison: Comparison, axes: "Axes") -> None:
         color = figures.line(label)["color"]
         seeds = [100 * v for v in comparison.of(label, "accuracy")]
         axes.plot(seeds, [row] * len(seeds), ".", color=color, alpha=0.4)
-        _interval(axes, row, comparison.interval(label), color)
+        interval = comparison.interval(label)
+        figures.interval_point(axes, row, interval, color, scale=100)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_xlim(0, 100)
     axes.set_xlabel(f"average accuracy, %; {len(comparison.seeds)} seeds")
@@ -74,9 +66,3 @@ def matrix(a: Any, axes: "Axes", numbers: bool = True) -> None:
     axes.set_yticks(range(n), [str(i + 1) for i in range(n)])
     axes.set_xlabel("task")
     axes.grid(False)
-
-
-def _interval(axes: "Axes", row: int, interval: Interval, color: str) -> None:
-    low, high = 100 * interval.low, 100 * interval.high
-    axes.plot([low, high], [row, row], "-", color=color)
-    axes.plot(100 * interval.value, row, "o", color=color)

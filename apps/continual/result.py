@@ -2,16 +2,16 @@
 
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from apps.common import cost, runs
-from apps.common.config import parse, refuse_other_settings, settings
-from apps.common.runs import RunFolder
+from apps.common import cost
+from apps.common.config import settings
+from apps.common.runs import RunFolder, load_run
 from apps.common.statistics import Interval
 from apps.continual import metrics, models
 from apps.continual.config import Config
@@ -134,16 +134,10 @@ class Run:
     def start(self) -> None:
         """Begins in a new folder, or takes up the checkpoint of an interrupted run."""
         if self.folder is not None:
-            if not self.config.resume and is_finished(self.config.out):
-                raise ValueError(
-                    f"{self.config.out} holds a finished run: load it with --resume, "
-                    "or give another --out"
-                )
-            checkpoint = self.folder.read_checkpoint() if self.config.resume else None
+            checkpoint = self.folder.begin(self.config)
             if checkpoint is not None:
                 self._load(checkpoint)
                 return
-            self.folder.write_config(self.config)
         self.initial = self._accuracies(measure(self.state))
 
     def end_step(self, loss: Tensor | None, seconds: float) -> None:
@@ -203,16 +197,8 @@ class Run:
         measured = metrics_of(
             matrix, task_matrix, self.initial, tested, self.task_is_known
         )
-        params_total, params_active = cost.count_parameters(model, masks)
-        costs = {
-            "train_seconds": self.seconds,
-            "train_flops": state.flops.total,
-            "peak_rss_mb": cost.peak_rss_mb(),
-            "params_total": params_total,
-            "params_active": params_active,
-            "bytes_on_disk": cost.bytes_on_disk(model, masks),
-            "buffer_bytes": state.buffer.nbytes,
-        }
+        costs = cost.costs(model, masks, seconds=self.seconds, flops=state.flops.total)
+        costs["buffer_bytes"] = state.buffer.nbytes
         samples = {
             name: torch.cat(getattr(tested, name))
             for name in ("correct", "correct_of_task", "confidence")
@@ -250,7 +236,6 @@ class Run:
         self.folder.write_log(self.history)
 
     def _load(self, saved: dict[str, Any]) -> None:
-        refuse_other_settings(self.config, saved["settings"], self.folder.path)
         for name in (
             "task", "epoch", "batch", "seconds", "epoch_seconds", "summed", "history",
             "rows", "task_rows", "initial",
@@ -313,7 +298,6 @@ def save(folder: RunFolder, result: Result, state: Training) -> None:
     tensors, metadata = cost.packed(result.model, result.masks)
     folder.write_tensors("model.safetensors", tensors, metadata)
     described = {
-        "settings": settings(config),
         "classes": state.stream.n_classes,
         "names": list(state.stream.names),
         "shape": list(state.stream.shape),
@@ -330,21 +314,10 @@ def save(folder: RunFolder, result: Result, state: Training) -> None:
         {"run": json.dumps(described)},
     )
     folder.write_log(result.history)
-    folder.write_result(
-        runs.Result(
-            app="continual",
-            method=config.strategy,
-            dataset=state.stream.name,
-            seed=config.seed,
-            metrics=result.metrics,
-            cost=result.cost,
-            provenance=runs.provenance(config),
-        )
-    )
-
-
-def is_finished(path: Path | None) -> bool:
-    return path is not None and (Path(path) / "result.json").is_file()
+    folder.write_run(
+        "continual", config, method=config.strategy, dataset=state.stream.name,
+        metrics=result.metrics, cost=result.cost,
+    )  # fmt: skip
 
 
 def load_result(path: Path | None, config: Config | None = None) -> Result:
@@ -353,15 +326,9 @@ def load_result(path: Path | None, config: Config | None = None) -> Result:
     Raises FileNotFoundError if there is none, ValueError if `config` is given and the
     run was trained with other settings.
     """
-    if path is None or not is_finished(path):
-        raise FileNotFoundError(f"no finished run in {path}: it has no result.json")
-    folder = RunFolder(path)
-    stored = folder.read_result()
+    folder, config, stored = load_run(path, Config, config)
     samples, run = folder.read_tensors("samples.safetensors")
     described = json.loads(run["run"])
-    if config is None:
-        config = parse(Config, ["--config", str(Path(path) / "config.toml")])
-    refuse_other_settings(config, described["settings"], Path(path))
     model = models.build(
         config.model, config.width, config.depth, described["classes"],
         tuple(described["shape"]), config.seed,
@@ -370,6 +337,6 @@ def load_result(path: Path | None, config: Config | None = None) -> Result:
     model.load_state_dict(state)
     matrices = (samples.pop(n) for n in ("matrix", "task_matrix", "initial"))
     return Result(
-        replace(config, out=Path(path)), *matrices, stored.metrics, stored.cost,
+        config, *matrices, stored.metrics, stored.cost,
         folder.read_log(), samples, model.to(config.device).eval(), masks,
     )  # fmt: skip

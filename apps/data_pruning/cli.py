@@ -6,17 +6,26 @@ sparsekit data-pruning train --config cnn-mnist5k --subset runs/half/subset.csv
 sparsekit data-pruning compare --strategies el2n ccs --seeds 5 --out runs/compare
 """  # noqa: E501
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from apps.common.config import RunConfig, parse
 from apps.common.runs import RunFolder
 from apps.common.tables import percent
-from apps.common.verbs import listed, presets, required, run
+from apps.common.verbs import (
+    listed,
+    narrowed,
+    presets,
+    print_cost,
+    report,
+    required,
+    resumable,
+    run,
+)
 from apps.data_pruning import data as sources
 from apps.data_pruning import figure, files, scoring
 from apps.data_pruning.comparison import load_comparison
-from apps.data_pruning.config import PRESETS, Config
+from apps.data_pruning.config import PRESETS, Config, TrainConfig
 from apps.data_pruning.experiment import compare
 from apps.data_pruning.result import Result, train_run
 from apps.data_pruning.strategy import SHORT
@@ -26,19 +35,6 @@ from sparsekit.data_pruning.selection import POLICIES, select
 @dataclass(frozen=True)
 class DataConfig(Config):
     """Fetches a data set and prints its parts, and what is planted."""
-
-
-@dataclass(frozen=True)
-class TrainConfig(Config):
-    """Trains on all examples, or on those of a file, and tests once.
-
-    Args:
-        subset: file with a column id, as `select` writes it; default: all examples.
-        budget: steps, as many as for all examples, or epochs, as many passes.
-    """
-
-    subset: Path | None = None
-    budget: str = "steps"
 
 
 @dataclass(frozen=True)
@@ -92,25 +88,12 @@ class CompareConfig(Config):
     seeds: int = 5
 
 
-@dataclass(frozen=True)
-class ReportConfig(RunConfig):
-    """Writes a comparison's table and figure.
-
-    Args:
-        run: folder that `compare` wrote.
-        formats: of the figure.
-    """
-
-    run: Path | None = None
-    formats: tuple[str, ...] = ("png", "svg")
-
-
 def main(argv: list[str] | None = None) -> int:
     """Scores and prunes training examples; compares ways to do so over seeds.
 
     Returns 2 for a usage error, with a message that names the fix.
     """
-    return run(argv, VERBS, usage)
+    return run(argv, "data-pruning", VERBS, usage)
 
 
 def usage() -> str:
@@ -122,7 +105,10 @@ def usage() -> str:
 
 
 def data_command(argv: list[str]) -> None:
-    """Fetch a data set and print its parts."""
+    """Fetch a data set and print its parts.
+
+    sparsekit data-pruning data --dataset mnist5k --noise 0.1
+    """
     config = parse(DataConfig, argv, presets=PRESETS)
     data = sources.load(config)
     splits = data.splits
@@ -140,24 +126,32 @@ def data_command(argv: list[str]) -> None:
 
 
 def train_command(argv: list[str]) -> None:
-    """Train on all examples, or on a subset, and test once."""
-    config = parse(TrainConfig, argv, presets=PRESETS)
-    print_result(train_run(_plain(config), config.subset, config.budget))
+    """Train on all examples, or on a subset, and test once.
+
+    sparsekit data-pruning train --config cnn-mnist5k --subset runs/half/subset.csv
+    """
+    config = resumable(TrainConfig, argv, PRESETS)
+    plain = narrowed(config, Config, out=config.out, resume=config.resume)
+    print_result(train_run(plain, config.subset, config.budget))
 
 
 def score_command(argv: list[str]) -> None:
-    """Score all training examples into a Parquet file."""
+    """Score all training examples into a Parquet file.
+
+    sparsekit data-pruning score --config cnn-mnist5k --score el2n --out runs/scores
+    """
     config = parse(ScoreConfig, argv, presets=PRESETS)
     out = required(config.out, "out")
     request = scoring.parse(config, config.score)
     if request.kind == "extra" or config.score == "mean_p":
         raise ValueError(f"{config.score!r} is no score of the list")
-    data = sources.load(_plain(config))
+    folder = RunFolder(out)
+    folder.require_writable()
+    data = sources.load(narrowed(config, Config))
     measured = scoring.measure(config, data, [config.score])
     seconds, flops = measured.cost(config, data, [config.score])
     part = data.splits.train
     per_run = measured.per_run[config.score]
-    folder = RunFolder(out)
     folder.write_config(config)
     path = folder.path / "scores.parquet"
     files.write_scores(path, part.ids.numpy(), part.y.cpu().numpy(), per_run)
@@ -166,7 +160,10 @@ def score_command(argv: list[str]) -> None:
 
 
 def select_command(argv: list[str]) -> None:
-    """Choose examples by a file of scores, yours or ours."""
+    """Choose examples by a file of scores, yours or ours.
+
+    sparsekit data-pruning select --scores runs/scores/scores.parquet --out runs/half
+    """
     config = parse(SelectConfig, argv, presets=PRESETS)
     out = required(config.out, "out")
     found = files.read_scores(required(config.scores, "scores"))
@@ -190,11 +187,14 @@ def select_command(argv: list[str]) -> None:
 
 
 def compare_command(argv: list[str]) -> None:
-    """Prune with strategies x seeds beside random and all data; print a table."""
+    """Prune with strategies x seeds beside random and all data; print a table.
+
+    sparsekit data-pruning compare --strategies el2n ccs --seeds 5 --out runs/compare
+    """
     config = parse(CompareConfig, argv, presets=PRESETS)
     seeds = range(config.seed, config.seed + config.seeds)
     comparison = compare(
-        _plain(config),
+        narrowed(config, Config),
         config.strategies,
         config.keeps,
         seeds,
@@ -205,30 +205,19 @@ def compare_command(argv: list[str]) -> None:
 
 
 def report_command(argv: list[str]) -> None:
-    """Write the table and the figure of a comparison."""
-    config = parse(ReportConfig, argv, presets=PRESETS)
-    folder = required(config.run, "run")
-    comparison = load_comparison(folder)
-    print(comparison.table())
-    for form in config.formats:
-        path = (config.out or folder) / f"compare.{form}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.draw(comparison, path)
-        print(path)
+    """Write the table and the figure of a comparison.
+
+    sparsekit data-pruning report --run runs/compare
+    """
+    report(argv, load_comparison, figure.draw, PRESETS)
 
 
 def print_result(result: Result) -> None:
     """Metrics with intervals over test samples, then costs."""
-    print(f"accuracy %      {percent(result.metrics['accuracy'])}")
+    print(f"{'accuracy %':18}{percent(result.metrics['accuracy'])}")
     for name, interval in result.metrics.items():
-        print(f"{name:16}{interval.value:.4f}")
-    for name, value in result.cost.items():
-        print(f"{name:16}{value:,.2f}" if value < 1000 else f"{name:16}{value:,.0f}")
-
-
-def _plain(config: Config) -> Config:
-    """The settings without those of the verb."""
-    return Config(**{f.name: getattr(config, f.name) for f in fields(Config)})
+        print(f"{name:18}{interval.value:.4f}")
+    print_cost(result.cost)
 
 
 VERBS = {

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from apps.common.runs import RunFolder
+from apps.common.comparison import damaged, read_json
+from apps.common.runs import MALFORMED, RunFolder
 from apps.common.statistics import Interval, mean_interval
-from apps.common.tables import aligned, percent
+from apps.common.tables import percent, plain
 from apps.data_pruning.cost import break_even
 
 FULL, RANDOM = "full", "random"
@@ -138,15 +139,14 @@ class Comparison:
         """Plain text: means over seeds, 95 % intervals in brackets."""
         if not self.rows:
             return "nothing measured\n"
-        lines = aligned([self._cells_of(*cell) for cell in self.cells()])
         n = len(self.seeds)
-        lines.append(
+        return plain(
+            [self._cells_of(*cell) for cell in self.cells()],
             f"\n{n} seed{'s' if n > 1 else ''}; means over seeds, 95 % intervals in "
             "brackets. '- random': paired difference in points of accuracy. GFLOP and "
-            "s hold the scores and the trainings for them.\n'pays after': trainings on "
-            "the subset until the scores have paid off."
+            "s hold the scores and the trainings for them.",
+            "'pays after': trainings on the subset until the scores have paid off.",
         )
-        return "\n".join(line.rstrip() for line in lines) + "\n"
 
     def _cells_of(self, label: str, keep: float, budget: str) -> dict[str, str]:
         where = (label, keep, budget)
@@ -202,19 +202,15 @@ def load_comparison(folder: Path) -> Comparison:
     """
     path = Path(folder)
     path = path if path.suffix == ".json" else path / "compare.json"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no comparison in {folder}: run `compare --out {folder}` first"
-        )
+    content = read_json(path)
     try:
-        content = json.loads(path.read_text("utf-8"))
         rows = [_row(row) for row in content["rows"]]
         tables = content["settings"], content["provenance"]
         if not all(isinstance(table, dict) for table in tables):
             raise TypeError("settings and provenance are tables")
         return Comparison(tables[0], rows, tables[1])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}; run `compare` again") from error
+    except MALFORMED as error:
+        raise damaged(path, error) from error
 
 
 def merge(parts: Sequence[Comparison]) -> Comparison:

@@ -70,6 +70,19 @@ class Config(RunConfig):
         check(self)
 
 
+@dataclass(frozen=True)
+class TrainConfig(Config):
+    """Trains on all examples, or on those of a file, and tests once.
+
+    Args:
+        subset: file with a column id, as `select` writes it; default: all examples.
+        budget: steps, as many as for all examples, or epochs, as many passes.
+    """
+
+    subset: Path | None = None
+    budget: Literal["steps", "epochs"] = "steps"
+
+
 def check(config: Config) -> None:
     """ValueError for a setting out of range, before any work."""
     for name in ("width", "epochs", "batch", "score_runs"):

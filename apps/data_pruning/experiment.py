@@ -142,6 +142,8 @@ def plan(
 def begin(config: Config, out: Path | None) -> Comparison:
     """The comparison in `out`, if its settings are these, or a new one."""
     before = settings(config)
+    if out is not None:
+        RunFolder(out).require_writable()
     if out is not None and (Path(out) / "compare.json").is_file():
         comparison = load_comparison(Path(out))
         comparison.refuse_other_settings(before, str(out))

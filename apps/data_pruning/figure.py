@@ -9,33 +9,23 @@ from apps.data_pruning.comparison import FULL, Comparison
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SUFFIXES = (".png", ".svg")
-
 
 def draw(comparison: Comparison, path: Path) -> None:
     """Writes a figure whose format is the path's suffix, .png or .svg.
 
     One panel a budget; mean and 95 % interval over seeds, all data as a dashed line.
     """
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"a figure ends in {' or '.join(SUFFIXES)}, got {path.name}")
     if not comparison.rows:
         raise ValueError("nothing was measured: there is nothing to draw")
-    import matplotlib
-    from matplotlib.figure import Figure  # not pyplot: no window, works on servers
-
-    with matplotlib.rc_context(figures.rc()):
-        budgets = sorted({r.budget for r in comparison.rows if r.label != FULL})
-        figure = Figure(figsize=(1 + 4 * max(1, len(budgets)), 4))
-        panels = figure.subplots(1, max(1, len(budgets)), sharey=True, squeeze=False)[0]
+    budgets = sorted({r.budget for r in comparison.rows if r.label != FULL})
+    n_panels = max(1, len(budgets))
+    with figures.drawn(path, (1 + 4 * n_panels, 4)) as figure:
+        panels = figure.subplots(1, n_panels, sharey=True, squeeze=False)[0]
         for axes, budget in zip(panels, budgets, strict=False):
             draw_budget(axes, comparison, budget)
         panels[0].set_ylabel("test accuracy, %")
         panels[-1].legend()
-        n = len(comparison.seeds)
-        title = f"{n} seed{'s' if n > 1 else ''}, 95 % intervals"
-        figure.suptitle(title, fontsize=10)
-        figure.savefig(path, dpi=200)
+        figure.suptitle(figures.title_of(len(comparison.seeds)), fontsize=10)
 
 
 def draw_budget(axes: "Axes", comparison: Comparison, budget: str) -> None:

@@ -1,18 +1,17 @@
 """A single training with its folder: settings, log, weights, result."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from math import nan
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from apps.common import runs
-from apps.common.config import to_toml
-from apps.common.cost import peak_rss_mb
-from apps.common.runs import RunFolder
+from apps.common import cost
+from apps.common.runs import RunFolder, is_finished, load_run
 from apps.common.statistics import Interval, mean_interval
 from apps.data_pruning import data as sources
 from apps.data_pruning import files, metrics
-from apps.data_pruning.config import Config
+from apps.data_pruning.config import Config, TrainConfig
 from apps.data_pruning.train import predict, train
 
 
@@ -37,9 +36,13 @@ def train_run(
     With `config.resume` a finished run is read back, and an interrupted one begins
     again, to the same result. Raises ValueError for a folder of another run.
     """
+    own = {f.name: getattr(config, f.name) for f in fields(Config)}
+    asked = TrainConfig(**own, subset=subset, budget=budget)
     folder = None if config.out is None else RunFolder(config.out)
-    if folder is not None and (folder.path / "result.json").is_file():
-        return _finished(config, folder, subset, budget)
+    if folder is not None:
+        if config.resume and is_finished(folder.path):
+            return load_result(folder.path, asked)
+        folder.begin(asked)
     data = sources.load(config)
     part, test = data.splits.train, data.splits.test
     indices = None if subset is None else files.read_subset(subset, part.ids)
@@ -47,60 +50,32 @@ def train_run(
     logits = predict(config, trained.model, test.x)
     correct = (logits.argmax(1) == test.y).float().cpu()
     values = metrics.measure(logits, test.y)
-    measured = {k: Interval(v, v, v, len(test)) for k, v in values.items()}
+    measured = {k: Interval(v, nan, nan, len(test)) for k, v in values.items()}
     measured["accuracy"] = mean_interval(correct.double().numpy())
-    tensors = {k: v.cpu().contiguous() for k, v in trained.model.state_dict().items()}
-    n_params = sum(p.numel() for p in trained.model.parameters())
-    cost = {
-        "train_seconds": trained.seconds,
-        "train_flops": trained.flops,
-        "peak_rss_mb": peak_rss_mb(),
-        "params_total": n_params,
-        "params_active": n_params,
-        "bytes_on_disk": sum(t.numel() * t.element_size() for t in tensors.values()),
+    costs = cost.costs(
+        trained.model, {}, seconds=trained.seconds, flops=trained.flops
+    ) | {
         "examples": len(part) if indices is None else len(indices),
         "steps": trained.steps,
     }
     if folder is not None:
-        folder.write_text("config.toml", _described(config, subset, budget))
-        folder.write_tensors("model.safetensors", tensors)
+        folder.write_tensors("model.safetensors", *cost.packed(trained.model, {}))
         folder.write_tensors("samples.safetensors", {"correct": correct})
         rows = [{"epoch": e + 1, "loss": v} for e, v in enumerate(trained.losses)]
         folder.write_log(rows)
-        folder.write_result(
-            runs.Result(
-                app="data_pruning",
-                method="all" if subset is None else Path(subset).name,
-                dataset=data.splits.name,
-                seed=config.seed,
-                metrics=measured,
-                cost=cost,
-                provenance=runs.provenance(config),
-            )
-        )
-    return Result(measured, cost, correct, trained.model)
+        folder.write_run(
+            "data_pruning", asked, method="all" if subset is None else subset.name,
+            dataset=data.splits.name, metrics=measured, cost=costs,
+        )  # fmt: skip
+    return Result(measured, costs, correct, trained.model)
 
 
-def _finished(
-    config: Config, folder: RunFolder, subset: Path | None, budget: str
-) -> Result:
-    if not config.resume:
-        raise ValueError(
-            f"{folder.path} holds a finished run: load it with --resume, or give "
-            "another --out"
-        )
-    before = (folder.path / "config.toml").read_text("utf-8")
-    if before != _described(config, subset, budget):
-        raise ValueError(
-            f"{folder.path} was trained with other settings: see its config.toml, or "
-            "give another --out"
-        )
-    stored = folder.read_result()
+def load_result(path: Path, config: TrainConfig | None = None) -> Result:
+    """A finished run from its folder, without its model.
+
+    Raises FileNotFoundError if there is none, ValueError if `config` is given and the
+    run was trained with other settings.
+    """
+    folder, _, stored = load_run(path, TrainConfig, config)
     correct = folder.read_tensors("samples.safetensors")[0]["correct"]
     return Result(stored.metrics, stored.cost, correct, None)
-
-
-def _described(config: Config, subset: Path | None, budget: str) -> str:
-    """config.toml, which `train --config` reads back."""
-    text = to_toml(config) + f'budget = "{budget}"\n'
-    return text if subset is None else text + f"subset = '{subset}'\n"

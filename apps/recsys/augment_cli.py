@@ -16,7 +16,10 @@ from apps.recsys.language.interface import EndpointError
 
 
 def augment_command(argv: list[str]) -> None:
-    """Make triplets and features for llmrec from titles, by models on this machine."""
+    """Make triplets and features for llmrec from titles, by models on this machine.
+
+    sparsekit recsys augment --config llmrec-ml100k --chooser genres --out runs/a
+    """
     config = parse(AugmentConfig, argv, presets=PRESETS)
     out = None if config.dry_run else required(config.out, "out")
     try:

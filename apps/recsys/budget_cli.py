@@ -3,13 +3,14 @@
 sparsekit recsys budget --config lightgcn-ml100k --mb 0.02 0.08 --out runs/budget
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from apps.common.arrays import open_arrays
 from apps.common.config import parse
+from apps.common.verbs import narrowed
 from apps.recsys.budget import budget
 from apps.recsys.config import PRESETS, Config
 from apps.recsys.models.factors import Factors
@@ -44,13 +45,15 @@ class BudgetConfig(Config):
 
 
 def budget_command(argv: list[str]) -> None:
-    """Find the best recommender for a number of megabytes."""
+    """Find the best recommender for a number of megabytes.
+
+    sparsekit recsys budget --config lightgcn-ml100k --mb 0.02 0.08 --out runs/budget
+    """
     config = parse(BudgetConfig, argv, presets=PRESETS)
-    settings = {f.name: getattr(config, f.name) for f in fields(Config)}
     given = [load_factors(path) for path in config.factors]
     n_seeds = len(given) or config.seeds
     curve = budget(
-        Config(**(settings | {"out": None})),
+        narrowed(config, Config),
         [round(mb * MEGABYTE) for mb in config.mb],
         range(config.seed, config.seed + n_seeds),
         recipes=config.recipes,

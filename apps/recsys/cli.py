@@ -6,13 +6,22 @@ sparsekit recsys compare --config lightgcn-ml100k --models mf --seeds 5 --out ru
 """
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from apps.common import options
 from apps.common.config import RunConfig, parse
 from apps.common.tables import aligned, shown
-from apps.common.verbs import listed, presets, required, run
+from apps.common.verbs import (
+    divided,
+    listed,
+    narrowed,
+    presets,
+    required,
+    resumable,
+    run,
+)
+from apps.common.verbs import report as report_comparison
 from apps.recsys import figure, report
 from apps.recsys.augment_cli import AUGMENT_VERBS
 from apps.recsys.budget_cli import BUDGET_VERBS
@@ -69,25 +78,12 @@ class CompareConfig(Config):
         """Options belong to other methods than `method`: checked for each run."""
 
 
-@dataclass(frozen=True)
-class ReportConfig(RunConfig):
-    """Writes a comparison's table and figure.
-
-    Args:
-        run: folder that `compare` wrote.
-        formats: of the figure.
-    """
-
-    run: Path | None = None
-    formats: tuple[str, ...] = ("png", "svg")
-
-
 def main(argv: list[str] | None = None) -> int:
     """Trains recommenders, dense or sparse; compares models over seeds.
 
     Returns 2 for a usage error, with a message that names the fix.
     """
-    return run(argv, VERBS, usage)
+    return run(argv, "recsys", VERBS, usage)
 
 
 def usage() -> str:
@@ -96,23 +92,28 @@ def usage() -> str:
 
 
 def data_command(argv: list[str]) -> None:
-    """Read a data set, split it, print what it is like and whether it leaks."""
+    """Read a data set, split it, print what it is like and whether it leaks.
+
+    sparsekit recsys data --dataset ml100k --split global_time
+    """
     config = parse(Source, argv, presets=PRESETS)
     print(report.as_text(report.report(config.load())))
 
 
 def train_command(argv: list[str]) -> None:
-    """Train one model and test it once."""
-    config = parse(Config, argv, presets=PRESETS)
-    if config.resume and config.out is not None and "--config" not in argv:
-        stored = config.out / "config.toml"
-        if stored.is_file():  # `--resume --out FOLDER` is enough to go on
-            config = parse(Config, ["--config", str(stored), *argv], presets=PRESETS)
-    print_result(train(config))
+    """Train one model and test it once.
+
+    sparsekit recsys train --config lightgcn-ml100k --out runs/lightgcn
+    sparsekit recsys train --resume --out runs/lightgcn
+    """
+    print_result(train(resumable(Config, argv, PRESETS)))
 
 
 def evaluate_command(argv: list[str]) -> None:
-    """Show a finished run: metrics, by activity of users, by popularity of items."""
+    """Show a finished run: metrics, by activity of users, by popularity of items.
+
+    sparsekit recsys evaluate --run runs/lightgcn
+    """
     config = parse(EvaluateConfig, argv, presets=PRESETS)
     result = load_result(required(config.run, "run"))
     print_result(result)
@@ -143,7 +144,10 @@ def _slice(name: str, values: dict, k: int) -> dict[str, str]:
 
 
 def compare_command(argv: list[str]) -> None:
-    """Tune models alike, test them with several seeds; print a table."""
+    """Tune models alike, test them with several seeds; print a table.
+
+    sparsekit recsys compare --config lightgcn-ml100k --models mf --out runs/compare
+    """
     config = parse(CompareConfig, argv, presets=PRESETS)
     baselines = [name for name in config.models if name in BASELINES]
     seeds = range(config.seed, config.seed + config.seeds)
@@ -156,43 +160,30 @@ def compare_command(argv: list[str]) -> None:
 
 def compared(config: CompareConfig) -> dict[str, Config]:
     """{label: config}: the model itself, the others, and itself under each method."""
-    settings = {f.name: getattr(config, f.name) for f in fields(Config)}
-    given = dict(config.options)
-    plain = Config(**(settings | {"out": None, "options": {}, "method": "dense"}))
+    plain = narrowed(config, Config, options={}, method="dense")
     wanted = [(config.model, config.method)]
     wanted += [(m, config.method) for m in config.models if m not in BASELINES]
     wanted += [(config.model, method) for method in config.methods]
-    configs, used = {}, set()
+    known = {method: options.fields_of(method) for _, method in wanted}
+    own = divided(config.options, known)
+    configs = {}
     for model, method in dict.fromkeys(wanted):
         if model not in MODELS:
-            known = ", ".join((*MODELS, *BASELINES))
-            raise ValueError(f"no model {model!r}; there are {known}")
-        cls = options.method_class(method)
-        names = set() if cls is None else {f.name for f in fields(cls)}
-        chosen = {key: value for key, value in given.items() if key in names}
-        used |= set(chosen)
+            known_models = ", ".join((*MODELS, *BASELINES))
+            raise ValueError(f"no model {model!r}; there are {known_models}")
         start = {} if model == config.model else STARTS[model]
         label = model if method == "dense" else f"{model} {Path(method).name}"
-        changes = {"model": model, "method": method, "options": chosen}
+        changes = {"model": model, "method": method, "options": own[method]}
         configs[label] = replace(plain, **(changes | start))
-    if set(given) - used:
-        raise ValueError(
-            f"none of the methods has an option {sorted(set(given) - used)[0]!r}"
-        )
     return configs
 
 
 def report_command(argv: list[str]) -> None:
-    """Write the table and the figure of a comparison."""
-    config = parse(ReportConfig, argv, presets=PRESETS)
-    folder = Path(required(config.run, "run"))
-    comparison = load_comparison(folder)
-    print(comparison.table())
-    for form in config.formats:
-        path = (config.out or folder) / f"compare.{form}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.draw(comparison, path)
-        print(path)
+    """Write the table and the figure of a comparison.
+
+    sparsekit recsys report --run runs/compare
+    """
+    report_comparison(argv, load_comparison, figure.draw, PRESETS)
 
 
 def print_result(result: Result) -> None:

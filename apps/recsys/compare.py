@@ -6,7 +6,6 @@
 A seed draws initial vectors, the order of the data and the negatives; the split stays.
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +17,7 @@ import numpy as np
 import scipy.sparse as sp
 from tqdm import tqdm
 
+from apps.common import comparison as common
 from apps.common.config import settings
 from apps.common.cost import peak_rss_mb
 from apps.common.runs import COSTS, RunFolder
@@ -61,8 +61,8 @@ def compare(
         baseline: label that differences refer to.
         watch: called as watch(label, result) after each tested run of a config.
     """
-    seeds, configs = tuple(seeds), dict(configs)
-    first = _first(configs, seeds, trials)
+    seeds, configs = common.checked(configs, seeds, out)
+    first = _first(configs, trials)
     data = first.load()
     asked = set(baselines)
     names, notes = baseline_names(data.shape[1], asked)
@@ -82,7 +82,7 @@ def compare(
         for label, config in configs.items():
             progress.set_description(f"{label}, trials")
             tuned, tried = tune(config, trials, seeds[0], out)
-            found[label] = _Measured(_described(tuned), tried)
+            found[label] = _Measured(common.without_seed(tuned), tried)
             for seed in seeds:
                 progress.set_description(f"{label}, seed {seed}")
                 result = train(_placed(label, replace(tuned, seed=seed), out))
@@ -94,23 +94,19 @@ def compare(
         seeds=seeds,
         values={label: one.values for label, one in found.items()},
         users={label: one.means() for label, one in found.items()},
-        chosen={label: one.chosen for label, one in found.items()},
+        configs={label: one.chosen for label, one in found.items()},
         trials={label: one.trials for label, one in found.items()},
         baseline=baseline,
         added=tuple(name for name in names if name not in asked),
         notes=notes,
     )
     if out is not None:
-        comparison.save(Path(out))
+        comparison.save(out)
     return comparison
 
 
-def _first(configs: dict[str, Config], seeds: tuple[int, ...], trials: int) -> Config:
+def _first(configs: dict[str, Config], trials: int) -> Config:
     """The first config, if what is asked for makes sense."""
-    if not configs:
-        raise ValueError("nothing to compare: give at least one config")
-    if len(seeds) < 2 or len(set(seeds)) < len(seeds):
-        raise ValueError(f"compare needs two or more different seeds, got {seeds}")
     if trials < 1:
         raise ValueError(f"trials must be at least 1, got {trials}")
     first = next(iter(configs.values()))
@@ -160,7 +156,10 @@ def tune(
     _, epoch, best = max(tried, key=lambda one: one[0])  # max keeps the first
     if config.train_on == "all":
         best = replace(best, epochs=epoch)
-    rows = [{"value": v, "epoch": e, "settings": _described(c)} for v, e, c in tried]
+    rows = [
+        {"value": v, "epoch": e, "settings": common.without_seed(c)}
+        for v, e, c in tried
+    ]
     return best, rows
 
 
@@ -190,9 +189,7 @@ class _Measured:
         self.users: dict[str, list[np.ndarray]] = {}
 
     def add(self, found: Mapping, tested: Evaluation, cost: Mapping) -> None:
-        numbers = {name: interval.value for name, interval in found.items()}
-        for name, value in (numbers | {n: cost[n] for n in COSTS}).items():
-            self.values.setdefault(name, []).append(float(value))
+        common.record(self.values, found, {name: cost[name] for name in COSTS})
         for name, value in tested.values.items():
             self.users.setdefault(name, []).append(value)
 
@@ -240,22 +237,15 @@ def model_size(model: Model) -> tuple[int, int]:
 
 
 def _placed(label: str, config: Config, out: Path | None) -> Config:
-    """With a folder of its own, whose name holds a hash of the settings."""
-    config = replace(config, out=None, resume=False)
-    if out is None:
-        return config
-    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in label)
-    folder = Path(out) / "runs" / f"{name}-{_digest(config)}"
-    return replace(config, out=folder, resume=True)
+    return common.placed(label, config, out, **_content(config))
 
 
 def _digest(config: Config) -> str:
-    told = settings(config)
-    if config.augmentation is not None:
-        told |= {"content": content_hash(config.augmentation)}
-    content = json.dumps(told, sort_keys=True).encode()
-    return hashlib.sha256(content).hexdigest()[:12]
+    return common.digest(config, **_content(config))
 
 
-def _described(config: Config) -> dict[str, Any]:
-    return {key: value for key, value in settings(config).items() if key != "seed"}
+def _content(config: Config) -> dict[str, str | None]:
+    """The augmentation's content: its path does not decide the outcome."""
+    if config.augmentation is None:
+        return {}
+    return {"content": content_hash(config.augmentation)}

@@ -17,8 +17,6 @@ from apps.common.runs import RunFolder
 from apps.common.statistics import Interval, mean_interval
 from apps.common.tables import aligned, percent, shown
 
-SUFFIXES = (".png", ".svg")
-
 
 @dataclass
 class Point:
@@ -171,7 +169,7 @@ class Curve:
 
     def _content(self, point: Point) -> dict[str, Any]:
         over_seeds, over_users = (
-            _plain(share(point))
+            share(point).plain()
             for share in (self._share_over_seeds, self._share_over_users)
         )
         return {
@@ -190,17 +188,8 @@ class Curve:
 
     def draw(self, path: Path) -> None:
         """Writes a figure, .png or .svg: NDCG@20 by bytes, one line a recipe."""
-        if path.suffix not in SUFFIXES:
-            raise ValueError(
-                f"a figure ends in {' or '.join(SUFFIXES)}, got {path.name}"
-            )
-        import matplotlib
-        from matplotlib.figure import Figure  # not pyplot: works on servers
-
-        with matplotlib.rc_context(figures.rc()):
-            figure = Figure(figsize=(8, 4.5))
+        with figures.drawn(path, (8, 4.5)) as figure:
             self.plot(figure.subplots())
-            figure.savefig(path, dpi=200)
 
     def plot(self, axes: Any) -> None:
         """The curve on axes of matplotlib."""
@@ -219,8 +208,3 @@ class Curve:
 def _value(tests: np.ndarray) -> str:
     found = mean_interval(tests)
     return f"{found.value:.4f}" if len(tests) == 1 else shown(found, 4)
-
-
-def _plain(interval: Interval) -> dict[str, float | int | None]:
-    ends = {k: getattr(interval, k) for k in ("value", "low", "high")}
-    return {k: None if np.isnan(v) else v for k, v in ends.items()} | {"n": interval.n}

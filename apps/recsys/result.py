@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apps.common import cost, runs
-from apps.common.config import parse, refuse_other_settings, settings
-from apps.common.runs import RunFolder
+from apps.common import cost
+from apps.common.config import settings
+from apps.common.runs import RunFolder, load_run
 from apps.common.statistics import Interval
 from apps.recsys import metrics, networks
 from apps.recsys.augmentation import content_hash, refuse_changed
@@ -23,6 +24,7 @@ from apps.recsys.models.network import Network
 from apps.recsys.splits import Dataset
 
 CHOSEN_BY = "ndcg@20"
+FORGOTTEN = "forgotten.json"  # of a run that `forget` made: whom it must not load
 
 
 @dataclass(frozen=True)
@@ -71,15 +73,8 @@ class Run:
         """Begins in a new folder, or takes up the checkpoint of an interrupted run."""
         if self.folder is None:
             return
-        if not self.config.resume and is_finished(self.config.out):
-            raise ValueError(
-                f"{self.config.out} holds a finished run: load it with --resume, or "
-                "give another --out"
-            )
-        checkpoint = self.folder.read_checkpoint() if self.config.resume else None
-        if checkpoint is None:
-            self.folder.write_config(self.config)
-        else:
+        checkpoint = self.folder.begin(self.config)
+        if checkpoint is not None:
             self._load(checkpoint)
 
     def end_epoch(self, loss: float, seconds: float) -> None:
@@ -129,15 +124,7 @@ class Run:
             plain.load_state_dict(dense_state_dict(self.network))
             self.network = plain
         tested = evaluate_network(self.network, self.data, part, metrics.KS)
-        params_total, params_active = cost.count_parameters(self.network, masks)
-        costs = {
-            "train_seconds": self.seconds,
-            "train_flops": self.flops,
-            "peak_rss_mb": cost.peak_rss_mb(),
-            "params_total": params_total,
-            "params_active": params_active,
-            "bytes_on_disk": cost.bytes_on_disk(self.network, masks),
-        }
+        costs = cost.costs(self.network, masks, seconds=self.seconds, flops=self.flops)
         result = Result(
             self.config, self.data, measured(tested, self.data), costs, self.history,
             tested, self.network, masks, epoch,
@@ -193,7 +180,6 @@ class Run:
         }
 
     def _load(self, state: dict[str, Any]) -> None:
-        refuse_other_settings(self.config, state["settings"], self.folder.path)
         refuse_changed(
             self.config.augmentation, state["augmentation"], self.folder.path
         )
@@ -233,36 +219,30 @@ def _clones(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
-def save(folder: RunFolder, result: Result) -> None:
-    """Writes the network, packed, the values per user, and result.json, last."""
+def save(
+    folder: RunFolder, result: Result, about: Mapping[str, Any] | None = None
+) -> None:
+    """Writes the network, packed, the values per user, and result.json, last.
+
+    about: more for the result's provenance.
+    """
     config = result.config
     tensors, metadata = cost.packed(result.network, result.masks)
     folder.write_tensors("model.safetensors", tensors, metadata)
     values = {k: torch.from_numpy(v) for k, v in result.evaluation.values.items()}
     augmentation = content_hash(config.augmentation)
     made_by = {} if augmentation is None else {"augmentation": augmentation}
-    shown = {"settings": settings(config), "epoch": result.epoch}
     folder.write_tensors(
         "users.safetensors",
         values | {"ranked": torch.from_numpy(result.evaluation.ranked)},
-        {"run": json.dumps(shown)},
+        {"run": json.dumps({"epoch": result.epoch})},
     )
     folder.write_log(result.history)
-    folder.write_result(
-        runs.Result(
-            app="recsys",
-            method=config.method,
-            dataset=result.data.name,
-            seed=config.seed,
-            metrics=result.metrics,
-            cost=result.cost,
-            provenance=runs.provenance(config) | made_by,
-        )
-    )
-
-
-def is_finished(path: Path | None) -> bool:
-    return path is not None and (Path(path) / "result.json").is_file()
+    folder.write_run(
+        "recsys", config, method=config.method, dataset=result.data.name,
+        metrics=result.metrics, cost=result.cost,
+        **made_by, **(about or {}),
+    )  # fmt: skip
 
 
 def load_result(path: Path, config: Config | None = None) -> Result:
@@ -271,17 +251,12 @@ def load_result(path: Path, config: Config | None = None) -> Result:
     Raises FileNotFoundError if there is none, ValueError if `config` is given and the
     run was trained with other settings.
     """
-    if not is_finished(path):
-        raise FileNotFoundError(f"no finished run in {path}: it has no result.json")
-    folder = RunFolder(path)
-    stored = folder.read_result()
+    folder, config, stored = load_run(path, Config, config)
     values, run = folder.read_tensors("users.safetensors")
     shown = json.loads(run["run"])
-    if config is None:
-        config = parse(Config, ["--config", str(Path(path) / "config.toml")])
-    refuse_other_settings(config, shown["settings"], Path(path))
     refuse_changed(config.augmentation, stored.provenance.get("augmentation"), path)
-    data = config.load()
+    own = folder.path / FORGOTTEN  # wherever the folder was moved to
+    data = (replace(config, without=own) if own.is_file() else config).load()
     fit_on = data.final() if config.train_on == "all" else data
     network = networks.build(config, fit_on.train)
     state, masks = cost.unpacked(*folder.read_tensors("model.safetensors"))
@@ -289,7 +264,7 @@ def load_result(path: Path, config: Config | None = None) -> Result:
     arrays = {name: tensor.numpy() for name, tensor in values.items()}
     ranked = arrays.pop("ranked")
     return Result(
-        replace(config, out=Path(path)),
+        config,
         data,
         stored.metrics,
         stored.cost,

@@ -128,7 +128,11 @@ class ServeConfig(RunConfig):
 
 
 def export_command(argv: list[str]) -> None:
-    """Write a model into one file, to recommend from and to serve."""
+    """Write a model into one file, to recommend from and to serve.
+
+    sparsekit recsys export --run runs/lightgcn --kind int8 --out model.safetensors
+    sparsekit recsys export --model ease --options l2=250 --keep 100 --out e.safetensors
+    """
     config = parse(ExportConfig, argv)
     out = required(config.out, "out")
     if (config.run is None) == (config.model is None):
@@ -147,7 +151,11 @@ def export_command(argv: list[str]) -> None:
 
 
 def recommend_command(argv: list[str]) -> None:
-    """Print recommendations for a user or a history, or write those of all users."""
+    """Print recommendations for a user or a history, or write those of all users.
+
+    sparsekit recsys recommend --file model.safetensors --liked "Toy Story" --because 2
+    sparsekit recsys recommend --file model.safetensors --k 20 --out lists.parquet
+    """
     config = parse(RecommendConfig, argv)
     artefact = load(required(config.file, "file"))
     recommender = Recommender(artefact)
@@ -173,7 +181,10 @@ def recommend_command(argv: list[str]) -> None:
 
 
 def update_command(argv: list[str]) -> None:
-    """Take new interactions, users and items into a file, without training."""
+    """Take new interactions, users and items into a file, without training.
+
+    sparsekit recsys update --file model.safetensors --dataset today.csv
+    """
     from apps.recsys.updates import updated
 
     config = parse(UpdateConfig, argv)
@@ -194,7 +205,10 @@ def update_command(argv: list[str]) -> None:
 
 
 def serve_command(argv: list[str]) -> None:
-    """Answer over HTTP until stopped."""
+    """Answer over HTTP until stopped.
+
+    sparsekit recsys serve --file model.safetensors --port 8000
+    """
     config = parse(ServeConfig, argv)
     path = required(config.file, "file")
     load(path)  # what is wrong with it is said here

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from apps.common import options
+from apps.common.runs import is_finished
 from apps.recsys import networks
 from apps.recsys.config import Config
 from apps.recsys.gradients import prepared
 from apps.recsys.models.network import Network
-from apps.recsys.result import Result, Run, is_finished, load_result
+from apps.recsys.result import Result, Run, load_result
 from apps.recsys.sampling import Pairs, Users
 from sparsekit import Sparsifier
 

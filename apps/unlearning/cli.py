@@ -8,7 +8,17 @@ from pathlib import Path
 
 from apps.common.config import RunConfig, parse
 from apps.common.tables import percent, shown
-from apps.common.verbs import listed, presets, required, run
+from apps.common.verbs import (
+    divided,
+    listed,
+    narrowed,
+    presets,
+    print_cost,
+    report,
+    required,
+    resumable,
+    run,
+)
 from apps.unlearning import data, figure, service_cli, unlearner
 from apps.unlearning.compare import compare, load_comparison
 from apps.unlearning.config import PRESETS, Config
@@ -38,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns 2 for a usage error, with a message that names the fix.
     """
-    return run(argv, VERBS, usage)
+    return run(argv, "unlearning", VERBS, usage)
 
 
 def usage() -> str:
@@ -83,21 +93,11 @@ class CompareConfig(Config):
         """Options belong to several methods: checked for each run."""
 
 
-@dataclass(frozen=True)
-class ReportConfig(RunConfig):
-    """Writes a comparison's table and figure; the service's report takes --folder.
-
-    Args:
-        run: folder that `compare` wrote.
-        formats: of the figure.
-    """
-
-    run: Path | None = None
-    formats: tuple[str, ...] = ("png", "svg")
-
-
 def data_command(argv: list[str]) -> None:
-    """Print a data set's parts and a forget set."""
+    """Print a data set's parts and a forget set.
+
+    sparsekit unlearning data --dataset mnist5k --forget class:3
+    """
     config = parse(DataConfig, argv, presets=PRESETS)
     loaded = data.load(config.dataset, config.forget, config.seed, config.data_dir)
     print(f"{loaded.name}: {loaded.classes} classes; forget {config.forget}")
@@ -108,7 +108,10 @@ def data_command(argv: list[str]) -> None:
 
 
 def methods_command(argv: list[str]) -> None:
-    """List the methods and their settings."""
+    """List the methods and their settings.
+
+    sparsekit unlearning methods
+    """
     parse(RunConfig, argv)
     for name, cls in unlearner.discover().items():
         first = (cls.__doc__ or "").strip().splitlines()[0]
@@ -118,17 +121,19 @@ def methods_command(argv: list[str]) -> None:
 
 
 def train_command(argv: list[str]) -> None:
-    """Prune and train, unlearn, retrain, and print what was forgotten."""
-    config = parse(Config, argv, presets=PRESETS)
-    if config.resume and config.out is not None and "--config" not in argv:
-        stored = config.out / "config.toml"
-        if stored.is_file():  # `--resume --out FOLDER` is enough to go on
-            config = parse(Config, ["--config", str(stored), *argv], presets=PRESETS)
-    print_result(train(config))
+    """Prune and train, unlearn, retrain, and print what was forgotten.
+
+    sparsekit unlearning train --config mnist-class --method l1_sparse --out runs/l1
+    sparsekit unlearning train --resume --out runs/l1
+    """
+    print_result(train(resumable(Config, argv, PRESETS)))
 
 
 def evaluate_command(argv: list[str]) -> None:
-    """Attack a finished run, by the strongest attacks that it allows."""
+    """Attack a finished run, by the strongest attacks that it allows.
+
+    sparsekit unlearning evaluate --run runs/l1 --references 2
+    """
     config = parse(EvaluateConfig, argv, presets=PRESETS)
     found = ladder(required(config.run, "run"), config.references)
     print(f"{'':12}{'RMIA, AUC':24}{'TPR at 1 % FPR, %':24}hardest tenth, AUC")
@@ -160,7 +165,10 @@ def evaluate_command(argv: list[str]) -> None:
 
 
 def compare_command(argv: list[str]) -> None:
-    """Run methods x pruners x seeds; print gaps to retraining."""
+    """Run methods x pruners x seeds; print gaps to retraining.
+
+    sparsekit unlearning compare --config mnist-class --seeds 5 --out runs/compare
+    """
     config = parse(CompareConfig, argv, presets=PRESETS)
     configs = {
         f"{method} {pruner}": one
@@ -174,42 +182,25 @@ def compare_command(argv: list[str]) -> None:
 
 def per_method(config: CompareConfig, pruner: str) -> dict[str, Config]:
     """{method: config}, each with the options that are its own."""
-    given, used = dict(config.options), set()
-    settings = {f.name: getattr(config, f.name) for f in fields(Config)}
-    found = {}
-    for method in dict.fromkeys(config.methods):
-        cls = type(unlearner.build(method))
-        names = {f.name for f in fields(cls)}
-        own = {}
-        for key, value in given.items():
-            prefix, _, name = key.rpartition(".")
-            if name in names and prefix in ("", method):
-                own[name] = value
-                used.add(key)
-        own_settings = {"method": method, "options": own, "pruner": pruner, "out": None}
-        found[method] = Config(**(settings | own_settings))
-    if set(given) - used:
-        raise ValueError(
-            f"none of the methods {', '.join(found)} has an option "
-            f"{sorted(set(given) - used)[0]!r}"
-        )
-    return found
+    known = {
+        method: {f.name for f in fields(type(unlearner.build(method)))}
+        for method in config.methods
+    }
+    return {
+        method: narrowed(config, Config, method=method, options=own, pruner=pruner)
+        for method, own in divided(config.options, known).items()
+    }
 
 
 def report_command(argv: list[str]) -> int | None:
-    """Write a comparison's table and figure (--run), or the audit page (--folder)."""
+    """Write a comparison's table and figure (--run), or the audit page (--folder).
+
+    sparsekit unlearning report --run runs/compare
+    sparsekit unlearning report --folder service --out report.html
+    """
     if any(word.partition("=")[0] == "--folder" for word in argv):
         return service_cli.VERBS["report"](argv)
-    config = parse(ReportConfig, argv, presets=PRESETS)
-    folder = Path(required(config.run, "run"))
-    comparison = load_comparison(folder)
-    print(comparison.table())
-    for form in config.formats:
-        path = (config.out or folder) / f"compare.{form}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.draw(comparison, path)
-        print(path)
-    return None
+    return report(argv, load_comparison, figure.draw, PRESETS)
 
 
 def print_result(result: Result) -> None:
@@ -226,8 +217,7 @@ def print_result(result: Result) -> None:
     print(f"{'run time':10}  {100 * result.value('run time'):.1f} % of retraining")
     print(f"{'mask':10}  {result.provenance if result.masks else 'none'}")
     print(f"{'exact':10}  {'yes' if result.exact else 'no'}")
-    for name, value in result.cost.items():
-        print(f"{name:16}{value:,.2f}" if value < 1000 else f"{name:16}{value:,.0f}")
+    print_cost(result.cost)
 
 
 VERBS = {

@@ -254,7 +254,10 @@ def printable(text: str) -> str:
 
 
 def verify_command(argv: list[str]) -> int:
-    """Check a receipt's signature, fields and level, and with --files the models."""
+    """Check a receipt's signature, fields and level, and with --files the models.
+
+    sparsekit unlearning verify service/receipts/0001.json --files service
+    """
     import argparse
 
     parser = argparse.ArgumentParser(
@@ -276,7 +279,7 @@ def verify_command(argv: list[str]) -> int:
             args.file, args.key, args.files, args.wiped, args.previous
         )
     except OSError as error:  # not there, or not to be read
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
     except ValueError as error:
         print(f"NOT VALID  {args.file}: {printable(str(error))}", file=sys.stderr)

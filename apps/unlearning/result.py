@@ -2,16 +2,15 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import nan
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from apps.common import classifiers, cost, runs
-from apps.common.config import parse, refuse_other_settings, settings
-from apps.common.runs import RunFolder
+from apps.common import classifiers, cost
+from apps.common.runs import RunFolder, load_run
 from apps.common.statistics import Interval, mean_interval
 from apps.unlearning import metrics
 from apps.unlearning.config import Config
@@ -89,7 +88,6 @@ def save(
     """
     config = result.config
     about = {
-        "settings": settings(config),
         "classes": data.classes,
         "channels": data.train.x.shape[1],
         "size": data.train.x.shape[2],
@@ -111,18 +109,11 @@ def save(
     folder.write_tensors("model.safetensors", *packed)
     folder.write_tensors("samples.safetensors", flat, {"run": json.dumps(about)})
     folder.write_log(result.history)
-    folder.write_result(
-        runs.Result(
-            app="unlearning",
-            method=config.method,
-            dataset=config.dataset,
-            seed=config.seed,
-            metrics=result.metrics,
-            cost=result.cost,
-            provenance=runs.provenance(config)
-            | {"mask": result.provenance, "exact": result.exact},
-        )
-    )
+    folder.write_run(
+        "unlearning", config, method=config.method, dataset=config.dataset,
+        metrics=result.metrics, cost=result.cost, mask=result.provenance,
+        exact=result.exact,
+    )  # fmt: skip
 
 
 def stored_model(folder: RunFolder, name: str, config: Config) -> nn.Module:
@@ -160,25 +151,15 @@ def rebuilt(config: Config, about: dict[str, Any]) -> nn.Module:
     return Ensemble(parts, one, shards, config.drawn, {}, Store(), set())
 
 
-def is_finished(path: Path | None) -> bool:
-    return path is not None and (Path(path) / "result.json").is_file()
-
-
 def load_result(path: Path, config: Config | None = None) -> Result:
     """A finished experiment from its folder; the data set is not needed.
 
     Raises FileNotFoundError if there is none, ValueError if `config` is given and the
     experiment had other settings.
     """
-    if not is_finished(path):
-        raise FileNotFoundError(f"no finished run in {path}: it has no result.json")
-    folder = RunFolder(path)
-    stored = folder.read_result()
+    folder, config, stored = load_run(path, Config, config)
     flat, metadata = folder.read_tensors("samples.safetensors")
     about = json.loads(metadata["run"])
-    if config is None:
-        config = parse(Config, ["--config", str(Path(path) / "config.toml")])
-    refuse_other_settings(config, about["settings"], Path(path))
     samples: dict[str, Any] = {}
     for key, values in flat.items():
         model, part, *name = key.split("/")
@@ -186,7 +167,7 @@ def load_result(path: Path, config: Config | None = None) -> Result:
             samples.setdefault(model, {}).setdefault(part, {})[name[0]] = values
     model, masks = _stored(folder, "model", config, about)
     return Result(
-        replace(config, out=Path(path)),
+        config,
         stored.metrics,
         stored.cost,
         folder.read_log(),

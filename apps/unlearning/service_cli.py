@@ -141,7 +141,10 @@ class RetireConfig(FolderConfig):
 
 
 def setup_command(argv: list[str]) -> None:
-    """Make a deletion service: train, list whose the records are, make keys."""
+    """Make a deletion service: train, list whose the records are, make keys.
+
+    sparsekit unlearning setup --config mnist-random --subjects subjects.csv
+    """
     config = parse(SetupConfig, argv, presets=PRESETS)
     plain = Config(**{f.name: getattr(config, f.name) for f in fields(Config)})
     setup(config.folder, plain, config.subjects, config.hash_subjects)
@@ -154,7 +157,10 @@ def setup_command(argv: list[str]) -> None:
 
 
 def import_command(argv: list[str]) -> None:
-    """Add to the list of whose the records are."""
+    """Add to the list of whose the records are.
+
+    sparsekit unlearning import --folder service --subjects more.csv
+    """
     config = parse(ImportConfig, argv)
     with Service(config.folder) as service:
         added = service.import_mapping(required(config.subjects, "subjects"))
@@ -162,7 +168,10 @@ def import_command(argv: list[str]) -> None:
 
 
 def request_command(argv: list[str]) -> None:
-    """Receive requests to erase subjects."""
+    """Receive requests to erase subjects.
+
+    sparsekit unlearning request --folder service --subjects c-1041 c-2203
+    """
     config = parse(RequestConfig, argv)
     if not config.subjects:
         raise ValueError("--subjects is required: the ids of those to be erased")
@@ -173,7 +182,10 @@ def request_command(argv: list[str]) -> None:
 
 
 def run_command(argv: list[str]) -> int:
-    """Unlearn all received requests in one run; go on if it was interrupted."""
+    """Unlearn all received requests in one run; go on if it was interrupted.
+
+    sparsekit unlearning run --folder service --method retrain
+    """
     config = parse(UnlearnConfig, argv)
     with Service(config.folder) as service:
         if config.abandon:
@@ -193,7 +205,10 @@ def run_command(argv: list[str]) -> int:
 
 
 def audit_command(argv: list[str]) -> int:
-    """Compare with retraining; sign a receipt, or say what is not shown (status 1)."""
+    """Compare with retraining; sign a receipt, or say what is not shown (status 1).
+
+    sparsekit unlearning audit --folder service
+    """
     config = parse(AuditConfig, argv)
     wanted = service_audit.Settings(config.references, config.margin)
     with Service(config.folder) as service:
@@ -213,7 +228,10 @@ def audit_command(argv: list[str]) -> int:
 
 
 def status_command(argv: list[str]) -> None:
-    """Print where every request, batch and file stands."""
+    """Print where every request, batch and file stands.
+
+    sparsekit unlearning status --folder service
+    """
     config = parse(StatusConfig, argv)
     with Service(config.folder) as service:
         ledger = service.ledger
@@ -232,7 +250,10 @@ def status_command(argv: list[str]) -> None:
 
 
 def register_command(argv: list[str]) -> None:
-    """List a file that was made from a model: an export, a copy, optimizer state."""
+    """List a file that was made from a model: an export, a copy, optimizer state.
+
+    sparsekit unlearning register --path edge.onnx --parents models/0001.safetensors
+    """
     config = parse(RegisterConfig, argv)
     if not config.path:
         raise ValueError("--path is required: the file, relative to the folder")
@@ -242,7 +263,10 @@ def register_command(argv: list[str]) -> None:
 
 
 def retire_command(argv: list[str]) -> int:
-    """List retired files, and with --wipe remove them for good."""
+    """List retired files, and with --wipe remove them for good.
+
+    sparsekit unlearning retire --folder service --wipe
+    """
     config = parse(RetireConfig, argv)
     with Service(config.folder) as service:
         lines = service.wipe() if config.wipe else service.pending()
@@ -251,7 +275,10 @@ def retire_command(argv: list[str]) -> int:
 
 
 def report_command(argv: list[str]) -> None:
-    """Write a report that an auditor can read: one HTML file."""
+    """Write a report that an auditor can read: one HTML file.
+
+    sparsekit unlearning report --folder service --out report.html
+    """
     config = parse(FolderConfig, argv)
     out = config.out or config.folder / "report.html"
     with Service(config.folder) as service:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from apps.common.config import RunConfig, refuse_other_settings, settings
+from apps.common.config import RunConfig, settings
 from apps.common.runs import RunFolder
 
 
@@ -29,10 +29,9 @@ class Stages:
         self.settings = {} if config is None else settings(config)
         self.done: dict[str, Any] = {}
         self.current: dict[str, Any] = {}
-        if folder is not None and config is not None and config.resume:
-            state = folder.read_checkpoint()
+        if folder is not None and config is not None:
+            state = folder.begin(config)
             if state is not None:
-                refuse_other_settings(config, state["settings"], folder.path)
                 self.done, self.current = state["done"], state["current"]
 
     def begin(self, name: str) -> "Stage":

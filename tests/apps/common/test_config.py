@@ -2,7 +2,6 @@
 
 import math
 import re
-import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
@@ -11,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from apps.common.config import RunConfig, parse, to_toml
+from apps.common.config import PROGRAM, RunConfig, parse, to_toml
 
 Value = str | int | float | bool
 
@@ -190,8 +189,8 @@ def test_flags_may_complete_what_the_file_leaves_invalid(file) -> None:
         ("profiles = 3", r"profiles must be tables, \[profiles.smoke\]"),
         ("[profiles.huge]\nlr = 1", r"\[profiles.huge\] is not known; use \[prof"),
         ("[profiles.full]\nlr = 'x'", r"\[profiles.full\]: lr must be a number"),
-        ("[options" + ".a" * 20_000 + "]", "options must be a table whose a"),
-        ("[encoder" + ".a" * 20_000 + "]", "unknown key 'a'"),
+        ("[options" + ".a" * 20_000 + "]", "a name of more than 64 parts"),
+        ("[encoder" + ".a" * 20_000 + "]", "a name of more than 64 parts"),
         ("a = " + "{a=" * 20_000, "is not valid TOML"),
         (b"lr = 1 # \xe9", "is not valid TOML"),
     ],
@@ -228,18 +227,19 @@ def test_a_mistake_in_the_flags_is_named(arguments, words) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--lr", "many"], "--lr"),
-        (["--kind", "rnn"], "mlp"),
+        (["--lr", "many"], "^--lr must be a number, got 'many'$"),
+        (["--kind", "rnn"], "invalid choice 'rnn' for argument '--kind'. .*'mlp'"),
         (["--profile", "huge"], "smoke"),
-        (["--layers"], "--layers"),
-        (["--seed", "1.5"], "--seed"),
+        (["--layers"], "Missing value for argument '--layers'"),
+        (["--seed", "1.5"], "^--seed must be an integer, got '1.5'$"),
+        (["--encoder.dim", "1.5"], "^--encoder.dim must be an integer, got '1.5'$"),
     ],
 )
-def test_a_malformed_flag_exits_with_2_and_is_named(arguments, words, capsys) -> None:
-    with pytest.raises(SystemExit) as stop:
+def test_a_malformed_flag_is_named_in_one_line(arguments, words, capsys) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
         parse(Config, arguments)
-    assert stop.value.code == 2
-    assert words in "".join(capsys.readouterr())
+    assert "\n" not in str(caught.value)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_options_take_the_type_of_their_values() -> None:
@@ -273,7 +273,7 @@ def test_presets_by_name_and_files_first(tmp_path: Path, monkeypatch) -> None:
             parse(Config, ["--config", hidden], presets=presets)
 
 
-def test_a_required_setting_comes_from_file_or_flag(file, capsys) -> None:
+def test_a_required_setting_comes_from_file_or_flag(file) -> None:
     @dataclass(frozen=True)
     class Needs(RunConfig):
         """Needs."""
@@ -283,22 +283,21 @@ def test_a_required_setting_comes_from_file_or_flag(file, capsys) -> None:
 
     assert parse(Needs, ["--data", "x"]).data == "x"
     assert parse(Needs, ["--config", str(file("data = 'y'"))]).data == "y"
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(ValueError, match="--data"):
         parse(Needs, ["--other", "2"])
-    assert stop.value.code == 2
-    assert "--data" in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize("before", [[], ["--options", "a=1"], ["--lr", "2"]])
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_exits_with_0_and_lists_every_flag(
-    flag, before, capsys, monkeypatch, tmp_path: Path
+    flag, before, capsys, tmp_path: Path
 ) -> None:
     (tmp_path / "tiny.toml").touch()
     words = [*before, flag]
-    monkeypatch.setattr(sys, "argv", ["/bin/sparsekit", "demo", "train", *words])
+    token = PROGRAM.set("sparsekit demo train")
     with pytest.raises(SystemExit) as stop:
         parse(Config, words, presets=tmp_path)
+    PROGRAM.reset(token)
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert text.startswith("usage: sparsekit demo train [")

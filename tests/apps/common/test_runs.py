@@ -43,6 +43,7 @@ def result() -> Result:
         method="rigl",
         dataset="mnist5k",
         seed=3,
+        config={"lr": 0.1},
         metrics={
             "accuracy": mean_interval([0.9, 0.95, 0.91]),
             "loss": mean_interval([0.25]),
@@ -149,7 +150,7 @@ def test_the_result_has_the_designs_schema(folder: RunFolder, result: Result) ->
     text = (folder.path / "result.json").read_text("utf-8")
     found = json.loads(text, parse_constant=refuse)
     assert list(found) == [
-        "app", "method", "dataset", "seed", "metrics", "cost", "provenance",
+        "app", "method", "dataset", "seed", "config", "metrics", "cost", "provenance",
     ]  # fmt: skip
     assert set(found["cost"]) == {
         "train_seconds", "train_flops", "peak_rss_mb",

@@ -82,7 +82,7 @@ def test_a_finished_run_is_read_back_and_never_overwritten(
     assert run(*train, "--resume") == 0
     assert capsys.readouterr().out == first
     assert run(*train, "--resume", "--lr", 0.5) == 2
-    assert "other settings" in capsys.readouterr().err
+    assert "was trained with lr = 0.02, not 0.5" in capsys.readouterr().err
     again = ["train", "--config", tmp_path / "config.toml", "--out", tmp_path / "b"]
     assert run(*again) == 0
     metrics = [json.loads((f / "result.json").read_text())["metrics"]
@@ -98,7 +98,7 @@ def test_a_finished_run_is_read_back_and_never_overwritten(
         (["train", "--epochs", "0"], "epochs must be at least 1"),
         (["train", "--epocs", "3"], "epocs"),
         (["train", "--subset", "absent.csv"], "no such file: absent.csv"),
-        (["train", "--budget", "hours"], "steps, epochs"),
+        (["train", "--budget", "hours"], "one of ('steps', 'epochs')"),
         (["train", "--dataset", "absent.npz"], "no such file: absent.npz"),
         (["data", "--dataset", "imagenet"], "mnist5k, mnist, cifar10"),
         (["score"], "--out is required"),

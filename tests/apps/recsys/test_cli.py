@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from apps.common.verbs import ReportConfig
 from apps.recsys import cli
 from apps.recsys.config import PRESETS, Config, preset
 from apps.recsys.result import load_result
@@ -116,7 +117,10 @@ def test_options_reach_the_methods_that_have_them():
         (("evaluate", "--run", "nowhere"), "no finished run"),
         (("report", "--run", "nowhere"), "no comparison"),
         (("compare", "--models", "bert4rec"), "no model 'bert4rec'"),
-        (("compare", "--options", "zeta", "1"), "none of the methods has an option"),
+        (
+            ("compare", "--options", "zeta", "1"),
+            "has an option 'zeta'",
+        ),
         (("compare", "--seeds", "1"), "two or more different seeds"),
     ],
 )
@@ -131,7 +135,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, capsys):
     out = tmp_path / "file" / "run"
     assert run("train", *SMOKE, "--out", out) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: cannot write {out}")
+    assert error.startswith(f"sparsekit recsys train: error: cannot write {out}")
     assert "is a file, not a folder: choose another" in error
 
 
@@ -142,7 +146,7 @@ def test_presets_are_valid_in_every_profile():
 
 
 def test_every_flag_is_explained():
-    for cls in (Config, cli.CompareConfig, cli.EvaluateConfig, cli.ReportConfig):
+    for cls in (Config, cli.CompareConfig, cli.EvaluateConfig, ReportConfig):
         text = " ".join(base.__doc__ or "" for base in cls.__mro__)
         for f in fields(cls):
             assert f"{f.name}:" in text, f.name

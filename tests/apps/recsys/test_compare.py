@@ -117,7 +117,7 @@ def test_trials_are_many_and_alike_for_all():
     for label, rows in found.trials.items():
         if rows:
             best = max(rows, key=lambda row: row["value"])
-            assert found.chosen[label] == best["settings"]
+            assert found.configs[label] == best["settings"]
 
 
 def test_what_was_asked_for_is_not_marked_as_added():

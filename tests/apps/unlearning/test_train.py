@@ -271,9 +271,9 @@ def test_compare_is_what_single_runs_give(small, tmp_path):
     found = compare(configs, seeds=(0, 1), out=tmp_path)
     for label, config in configs.items():
         alone = [train.train(replace(config, seed=seed)) for seed in (0, 1)]
-        assert found.per_seed(label) == [run.value("gap") for run in alone]
-    difference = found.difference("l1", "ft")
-    expected = sum(found.per_seed("l1")) / 2 - sum(found.per_seed("ft")) / 2
+        assert found.of(label) == [run.value("gap") for run in alone]
+    difference = found.difference("l1", baseline="ft")
+    expected = sum(found.of("l1")) / 2 - sum(found.of("ft")) / 2
     assert difference.value == pytest.approx(expected)
     again = compare(configs, seeds=(0, 1), out=tmp_path)  # from the folders
     assert again.values == load_comparison(tmp_path).values == found.values
