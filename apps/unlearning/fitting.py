@@ -127,12 +127,14 @@ def cropped_and_flipped(x: Tensor, generator: torch.Generator) -> Tensor:
     padded = F.pad(x, (4,) * 4)
     top, left = (torch.randint(0, 9, (n,), generator=generator) for _ in range(2))
     flip = torch.rand(n, generator=generator) < 0.5
-    rows = top[:, None] + torch.arange(height)  # [N, H]
-    columns = torch.arange(width).expand(n, -1)
-    columns = torch.where(flip[:, None], width - 1 - columns, columns) + left[:, None]
-    index = torch.arange(n)[:, None, None].to(x.device)
-    rows, columns = rows[:, :, None].to(x.device), columns[:, None].to(x.device)
-    return padded.permute(0, 2, 3, 1)[index, rows, columns].permute(0, 3, 1, 2)
+    # Three small tensors are drawn on the CPU; all that is large is made where x is.
+    top, left, flip = (t.to(x.device)[:, None] for t in (top, left, flip))
+    rows = top + torch.arange(height, device=x.device)  # [N, H]
+    columns = torch.arange(width, device=x.device).expand(n, -1)
+    columns = torch.where(flip, width - 1 - columns, columns) + left
+    index = torch.arange(n, device=x.device)[:, None, None]
+    pixels = padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None]]
+    return pixels.permute(0, 3, 1, 2)
 
 
 def learning_rate_factor(schedule: str, step: int, total: int) -> float:

@@ -215,7 +215,7 @@ def record(merged: dict[str, Any], results: Path) -> Path:
 
 
 def measured(merged: dict[str, Any]) -> dict[str, dict[int, float]]:
-    """{metric: {seed: value}} of the chapter's claims; of run times, {repetition: ...}."""
+    """{metric: {seed: value}} of the claims; of run times, {repetition: value}."""
     closed = {forget: gaps_closed(merged["rows"], forget) for forget in FORGET}
     both = {
         seed: (value + closed["random"][seed]) / 2

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apps.common import classifiers
 from apps.common.images import Split
 from apps.unlearning import data, metrics
 from apps.unlearning.config import Config, preset
@@ -100,7 +99,7 @@ class Worker:
         method = OneShot(config.sparsity, across_layers=True)
         masks = masks_of(method, model, prunable(model, config.prunable), config.drawn)
         self.save(task, early=early, model=late, masks={}, chosen=masks)
-        return {"loss": loss}
+        return {"loss": loss, "compiled": self.compiled}
 
     def _omp(self, task: Task, config: Config) -> dict[str, Any]:
         stored, train = self.load(f"dense-{task.seed}"), self.data(config).train
@@ -109,7 +108,7 @@ class Worker:
             config, stored["early"], train, config.drawn, masks, config.rewind
         )
         self.save(task, model=state, masks=masks)
-        return {"loss": loss}
+        return {"loss": loss, "compiled": self.compiled}
 
     def _random(self, task: Task, config: Config) -> dict[str, Any]:
         loaded = self.data(config)
@@ -120,7 +119,7 @@ class Worker:
             config, model.state_dict(), loaded.train, config.drawn, masks
         )
         self.save(task, model=state, masks=masks)
-        return {"loss": loss}
+        return {"loss": loss, "compiled": self.compiled}
 
     def _retrain(self, task: Task, config: Config) -> dict[str, Any]:
         config = replace(config, forget=FORGET[task.forget])
@@ -133,7 +132,7 @@ class Worker:
         state = builder(config, loaded)(seed).state_dict()
         state, loss = self.fit(config, state, loaded.retained, seed, masks)
         self.save(task, model=state, masks=masks)
-        return {"loss": loss}
+        return {"loss": loss, "compiled": self.compiled}
 
     # ---- unlearning --------------------------------------------------------------
 
@@ -152,7 +151,7 @@ class Worker:
 
         def judged(model: nn.Module) -> dict[str, float]:
             samples = {n: metrics.per_sample(model, part) for n, part in parts.items()}
-            return metrics.of_model(samples, DECIMALS)
+            return of_model(samples)
 
         target, before, rows = judged(reference), judged(model), []
         for name in methods(task.pruner):
@@ -201,7 +200,7 @@ class Worker:
         common = {"seed": task.seed, "forget": task.forget, "pruner": task.pruner}
         common |= {"mask": PROVENANCE[task.pruner]}
         for name, one in (("original", model), ("reference", reference)):
-            common[name] = metrics.of_model(measure(one, loaded), DECIMALS)
+            common[name] = of_model(measure(one, loaded))
         rows = []
         for name, choice, options in asked:
             with self.precision(name):
@@ -212,7 +211,7 @@ class Worker:
                     removed_class=loaded.forget.removed_class,
                     recipe=config.recipe, seed=config.drawn,
                 )  # fmt: skip
-            values = metrics.of_model(measure(result.model, loaded), DECIMALS)
+            values = of_model(measure(result.model, loaded))
             row = {"method": name, "choice": choice, "options": options}
             rows.append(common | row | {"unlearned": values})
         return {"rows": rows}
@@ -279,7 +278,7 @@ class Worker:
         end: int | None = None,
     ) -> tuple[dict[str, Tensor], float]:
         """The weights after epochs `begin` ... `end`, and the last epoch's loss."""
-        body = self.body(config, train)
+        body = self.body(config)
         body.load_state_dict(state)
         stage = Stages().begin("fit")
         with self.precision():
@@ -289,22 +288,27 @@ class Worker:
             )  # fmt: skip
         return copy.deepcopy(body.state_dict()), stage.rows[-1]["loss"]
 
-    def body(self, config: Config, train: Split) -> nn.Module:
+    def body(self, config: Config) -> nn.Module:
         """The network that is trained; its weights are of no importance."""
         if self._body is None:
-            classes = int(train.y.max()) + 1
-            self._body = self.on_device(
-                classifiers.build(
-                    config.model,
-                    config.width,
-                    config.depth,
-                    classes,
-                    *train.x.shape[1:3],
-                )
-            )
+            self._body = self.on_device(builder(config, self.data(config))(0))
             if self.compiled:
-                self._body.compile(dynamic=False)
+                self.compile(self._body, self.data(config).train.x[: config.batch])
         return self._body
+
+    def compile(self, model: nn.Module, x: Tensor) -> None:
+        """By a first step. What cannot be compiled is trained as it is, and says so."""
+        model.compile(dynamic=False)
+        model.train()
+        try:
+            with self.precision():
+                logits = model(x)
+            logits.float().sum().backward()
+            model.zero_grad(set_to_none=True)
+        except Exception as error:
+            print(f"not compiled: {error!r}", flush=True)
+            self.compiled = False
+            self._body = copy.deepcopy(model)  # a copy is not compiled
 
     def network(
         self, config: Config, loaded: Data, state: dict[str, Tensor]
@@ -359,6 +363,14 @@ class Worker:
     def load(self, name: str) -> dict[str, Any]:
         path = self.folder / f"{name}.pt"
         return torch.load(path, map_location=self.device, weights_only=True)
+
+
+def of_model(samples: dict[str, dict[str, Tensor]]) -> dict[str, float]:
+    """UA, MIA, RA, TA; of a network that a method has destroyed as well, whose answers
+    are no numbers: it is sure of nothing."""
+    for values in samples.values():
+        values["confidence"] = values["confidence"].nan_to_num(0.0)
+    return metrics.of_model(samples, DECIMALS)
 
 
 def methods(pruner: str) -> list[str]:
