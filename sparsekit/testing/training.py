@@ -30,6 +30,8 @@ OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "AdamW, foreach": lambda p: AdamW(p, 0.03, foreach=True),
     "AdamW, fused": lambda p: AdamW(p, 0.03, fused=True),
 }
+FAMILIES = ("SGD", "momentum", "AdamW", "AdamW, fused")
+"""One of each kind: what takes long is checked with these."""
 
 
 def network(init: int = 0, magnitude: float | None = None) -> nn.Sequential:
@@ -231,14 +233,20 @@ def require(correct: bool | Tensor, message: str) -> None:
 
 
 def require_equal(
-    found: dict[str, Tensor], expected: dict[str, Tensor], what: str
+    found: dict[str, Tensor],
+    expected: dict[str, Tensor],
+    what: str,
+    tolerance: float = 0.0,
 ) -> None:
-    """All tensors equal bit for bit."""
+    """All tensors equal bit for bit; real numbers within a relative tolerance."""
     different = sorted(found.keys() ^ expected.keys())
     require(not different, f"{what}: only one has {different[:1]}")
     for name, tensor in expected.items():
-        if not torch.equal(found[name], tensor):
-            count = int((found[name] != tensor).sum())
+        different_entries = found[name] != tensor
+        if tolerance and tensor.is_floating_point():
+            different_entries &= ~torch.isclose(found[name], tensor, tolerance, 1e-7)
+        if different_entries.any():
+            count = int(different_entries.sum())
             raise AssertionError(
                 f"{what}: {count} of {tensor.numel()} entries of {name!r} differ"
             )

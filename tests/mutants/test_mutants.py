@@ -145,7 +145,7 @@ def test_broken_sums_in_values_mode_fail(mutant: type, reason: str) -> None:
 def test_a_dense_gradient_of_one_process_fails() -> None:
     method = values.Growing(0.7, 3, 9)
     with pytest.raises(AssertionError, match=r"second process: .* differ"):
-        check_processes([method], sparsifier=values.SeesOwnHalf, values=True)
+        check_processes([method], sparsifier=values.SeesOwnHalf, values=[True])
 
 
 def test_a_lost_rewind_point_fails() -> None:

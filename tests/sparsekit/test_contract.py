@@ -3,7 +3,7 @@
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -22,6 +22,7 @@ from sparsekit.testing import check_method
 from sparsekit.testing.compilation import check_compile
 from sparsekit.testing.processes import check_processes
 from sparsekit.testing.subject import factory
+from sparsekit.testing.training import FAMILIES
 
 SMALL = {name: factory(cls)(0.7) for name, cls in discover().items()}
 
@@ -62,9 +63,22 @@ def test_at_extreme_sparsity(name: str, sparsity: float) -> None:
     check_method(discover()[name], sparsity=sparsity)
 
 
-def test_two_processes_equal_one() -> None:
+@pytest.mark.parametrize(
+    ("optimizers", "killed_after"),
+    [(FAMILIES, None), (("momentum", "AdamW, fused"), 5)],
+    ids=["whole", "killed"],
+)
+def test_two_processes_equal_one(
+    optimizers: Sequence[str], killed_after: int | None
+) -> None:
+    """Also if one of them is killed, and two others go on from a checkpoint."""
     paper = TDM(0.7, 1, 3, 9, variant="paper")
-    check_processes([*SMALL.values(), paper])
+    check_processes(
+        [*SMALL.values(), paper],
+        values=(False, True),
+        optimizers=optimizers,
+        killed_after=killed_after,
+    )
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -21,7 +21,6 @@ from sparsekit.methods.set import SET
 from sparsekit.methods.snip import SNIP
 from sparsekit.methods.static import Static
 from sparsekit.testing.compilation import check_compile
-from sparsekit.testing.processes import check_processes
 from sparsekit.testing.reference_layer import ReferenceLayer
 from sparsekit.testing.subject import factory
 
@@ -171,11 +170,6 @@ def test_both_backends_in_one_model(name: str) -> None:
     mixed = Loop(METHODS[name], "reference", "masked", "reference").run(40)
     assert list(mixed.sparsifier.alive) == ["0.weight", "2.weight", "4.weight"]
     assert same(mixed.bits(), masked.bits())
-
-
-def test_two_processes_equal_one() -> None:
-    methods = [factory(cls)(0.7) for cls in discover().values()]
-    check_processes(methods, values=True)
 
 
 @pytest.mark.parametrize(

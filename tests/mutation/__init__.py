@@ -1,0 +1,9 @@
+"""Mutation testing: how many small faults in `sparsekit/` do the tests notice?
+
+    python -m tests.mutation --seconds 600              # a fair sample, ten minutes
+    python -m tests.mutation --files sparsekit/masks.py # all faults of one file
+    python -m tests.mutation --report                   # scores and survivors so far
+
+`make mutation` is the first of these. Results are lines of JSON in build/mutation; a
+run goes on where the last one stopped, and forgets what concerns changed files.
+"""

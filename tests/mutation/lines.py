@@ -1,0 +1,93 @@
+"""Which tests run which lines of the package, and how long each takes."""
+
+import ast
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+KERNELS = "sparsekit/execution/kernels/"
+
+
+@dataclass
+class Lines:
+    """tests: {test: seconds}; runs: {file: {line: tests}}; "" stands for imports."""
+
+    tree: Path
+    tests: dict[str, float]
+    runs: dict[str, dict[int, set[str]]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path, tree: Path) -> "Lines":
+        saved = json.loads(path.read_text("utf-8"))
+        names = list(saved["tests"])
+        runs = {
+            file: {int(n): {names[i] for i in tests} for n, tests in lines.items()}
+            for file, lines in saved["runs"].items()
+        }
+        return cls(tree, saved["tests"], runs)
+
+    def write(self, path: Path) -> None:
+        number = {test: i for i, test in enumerate(self.tests)}
+        runs = {
+            file: {
+                n: sorted(number[test] for test in tests if test in number)
+                for n, tests in sorted(lines.items())
+            }
+            for file, lines in sorted(self.runs.items())
+        }
+        path.write_text(json.dumps({"tests": self.tests, "runs": runs}), "utf-8")
+
+    def add(self, recorded: Iterable[str]) -> None:
+        """Lines of text as the recorder writes them: test, file, line."""
+        for text in recorded:
+            test, file, line = text.rstrip("\n").split("\t")
+            lines = self.runs.setdefault(file, defaultdict(set))
+            lines.setdefault(int(line), set()).add(test)
+
+    def tests_of(self, file: str, first: int, last: int) -> set[str]:
+        """Tests that run one of the lines.
+
+        Of lines that run on import only: all tests that use the file. Compiled kernels
+        are not seen: the tests that use the modules which import them.
+        """
+        lines = self.runs.get(file, {})
+        found = set().union(*(lines.get(n, set()) for n in range(first, last + 1)))
+        if found - {""}:
+            return found & self.tests.keys()
+        if file.startswith(KERNELS):
+            users = importers(self.tree, file)
+            return set().union(*(self._users(user) for user in users))
+        return self._users(file) if found else set()
+
+    def _users(self, file: str) -> set[str]:
+        return set().union(*self.runs.get(file, {}).values()) & self.tests.keys()
+
+
+@cache
+def importers(tree: Path, kernel: str) -> set[str]:
+    """Files outside the kernels that import one, themselves or through another."""
+    names = {kernel.removesuffix(".py").replace("/", ".")}
+    files = {
+        str(path.relative_to(tree)): _imported(path)
+        for path in sorted((tree / "sparsekit/execution").rglob("*.py"))
+    }
+    found: set[str] = set()
+    while True:
+        new = {f for f, uses in files.items() if uses & names} - found
+        if not new:
+            return {f for f in found if not f.startswith(KERNELS)}
+        found |= new
+        names |= {f.removesuffix(".py").replace("/", ".") for f in new if KERNELS in f}
+
+
+def _imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{a.name}" for a in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
