@@ -384,10 +384,19 @@ def _from_flags(
 
 
 def _complaint(cls: type, box: str) -> str:
-    """What is wrong, in a line, from the box that tyro draws around it."""
-    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
-    rule = next((i for i, line in enumerate(lines) if set(line) == {"─"}), len(lines))
-    text = " ".join(lines[:rule]) or box.strip()
+    """What is wrong, in a line, from the box that tyro draws around it.
+
+    The message stands between the first two rules: the box's upper edge is one, where
+    the terminal has characters for it.
+    """
+    blocks: list[list[str]] = [[]]
+    for line in box.splitlines():
+        text = line.strip("│| ")
+        if text.startswith("╭") or (text and set(text) <= {*"─-╰╯"}):
+            blocks.append([])
+        elif text:
+            blocks[-1].append(text)
+    text = " ".join(next((block for block in blocks[1:] if block), blocks[0]))
     malformed = re.match(r"Error parsing (--\S+):.*?('[^']*')$", text)
     hints = _flags(cls)
     if malformed is not None and malformed[1] in hints:
