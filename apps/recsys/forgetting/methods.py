@@ -1,8 +1,8 @@
-"""Ways to forget: settings with `run(problem) -> network of those who stay`.
+"""Ways to forget: settings with `run(problem) -> (network of those who stay, FLOPs)`.
 
     Drop()                       their rows and edges go, nothing else: the naive way
     FineTune(epochs=5)           ... then training goes on without them
-    Ascent(epochs=5, repair=2)   first their interactions' loss is raised, within a bound
+    Ascent(epochs=5, repair=2)   first their interactions' loss is raised, to a bound
     RandomItems(epochs=5)        first they are taught random items
 
 `retrain`, the gold standard, is `train` with `without` and not here. A sparse table
@@ -58,22 +58,27 @@ class Problem:
         width = self.before.shape[1]
         return np.setdiff1d(keys(self.before), rows.astype(np.int64) * width + columns)
 
-    def without_them(self, network: Network) -> tuple[Network, dict[str, Tensor]]:
-        """A network for those who stay, on the graph that stays; and its masks."""
-        shape, staying = self.before.shape, (self.users, self.items)
+    def staying(self, network: Network) -> Network:
+        """`network` for those who stay, on the graph that stays."""
         new = networks.build(self.config, self.after)
-        masks = {
-            name: kept(new, name, mask, shape, *staying)
+        return moved(network, new, self.before.shape, self.users, self.items)
+
+    @property
+    def staying_masks(self) -> dict[str, Tensor]:
+        """Masks of such a network."""
+        return {
+            name: kept(
+                self.network, name, mask, self.before.shape, self.users, self.items
+            )
             for name, mask in self.masks.items()
         }
-        return moved(network, new, shape, *staying), masks
 
 
 class Method(Protocol):
     """Settings of a way to forget: a frozen dataclass."""
 
-    def run(self, problem: Problem) -> Network:
-        """The network of those who stay."""
+    def run(self, problem: Problem) -> tuple[Network, float]:
+        """The network of those who stay, and the FLOPs it took."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +88,8 @@ class Drop:
     What is gone has no vector and is in no list. What others learned from it stays.
     """
 
-    def run(self, problem: Problem) -> Network:
-        return problem.without_them(problem.network)[0]
+    def run(self, problem: Problem) -> tuple[Network, float]:
+        return problem.staying(problem.network), 0.0
 
 
 @dataclass(frozen=True)
@@ -100,10 +105,12 @@ class FineTune:
     def __post_init__(self) -> None:
         _check_counts(self)
 
-    def run(self, problem: Problem) -> Network:
-        network, masks = problem.without_them(problem.network)
-        go_on(network, masks, problem.after, problem.config, self.epochs, self.lr)
-        return network
+    def run(self, problem: Problem) -> tuple[Network, float]:
+        network, masks = problem.staying(problem.network), problem.staying_masks
+        spent = go_on(
+            network, masks, problem.after, problem.config, self.epochs, self.lr
+        )
+        return network, spent
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,7 @@ class Ascent:
     def __post_init__(self) -> None:
         _check_counts(self)
 
-    def run(self, problem: Problem) -> Network:
+    def run(self, problem: Problem) -> tuple[Network, float]:
         network = copy.deepcopy(problem.network)
         if not isinstance(network, MF):
             raise ValueError("ascent needs mf or lightgcn: use finetune or retrain")
@@ -136,6 +143,7 @@ class Ascent:
         bound = self.bound
         if bound is None:
             bound = self._held_out_loss(problem, network, draws)
+        spent = 0.0
         for _ in range(self.epochs):
             loss = ranking_loss(network, problem.before, users, items, draws)
             if float(loss.detach()) >= bound:
@@ -143,9 +151,10 @@ class Ascent:
             optimizer.zero_grad()
             (-loss).backward()
             step(optimizer, network, problem.masks)
-        network, masks = problem.without_them(network)
-        go_on(network, masks, problem.after, problem.config, self.repair)
-        return network
+            spent += network.step_flops(len(users), 1, density(problem.masks))
+        network, masks = problem.staying(network), problem.staying_masks
+        spent += go_on(network, masks, problem.after, problem.config, self.repair)
+        return network, spent
 
     def _held_out_loss(
         self, problem: Problem, network: MF, draws: torch.Generator
@@ -176,15 +185,17 @@ class RandomItems:
     def __post_init__(self) -> None:
         _check_counts(self)
 
-    def run(self, problem: Problem) -> Network:
+    def run(self, problem: Problem) -> tuple[Network, float]:
         if isinstance(problem.network, MultVAE):
             raise ValueError("random_items cannot change the histories of multvae")
         network = copy.deepcopy(problem.network)
         taught = with_random_items(
             problem.before, problem.forgotten, problem.config.seed
         )
-        go_on(network, problem.masks, taught, problem.config, self.epochs, self.lr)
-        return problem.without_them(network)[0]
+        spent = go_on(
+            network, problem.masks, taught, problem.config, self.epochs, self.lr
+        )
+        return problem.staying(network), spent
 
 
 METHODS: dict[str, type[Any]] = {
@@ -211,14 +222,14 @@ def build(name: str, options: Mapping[str, Any]) -> Method:
 def go_on(
     network: Network, masks: Mapping[str, Tensor], train: sp.csr_array, config: Config,
     epochs: int, lr: float | None = None,
-) -> None:  # fmt: skip
-    """More epochs of the training of `config`, with new moments, in place.
+) -> float:  # fmt: skip
+    """More epochs of the training of `config`, with new moments, in place; the FLOPs.
 
     The batches are those of the epochs that would have followed; at a constant learning
     rate. A batch is never larger than what there is.
     """
     if epochs == 0:
-        return
+        return 0.0
     sampler = network.sampler(
         train, min(config.batch, _examples(network, train)), config.negatives,
         config.negative_power, config.device, config.draw == "users",
@@ -233,6 +244,15 @@ def go_on(
                 gradients(batch)
                 step(optimizer, network, masks)
     network.eval()
+    each = network.step_flops(sampler.batch, config.negatives, density(masks))
+    return epochs * sampler.steps * each
+
+
+def density(masks: Mapping[str, Tensor]) -> float:
+    """Share of weights that are alive in the masked tensors; 1 without any."""
+    total = sum(mask.numel() for mask in masks.values())
+    alive = sum(int(mask.sum()) for mask in masks.values())
+    return alive / total if total else 1.0
 
 
 def step(
