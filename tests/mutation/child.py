@@ -85,15 +85,18 @@ def run_tests(
     Groups of tests run one after the other, until one fails. With `whole_files` a group
     is a list of files, and all their tests run to the end.
     """
-    hook = tree / "tests/mutation/hook"
     here = os.getcwd()
-    sys.path[:] = [str(hook), str(tree)] + [p for p in sys.path if p not in ("", here)]
+    given = [
+        os.path.abspath(p) for p in os.environ.get("PYTHONPATH", "").split(":") if p
+    ]
+    path = [str(tree / "tests/mutation/hook"), str(tree), *given]
+    sys.path[:] = path + [p for p in sys.path if p not in ("", here, *given)]
     for name in [n for n in sys.modules if n.split(".")[0] in ("tests", "apps")]:
         del sys.modules[name]
     private = tempfile.mkdtemp()
     os.environ |= {
         "MUTATION_TREE": str(tree),
-        "PYTHONPATH": f"{hook}:{tree}",
+        "PYTHONPATH": os.pathsep.join(path),
         "SPARSEKIT_CACHE": private,
         "HYPOTHESIS_STORAGE_DIRECTORY": private,
         "TMPDIR": private,

@@ -29,7 +29,7 @@ class Mutant:
     """One fault. `number` counts the faults of the file, in the order of its text.
 
     It is noticed, if at all, when a line in first ... last runs: those of its
-    statement, or of the whole function for a default value.
+    statement, or of the whole function for a default value; 0 ... 0 on import.
     """
 
     number: int
@@ -49,6 +49,7 @@ class Site:
     child: ast.AST
     replacement: ast.AST
     statement: ast.stmt
+    on_import: bool
     put: Callable[[ast.AST], None]
 
 
@@ -59,9 +60,8 @@ def mutants(source: str) -> list[Mutant]:
         child, after = site.child, site.replacement
         line = getattr(child, "lineno", site.statement.lineno)
         texts = [_short(ast.unparse(node)) for node in (child, after)]
-        found.append(
-            Mutant(number, line, *_lines(site.statement), site.operator, *texts)
-        )
+        lines = (0, 0) if site.on_import else _lines(site.statement)
+        found.append(Mutant(number, line, *lines, site.operator, *texts))
     return found
 
 
@@ -92,7 +92,9 @@ def _lines(statement: ast.stmt) -> tuple[int, int]:
     return statement.lineno, last
 
 
-def _sites(node: ast.AST, statement: ast.stmt | None = None) -> Iterator[Site]:
+def _sites(
+    node: ast.AST, statement: ast.stmt | None = None, on_import: bool = True
+) -> Iterator[Site]:
     if isinstance(node, ast.Raise | ast.JoinedStr | ast.Import | ast.ImportFrom):
         return  # what a message says is not what we test
     for field, value in ast.iter_fields(node):
@@ -106,11 +108,12 @@ def _sites(node: ast.AST, statement: ast.stmt | None = None) -> Iterator[Site]:
             put = _putter(node, field, index if isinstance(value, list) else None)
             if inside is not None:
                 for operator, replacement in _replacements(child):
-                    yield Site(operator, child, replacement, inside, put)
+                    yield Site(operator, child, replacement, inside, on_import, put)
                 if field in ("test", "ifs") and _is_worth_negating(child):
                     negated = ast.UnaryOp(ast.Not(), child)
-                    yield Site("condition", child, negated, inside, put)
-            yield from _sites(child, inside)
+                    yield Site("condition", child, negated, inside, on_import, put)
+            later = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
+            yield from _sites(child, inside, on_import and not later)
 
 
 def _putter(
