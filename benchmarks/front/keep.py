@@ -1,15 +1,15 @@
 """Run a benchmark and keep what it found, for the README and the book's first page.
 
-    python -m benchmarks.keep inference
-    python -m benchmarks.keep mlp_training --width 4096 --rounds 5
-    python -m benchmarks.keep density --as-it-is    # keep build/benchmarks/density.json
-    python -m benchmarks.front_page                 # then make table and picture anew
+    python -m benchmarks.front.keep inference
+    python -m benchmarks.front.keep mlp_training --width 4096 --rounds 5
+    python -m benchmarks.front.keep density --as-it-is     # do not run it again
+    python -m benchmarks.front.page                        # then make the pages anew
 
 `benchmarks/results/NAME.json` holds what NAME wrote to build/benchmarks (`report`) and
 how: arguments, seconds, the machine's load before and after, commit, versions, device
-and date. Speed wants a quiet machine; the load says how quiet it was. On a busy one, put
-`chrt -f 10` before the command: the benchmark then waits for nobody. It runs as `make
-bench` runs it: on one thread, unless OMP_NUM_THREADS says otherwise.
+and date. Speed wants a quiet machine; the load says how quiet it was. On a busy one
+put `chrt -f 10` before the command: the benchmark then waits for nobody. It runs as
+`make bench` runs it: on one thread, unless OMP_NUM_THREADS says otherwise.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def origin(report: Any, written: float) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.keep", description=__doc__.split("\n")[0]
+        prog="python -m benchmarks.front.keep", description=__doc__.split("\n")[0]
     )
     parser.add_argument("name", help="a file of benchmarks/, without .py")
     parser.add_argument("--as-it-is", action="store_true", help="keep, do not run")

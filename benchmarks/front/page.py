@@ -1,11 +1,11 @@
 """README and the book's first page from the same sources.
 
-    python -m benchmarks.front_page            # write picture and blocks
-    python -m benchmarks.front_page --check    # status 1 if they are not up to date
+    python -m benchmarks.front.page            # write picture and blocks
+    python -m benchmarks.front.page --check    # status 1 if they are not up to date
 
 A block stands between `<!-- NAME -->` and `<!-- /NAME -->`. Words come from
-book/front.toml, the table from `benchmarks.headlines`, the picture from
-`benchmarks.density_figure`, both from results that are kept.
+book/front.toml, the table from `benchmarks.front.headlines`, the picture from
+`benchmarks.front.picture`, both from results that are kept.
 """
 
 import argparse
@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from apps.common.ledger import scoreboard
-from benchmarks import density_figure, headlines
+from benchmarks.front import headlines
+from benchmarks.front import picture as drawing
 from benchmarks.per_sample_norms import ROOT
 from sparsekit import atomic
 
@@ -47,7 +48,7 @@ def counts() -> dict[str, int]:
 
 
 def picture(page: Path, alt: str) -> str:
-    caption = "\n".join(textwrap.wrap(density_figure.caption(), 88))
+    caption = "\n".join(textwrap.wrap(drawing.caption(), 88))
     if page == README:
         return f"![{alt}](book/_static/{PICTURE.name})\n\n*{caption}*"
     return (
@@ -109,12 +110,12 @@ def renewed(page: Path) -> str:
 def stale() -> list[Path]:
     """What does not say what the sources say."""
     pages = [p for p in (README, INDEX) if renewed(p) != p.read_text("utf-8")]
-    return pages + ([PICTURE] if density_figure.is_stale(PICTURE) else [])
+    return pages + ([PICTURE] if drawing.is_stale(PICTURE) else [])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.front_page", description=__doc__.split("\n")[0]
+        prog="python -m benchmarks.front.page", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--check", action="store_true", help="write nothing")
     args = parser.parse_args()
@@ -122,11 +123,11 @@ def main() -> int:
     names = ", ".join(path.relative_to(ROOT).as_posix() for path in found)
     if args.check:
         if found:
-            print(f"not up to date: {names}; run python -m benchmarks.front_page")
+            print(f"not up to date: {names}; run python -m benchmarks.front.page")
         return 1 if found else 0
     for path in found:
         if path == PICTURE:
-            density_figure.draw(path)
+            drawing.draw(path)
         else:
             atomic.write_text(path, renewed(path))
     print(f"written: {names}" if found else "all up to date")

@@ -1,8 +1,8 @@
 """The table of measured headlines, from results that are kept.
 
-Each row is read from a JSON file that a benchmark wrote (`benchmarks.keep`) or that the
-book keeps; a row whose file is missing is left out. Nothing is typed by hand but words.
-`benchmarks.front_page` puts the table into README and the book's first page.
+Each row is read from a JSON file that a benchmark wrote (`benchmarks.front.keep`) or
+that the book keeps; a row whose file is missing is left out. Nothing is typed by hand
+but words. `benchmarks.front.page` puts the table into README and the first page.
 """
 
 import json
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.keep import KEPT
+from benchmarks.front.keep import KEPT
 from benchmarks.per_sample_norms import ROOT
 
 RECIPES = ROOT / "book" / "results" / "full" / "dynamic-sparse-learning-recipes.json"

@@ -1,0 +1,1 @@
+"""README and the first page: results that are kept, their table, a picture."""
