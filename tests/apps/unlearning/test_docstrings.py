@@ -9,6 +9,7 @@ MODULES = (
     "attacks.confusion",
     "attacks.forgetting_score",
     "attacks.lira",
+    "attacks.relearn",
     "attacks.rmia",
     "attacks.scores",
     "attacks.targets",

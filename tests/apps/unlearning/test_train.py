@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from apps.unlearning.evaluation import ladder
 from apps.unlearning.fitting import Recipe, batches, fit
 from apps.unlearning.pruning import Pruner, prunable, train_original
 from apps.unlearning.result import load_result
-from apps.unlearning.shadows import train_shadows
+from apps.unlearning.shadows import train_groups, train_shadows
 from apps.unlearning.stages import Stage, Stages
 from apps.unlearning.train import builder
 
@@ -311,3 +312,23 @@ def test_shadow_models_tell_a_method_that_does_nothing_from_retraining(small):
     assert found.forgetting_score() < found.null_score()
     with pytest.raises(ValueError, match="at least 8"):
         train_shadows(nothing, 7)
+
+
+def test_methods_share_their_shadow_models_and_records_may_be_chosen(small):
+    config = replace(small, model="mlp", width=8, depth=1)
+    methods = {
+        "nothing": replace(config, options={"epochs": 0}),
+        "l1": replace(config, method="l1_sparse", options={"epochs": 1}),
+    }
+    seen = train_groups(methods, 8, records=lambda loaded: loaded.train)
+    alone = train_shadows(methods["l1"], 8)
+    chosen = data.load(config.dataset, config.forget, config.seed).forget.positions
+    found = seen["l1"].of_records(chosen)
+    for group in ("unlearned", "retrained", "others"):
+        assert np.array_equal(getattr(found, group), getattr(alone, group)), group
+    assert np.array_equal(seen["nothing"].retrained, seen["l1"].retrained)
+    assert not np.array_equal(seen["nothing"].unlearned, seen["l1"].unlearned)
+    with pytest.raises(ValueError, match="all other settings are equal"):
+        train_groups(methods | {"wide": replace(config, width=9)}, 8)
+    with pytest.raises(ValueError, match="at least one method"):
+        train_groups({}, 8)
