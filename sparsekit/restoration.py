@@ -7,6 +7,7 @@ class Frozen:
     """Alive weights that may not change: put back after the step, bit for bit.
 
     A gradient mask is not enough, since momentum and weight decay move a weight too.
+    On an accelerator, where picking entries waits for all work before, all are copied.
     """
 
     def __init__(self, alive: Tensor, trainable: Tensor):
@@ -22,11 +23,16 @@ class Frozen:
             self.where = where if where.any() else None
             self.versions = (self.alive._version, self.trainable._version)
         if self.where is not None:
-            self.values = parameter.detach()[self.where]
+            held = parameter.detach()
+            self.values = held[self.where] if held.is_cpu else held.clone()
 
     def restore(self, parameter: Tensor) -> None:
-        if self.where is not None and self.values is not None:
+        if self.where is None or self.values is None:
+            return
+        if parameter.is_cpu:
             parameter[self.where] = self.values
+        else:
+            parameter.copy_(parameter.where(~self.where, self.values))
 
 
 class Removed:

@@ -50,7 +50,9 @@ class Training:
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, K] in training mode, counted in the FLOPs."""
         self.flops.add_forward(len(x), torch.is_grad_enabled())
-        return self.model(x)
+        half = self.config.precision == "bf16"
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, half):
+            return self.model(x).float()
 
     def back_propagate(self, batch: Batch) -> Tensor | None:
         """Adds the gradients of the strategy's loss; returns it, None if there is none.
@@ -165,6 +167,7 @@ def build(config: Config, stream: Stream) -> Training:
     Raises ValueError for a model that does not fit the inputs, or a buffer that does
     not fit the classes.
     """
+    stream = stream.to(config.device)
     strategy = build_strategy(config)
     plan = plan_of(config, stream, strategy)
     model = build_model(config, stream)
@@ -202,6 +205,8 @@ def build_model(config: Config, stream: Stream) -> nn.Module:
         config.model, config.width, config.depth, stream.n_classes, stream.shape,
         config.seed,
     )  # fmt: skip
+    if torch.device(config.device).type == "cuda":
+        return model.to(config.device, memory_format=torch.channels_last)
     return model.to(config.device)
 
 

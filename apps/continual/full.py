@@ -1,0 +1,292 @@
+"""The GPU run: Split-CIFAR-10 with a ResNet-18, dense and sparse, and what is kept.
+
+    python -m apps.continual.full run --minutes 9 --workers 8 --out runs/a
+    python -m apps.continual.full run --minutes 9 --workers 8 --out runs/b --done runs/a
+    python -m apps.continual.full merge runs/a runs/b --results book/results
+
+A step of a batch of 32 keeps a GPU busy for a fraction of the time that it takes to
+launch, so `--workers` processes share it, a training each. They begin no training that
+would end after `--minutes`, by the pace of the slowest so far. Whatever is finished is
+in runs.json at once; a training that --out or --done holds is not repeated. `merge`
+writes the table of all runs for the chapter, and what decides its claims.
+
+The settings are those of SparCL's release (the preset sparcl-cifar10): none was chosen
+here. Shorter are `--epochs` of a task, with stages of one epoch, and `--train-size`.
+"""
+
+import argparse
+import json
+import queue
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from operator import sub, truediv
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import multiprocessing
+
+from apps.common.config import settings
+from apps.common.ledger import Ledger
+from apps.common.provenance import provenance
+from apps.continual.config import Config, preset
+from apps.continual.result import Result
+from apps.continual.train import train
+from sparsekit import atomic
+
+CHAPTER = "sparcl"
+NAME = f"{CHAPTER}-runs"
+LEAST_SEEDS = 3  # a claim with fewer stays undecided
+Key = tuple[str, int, int]  # recipe, buffer, seed
+# What claims ask for: {metric: (operation, what, recipe, recipe, buffer)}, a seed each.
+METRICS = {
+    "sparcl_minus_dense_accuracy:cifar10_95": (
+        sub, "accuracy", "sparcl-0.95", "derpp", 500,
+    ),
+    "sparcl_minus_dense_accuracy:cifar10_95_200": (
+        sub, "accuracy", "sparcl-0.95", "derpp", 200,
+    ),
+    "sparcl_minus_dense_accuracy:cifar10_75": (
+        sub, "accuracy", "sparcl-0.75", "derpp", 500,
+    ),
+    "sparcl_minus_rigl_accuracy:cifar10_95": (
+        sub, "accuracy", "sparcl-0.95", "rigl-0.95", 500,
+    ),
+    "sparcl_minus_static_accuracy:cifar10_95": (
+        sub, "accuracy", "sparcl-0.95", "static-0.95", 500,
+    ),
+    "dense_over_sparcl_flops:cifar10_95": (
+        truediv, "train_flops", "derpp", "sparcl-0.95", 500,
+    ),
+}  # fmt: skip
+ORDER = (  # of importance: recipe, buffer
+    ("derpp", 500), ("sparcl-0.95", 500), ("rigl-0.95", 500), ("static-0.95", 500),
+    ("sparcl-0.75", 500), ("sparcl-0.9", 500), ("derpp", 200), ("sparcl-0.95", 200),
+    ("snip-0.95", 500), ("finetune", 0), ("joint", 0), ("sparcl-0.75", 200),
+    ("sparcl-0.9", 200), ("rigl-0.9", 500), ("static-0.9", 500), ("snip-0.9", 500),
+)  # fmt: skip
+
+
+def recipe(name: str, buffer: int) -> Config:
+    """Settings of DER++ with a sparse method, of SparCL, or of a bound.
+
+    >>> recipe("rigl-0.95", 500).method, recipe("sparcl-0.9", 200).strategy
+    ('rigl', 'sparcl')
+    """
+    base = replace(preset("sparcl-cifar10", "full"), buffer=max(buffer, 1))
+    method, _, sparsity = name.partition("-")
+    if method == "sparcl":
+        options = {**base.strategy_options, "stage": 1}
+        return replace(base, sparsity=float(sparsity), strategy_options=options)
+    if not sparsity:  # dense
+        own = {k: base.strategy_options[k] for k in ("alpha", "beta")}
+        rehearses = name == "derpp"
+        return replace(
+            base,
+            strategy=name,
+            strategy_options=own if rehearses else {},
+            loss_over=base.loss_over if rehearses else "all",
+            method="dense",
+            keep_dense=(),
+        )
+    uniform = {} if method == "snip" else {"allocation": "uniform"}
+    dense = recipe("derpp", buffer)
+    return replace(
+        dense, method=method, sparsity=float(sparsity), options=uniform,
+        keep_dense=base.keep_dense,
+    )  # fmt: skip
+
+
+def n_steps(config: Config) -> float:
+    """About how long a training takes, in steps of DER++."""
+    size = config.train_size or 9000
+    steps = config.tasks * config.epochs * max(1, size // config.batch)
+    passes = {"finetune": 1 / 3, "joint": (config.tasks + 1) / 6}
+    return steps * passes.get(config.strategy, 1.0)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Trains as much as the time allows, in several processes."""
+    began = time.time()
+    deadline = began + 60 * arguments.minutes
+    rows = read_rows(arguments.out) if (arguments.out / "runs.json").exists() else []
+    done = {key(row) for part in arguments.done for row in read_rows(part)}
+    done |= {key(row) for row in rows}
+    jobs = [
+        (name, replace(config, seed=seed, **changes(arguments)))
+        for seed in arguments.seeds
+        for name, buffer in ORDER
+        if name in arguments.recipes and (name, buffer, seed) not in done
+        for config in [recipe(name, buffer)]
+    ]
+    context = multiprocessing.get_context("spawn")
+    todo, finished, pace = context.Queue(), context.Queue(), context.Value("d", 0.0)
+    for job in jobs:
+        todo.put(job)
+    workers = [
+        context.Process(target=work, args=(todo, finished, pace, deadline), daemon=True)
+        for _ in range(min(arguments.workers, len(jobs)))
+    ]
+    for worker in workers:
+        worker.start()
+    while any(worker.is_alive() for worker in workers) or not finished.empty():
+        try:
+            row = finished.get(timeout=0.5)
+        except queue.Empty:
+            if time.time() > deadline:
+                break
+            continue
+        if "error" in row:
+            print(f"failed: {row['recipe']}: {row['error']}", flush=True)
+            continue
+        rows.append(row)
+        write(arguments.out, rows, arguments.commit)
+        speed = row["steps"] / row["cost"]["train_seconds"]
+        print(
+            f"{time.time() - began:5.0f} s  {row['recipe']:12} {row['buffer']:3} "
+            f"seed {row['seed']}  accuracy {row['metrics']['accuracy']:.4f}  task "
+            f"{row['metrics']['task_accuracy']:.4f}  {speed:.1f} steps/s",
+            flush=True,
+        )
+    for worker in workers:
+        worker.terminate()
+    print(f"{len(rows)} trainings in {arguments.out}, {len(jobs)} were to be done")
+
+
+def work(todo: Any, finished: Any, pace: Any, deadline: float) -> None:
+    """One process: trains what comes, while it fits."""
+    torch.set_num_threads(1)
+    torch.backends.cudnn.benchmark = True
+    while True:
+        try:
+            name, config = todo.get(timeout=0.5)
+        except queue.Empty:
+            return
+        if time.time() + pace.value * n_steps(config) > deadline:
+            continue  # a shorter one may fit
+        started = time.time()
+        try:
+            result = train(config)
+        except Exception as error:  # the other trainings go on
+            finished.put({"recipe": name, "error": repr(error)})
+            continue
+        with pace.get_lock():
+            slow = (time.time() - started) / n_steps(config)
+            pace.value = max(pace.value, slow)
+        finished.put(as_row(name, result))
+
+
+def changes(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the flags change of every recipe."""
+    names = ("epochs", "train_size", "device", "precision", "dataset", "width", "part")
+    given = {name: getattr(arguments, name) for name in names}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def as_row(name: str, result: Result) -> dict[str, Any]:
+    """What is kept of a training: settings, accuracies, cost."""
+    config = result.config
+    return {
+        "recipe": name,
+        "buffer": config.buffer if result.cost["buffer_bytes"] else 0,
+        "seed": config.seed,
+        "settings": settings(config),
+        "matrix": result.matrix.tolist(),
+        "task_matrix": result.task_matrix.tolist(),
+        "metrics": {k: float(v.value) for k, v in result.metrics.items()},
+        "cost": {k: float(v) for k, v in result.cost.items()},
+        "steps": sum(row["steps"] for row in result.history),
+    }
+
+
+def key(row: dict[str, Any]) -> Key:
+    return row["recipe"], row["buffer"], row["seed"]
+
+
+def write(out: Path, rows: list[dict[str, Any]], commit: str | None) -> None:
+    origin = provenance("full")
+    origin.pop("command")  # its paths have no place in stored results
+    if commit is not None:
+        origin |= {"commit": commit, "dirty": False}
+    out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"provenance": origin, "rows": rows}, indent=1)
+    atomic.write_text(out / "runs.json", text + "\n")
+
+
+def read_rows(out: Path) -> list[dict[str, Any]]:
+    return json.loads((out / "runs.json").read_text())["rows"]
+
+
+def merge(parts: Iterable[Path], results: Path) -> list[Path]:
+    """One table of the runs of all parts, in the order of `ORDER`, and the ledger.
+
+    Where it comes from is said by the first part. Raises ValueError if parts differ in
+    what all recipes share.
+    """
+    parts = list(parts)
+    found = {key(row): row for part in parts for row in read_rows(part)}
+    same = ("dataset", "width", "epochs", "train_size", "precision", "part", "lr")
+    for name in same:
+        values = {row["settings"].get(name) for row in found.values()}
+        if len(values) > 1:
+            raise ValueError(f"the parts differ in {name}: {sorted(map(str, values))}")
+    rows = sorted(found.values(), key=lambda r: (ORDER.index(key(r)[:2]), r["seed"]))
+    origin = json.loads((parts[0] / "runs.json").read_text())["provenance"]
+    path = results / "full" / f"{NAME}.json"
+    text = json.dumps({"provenance": origin, "rows": rows}, indent=1)
+    atomic.write_text(path, text + "\n")
+    ledger = Ledger(CHAPTER, "full", folder=results, provenance=origin)
+    for metric, (operation, what, first, second, buffer) in METRICS.items():
+        pairs = {
+            seed: [found.get((name, buffer, seed)) for name in (first, second)]
+            for seed in sorted({row["seed"] for row in rows})
+        }
+        values = {
+            seed: operation(*((row["metrics"] | row["cost"])[what] for row in both))
+            for seed, both in pairs.items()
+            if None not in both
+        }
+        if len(values) >= LEAST_SEEDS:
+            ledger.record(metric, list(values.values()), seeds=list(values))
+    return [path, ledger.path]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns 2 for a usage error."""
+    names = list(dict.fromkeys(name for name, _ in ORDER))
+    parser = argparse.ArgumentParser(prog="python -m apps.continual.full")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    running = verbs.add_parser("run", help="train, within the time")
+    running.add_argument("--out", type=Path, required=True)
+    running.add_argument("--done", type=Path, nargs="*", default=[])
+    running.add_argument("--minutes", type=float, default=9.0)
+    running.add_argument("--workers", type=int, default=8)
+    running.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    running.add_argument("--recipes", nargs="+", choices=names, default=names)
+    running.add_argument("--epochs", type=int, default=5)
+    running.add_argument("--train-size", type=int, help="of each task, at most")
+    running.add_argument("--precision", choices=["float32", "bf16"], default="bf16")
+    running.add_argument("--device", default="cuda")
+    running.add_argument("--part", help="validation, to choose settings")
+    running.add_argument("--dataset", help="another one, for a trial")
+    running.add_argument("--width", type=int, help="fewer filters, for a trial")
+    running.add_argument("--commit", help="of the code, where there is no checkout")
+    merging = verbs.add_parser("merge", help="parts into the book's results")
+    merging.add_argument("parts", type=Path, nargs="+")
+    merging.add_argument("--results", type=Path, required=True)
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.verb == "run":
+            run(arguments)
+        else:
+            print(*merge(arguments.parts, arguments.results), sep="\n")
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
