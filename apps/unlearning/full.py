@@ -26,7 +26,9 @@ import numpy as np
 from apps.common.config import settings
 from apps.common.ledger import Ledger
 from apps.common.provenance import provenance
-from apps.unlearning.full_plan import FORGET, plan, work
+from apps.unlearning.config import Config
+from apps.unlearning.full_plan import Task, plan, work
+from apps.unlearning.full_settings import FORGET, base
 from sparsekit import atomic
 
 CHAPTER = "prune-first-then-unlearn"
@@ -95,9 +97,7 @@ def begin_work(arguments: argparse.Namespace) -> None:
     work(arguments.work, tasks_of(arguments), searched(arguments), worker.run)
 
 
-def configured(arguments: argparse.Namespace):
-    from apps.unlearning.full_worker import base
-
+def configured(arguments: argparse.Namespace) -> Config:
     named = {"epochs": arguments.epochs, "dataset": arguments.dataset}
     changes = {name: value for name, value in named.items() if value is not None}
     if arguments.profile == "smoke":
@@ -105,7 +105,7 @@ def configured(arguments: argparse.Namespace):
     return base(arguments.profile, **changes)
 
 
-def tasks_of(arguments: argparse.Namespace):
+def tasks_of(arguments: argparse.Namespace) -> list[Task]:
     lists = arguments.search, arguments.seeds, arguments.control
     return plan(*lists, arguments.timed)
 

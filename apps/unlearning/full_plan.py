@@ -20,10 +20,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from apps.unlearning.full_settings import FORGET, PRUNERS
 from sparsekit import atomic
-
-FORGET = {"class": "class:3", "random": "random:0.1"}
-PRUNERS = ("dense", "omp")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,19 @@ from torch import Tensor, nn
 
 from apps.common.images import Split
 from apps.unlearning import data, metrics
-from apps.unlearning.config import Config, preset
+from apps.unlearning.config import Config
 from apps.unlearning.data import Data, subset
 from apps.unlearning.fitting import fit, mixed
-from apps.unlearning.full_plan import FORGET, Task, searched
+from apps.unlearning.full_plan import Task, searched
+from apps.unlearning.full_settings import (
+    CANDIDATES,
+    COMMON,
+    DECIMALS,
+    FORGET,
+    PROVENANCE,
+    PUBLISHED,
+    USABLE,
+)
 from apps.unlearning.pruning import Pruner, masks_of, prunable, untrained_masks
 from apps.unlearning.stages import Stages
 from apps.unlearning.train import builder, measure
@@ -28,41 +36,6 @@ from apps.unlearning.unlearners.influence import Influence
 from apps.unlearning.unlearning import unlearn
 from sparsekit import atomic
 from sparsekit.methods.oneshot import OneShot
-
-PROVENANCE = {"dense": "data-free", "omp": "with-forget-data", "random": "data-free"}
-COMMON: dict[str, dict[str, Any]] = {
-    "finetune": {"epochs": 2},
-    "gradient_ascent": {"epochs": 5},
-    "fisher": {"samples": 200},
-    "influence": {"samples": 200, "precision": "float32"},
-    "l1_sparse": {"epochs": 2},
-}
-LRS = (0.01, 0.03, 0.1, 0.2, 0.4, 0.8)
-# As many for each method, for each forget set, for dense and for sparse networks.
-CANDIDATES: dict[str, list[dict[str, Any]]] = {
-    "finetune": [{"lr": lr} for lr in LRS],
-    "gradient_ascent": [{"lr": x} for x in (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)],
-    "fisher": [{"alpha": x} for x in (1e-10, 1e-9, 3e-9, 1e-8, 3e-8, 1e-7)],
-    "influence": [{"damping": x} for x in (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3)],
-    "l1_sparse": [
-        {"lr": lr, "gamma": gamma}
-        for lr, gamma in product((0.05, 0.2), (2e-5, 1e-4, 3e-4))
-    ],
-}
-PUBLISHED: dict[str, dict[str, Any]] = {  # ten epochs, whatever that costs here
-    "finetune": {"epochs": 10, "lr": 0.01},
-    "gradient_ascent": {"epochs": 5, "lr": 1e-4, "batchnorm": "train", "bound": False},
-    "l1_sparse": {"epochs": 10, "lr": 0.01, "gamma": 5e-4},
-}
-USABLE = 0.05  # of RA may be lost on the validation part, for the second choice
-DECIMALS = 3  # of confidences, for the published membership attack
-
-
-def base(profile: str = "laptop", **changes: Any) -> Config:
-    """CIFAR-10 and ResNet-18 as in the paper, with 36 epochs in place of 182."""
-    short = {"epochs": 36, "rewind": 2, "lr": 0.2, "schedule": "one-cycle"}
-    return preset("cifar10-class", profile, **(short | changes))
-
 
 Trained = tuple[Data, nn.Module, dict[str, Tensor], nn.Module]
 
