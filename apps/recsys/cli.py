@@ -28,6 +28,8 @@ from apps.recsys.budget_cli import BUDGET_VERBS
 from apps.recsys.compare import compare
 from apps.recsys.comparison import load_comparison
 from apps.recsys.config import MODELS, PRESETS, Config, Source
+from apps.recsys.forget_cli import FORGET_VERBS
+from apps.recsys.forgetting.forget import AUDIT
 from apps.recsys.metrics import (
     by_activity,
     by_popularity,
@@ -191,6 +193,9 @@ def print_result(result: Result) -> None:
     print("\n".join(line.rstrip() for line in aligned(metric_rows(result))))
     n = next(iter(result.metrics.values())).n
     print(f"means over {n:,} users of the test part, with 95 % intervals\n")
+    for name, interval in result.metrics.items():
+        if name.startswith(AUDIT):
+            print(f"{name}: {shown(interval, 4)}")
     print(f"{'epoch':16}{result.epoch} of {len(result.history)} trained")
     for name, value in result.cost.items():
         digits = 0 if value == round(value) or value >= 1000 else 2
@@ -199,9 +204,11 @@ def print_result(result: Result) -> None:
 
 def metric_rows(result: Result) -> list[dict[str, str]]:
     """A row for each metric, a column for each length of the lists."""
-    columns = list(dict.fromkeys(name.partition("@")[2] for name in result.metrics))
+    ranked = [name for name in result.metrics if not name.startswith(AUDIT)]
+    columns = list(dict.fromkeys(name.partition("@")[2] for name in ranked))
     rows: dict[str, dict[str, str]] = {}
-    for name, interval in result.metrics.items():
+    for name in ranked:
+        interval = result.metrics[name]
         metric, _, k = name.partition("@")
         blank = {"metric": metric} | {f"@{column}": "" for column in columns}
         row = rows.setdefault(metric, blank)
@@ -219,4 +226,5 @@ VERBS = {
     **BUDGET_VERBS,
     **AUGMENT_VERBS,
     **SERVING_VERBS,
+    **FORGET_VERBS,
 }

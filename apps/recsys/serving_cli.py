@@ -25,6 +25,7 @@ from apps.recsys.artefact import Artefact, load, save
 from apps.recsys.config import Source, Value
 from apps.recsys.export import Users, artefact_of
 from apps.recsys.fold_in import mean_square
+from apps.recsys.forgetting.request import Forgotten
 from apps.recsys.models.als import ALS
 from apps.recsys.models.closed_form import EASE, ItemKNN
 from apps.recsys.models.closed_form import Recommender as Settings
@@ -195,6 +196,8 @@ def update_command(argv: list[str]) -> None:
     )  # fmt: skip
     if config.rating is not None:
         log = interactions.at_least(log, config.rating)
+    if config.without is not None:
+        log = Forgotten.load(config.without).passed(log)
     newer = updated(load(path), log)
     save(config.out or path, newer)
     news = newer.about["updates"][-1]
@@ -302,6 +305,8 @@ def _trained(config: ExportConfig, folder: Path) -> Artefact:
 def _shown(config: Source) -> dict[str, Any]:
     """Settings without the folders of this machine."""
     shown = {k: v for k, v in settings(config).items() if k not in ("run", "test")}
+    if config.without is not None:
+        shown["without"] = config.without.name
     return shown | {"dataset": Path(config.dataset).name}
 
 

@@ -70,7 +70,7 @@ def updated(artefact: Artefact, log: Interactions) -> Artefact:
         touched = np.flatnonzero(np.diff(new.indptr))
         model = _factors(artefact.model, old, history, touched)
     else:
-        model = _refitted(artefact, history)
+        model = refitted(artefact, history)
     added = len(item_ids) - len(artefact.item_ids)
     texts, tags = _columns(artefact, log, item_ids, added)
     popularity = np.zeros(shape[1], np.int64)
@@ -198,7 +198,11 @@ def _scale(
     return trained / before if trained > 0 and before > 0 else 1.0
 
 
-def _refitted(artefact: Artefact, history: sp.csr_array) -> LinearScorer:
+def refitted(artefact: Artefact, history: sp.csr_array) -> LinearScorer:
+    """Item weights fitted on other histories, by the settings that the file tells.
+
+    Raises ValueError if it tells none.
+    """
     told = dict(artefact.about.get("model", {}))
     name, keep = told.pop("name", None), told.pop("keep", None)
     if name not in REFITTED:

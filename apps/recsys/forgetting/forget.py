@@ -10,6 +10,7 @@ and the same call begins again.
 """
 
 import hashlib
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -41,6 +42,8 @@ from apps.recsys.splits import Dataset
 from apps.recsys.train import train
 
 EXACT = "retrain"
+FEWEST = 4  # values for an interval
+AUDIT = "forgetting: "  # what names of the audit's metrics begin with
 
 
 @dataclass(frozen=True)
@@ -132,39 +135,40 @@ def audit(
     data: the parts before. references: trained without what is forgotten; the first is
     what differences refer to and the attack's null, the others calibrate it.
 
-    ndcg@20_minus_retrained: over users; same_items@20: of the lists, beside
-    same_items@20_of_retrained, of two retrained models; auc_users, auc_items,
-    auc_interactions: 1/2 if nothing gives away that the model has learned from them;
-    auc_..._before: of the model as it was, without their rows.
+    "ndcg@20 minus retrained": over users; "same items": of the lists, beside "same
+    items, two retrained"; "their items in neighbours' lists"; "auc users",
+    "auc items", "auc interactions": 1/2 if nothing tells the model from a retrained
+    one; "auc ..., row dropped": of the model as it was, without their rows. All names
+    begin with `AUDIT`. Fewer than `FEWEST` users or the like are too few for an attack.
     """
     first, others = references[0], references[1:]
     ours, theirs = result.evaluation, first.evaluation
     found = {
-        f"{name}_minus_retrained": effects.difference(
+        f"{name} minus retrained": effects.difference(
             ours.values[name], theirs.values[name]
         )
         for name in ("ndcg@20", "recall@20")
     }
-    found |= _means("same_items@20", effects.same_items(ours.ranked, theirs.ranked))
+    found |= _means("same items", effects.same_items(ours.ranked, theirs.ranked))
     groups = groups_of(problem, request, data)
     if groups.users.shape[0]:
-        for label, ranked in (("", ours.ranked), ("_of_retrained", theirs.ranked)):
+        for label, ranked in (("", ours.ranked), (", retrained", theirs.ranked)):
             shares = effects.in_neighbours_lists(ranked, problem.after, groups.users)
-            found |= _means(f"forgotten_in_lists@20{label}", shares)
+            found |= _means(f"their items in neighbours' lists{label}", shares)
     if not others:
-        return found
+        return _named(found)
     same = effects.same_items(theirs.ranked, others[0].evaluation.ranked)
-    found |= _means("same_items@20_of_retrained", same)
+    found |= _means("same items, two retrained", same)
     before, _ = methods.Drop().run(problem)
     for kind, fit in groups.fits().items():
         null, *calibrating = (fit(reference.model) for reference in references)
         null = membership.calibrated(null, calibrating)
-        for label, model in (("", result.model), ("_before", before.fitted())):
+        for label, model in (("", result.model), (", row dropped", before.fitted())):
             own = membership.calibrated(fit(model), calibrating)
             both = np.isfinite(own) & np.isfinite(null)
-            if both.any():
-                found[f"auc_{kind}{label}"] = attack(own[both], null[both]).auc
-    return found
+            if both.sum() >= FEWEST:
+                found[f"auc {kind}{label}"] = attack(own[both], null[both]).auc
+    return _named(found)
 
 
 @dataclass(frozen=True)
@@ -257,9 +261,18 @@ def _tested(
     )  # fmt: skip
 
 
+def _named(found: dict[str, Interval]) -> dict[str, Interval]:
+    return {f"{AUDIT}{name}": interval for name, interval in found.items()}
+
+
 def _means(name: str, values: np.ndarray) -> dict[str, Interval]:
+    """With an interval from `FEWEST` values on."""
     known = values[~np.isnan(values)]
-    return {name: mean_interval(known)} if len(known) else {}
+    if len(known) == 0:
+        return {}
+    if len(known) < FEWEST:
+        return {name: Interval(float(known.mean()), math.nan, math.nan, len(known))}
+    return {name: mean_interval(known)}
 
 
 def _places(look: Sequence[str | Path] | None, run: Path) -> list[Path]:

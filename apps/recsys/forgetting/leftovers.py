@@ -26,20 +26,22 @@ class Leftover:
 
 
 def leftovers(
-    folders: Iterable[Path], request: Request, dataset: str, new: Path
+    folders: Iterable[Path], request: Request, dataset: str | None, new: Path
 ) -> list[Leftover]:
-    """Files below the folders, by path. new: the run that has forgotten, left out.
+    """Files below the folders, by path. new: what has forgotten, left out.
 
     A run on `dataset` whose own list does not hold all of the request counts with all
-    of its files; nothing is said of runs on other data sets. Raises FileNotFoundError
-    for a folder that is not there.
+    of its files; nothing is said of runs on other data sets, or without a `dataset` of
+    runs at all. Raises FileNotFoundError for a folder that is not there.
     """
     found: dict[Path, str] = {}
     for folder in folders:
         if not folder.is_dir():
             raise FileNotFoundError(f"no folder {folder} to look for leftovers in")
         for config in sorted(folder.rglob("config.toml")):
-            if not _within(config, new) and _has_learned(config, request, dataset):
+            if dataset is None or _within(config, new):
+                continue
+            if _has_learned(config, request, dataset):
                 found |= dict.fromkeys(_files(config.parent), "a run that learned it")
         for path in _files(folder):
             if path not in found and not _within(path, new):

@@ -2,7 +2,7 @@
 
     Drop()                       their rows and edges go, nothing else: the naive way
     FineTune(epochs=5)           ... then training goes on without them
-    Ascent(epochs=5, repair=2)   first their interactions' loss is raised, to a bound
+    Ascent(epochs=20, repair=3)  first their interactions' loss is raised, to a bound
     RandomItems(epochs=5)        first they are taught random items
 
 `retrain`, the gold standard, is `train` with `without` and not here. A sparse table
@@ -121,14 +121,15 @@ class Ascent:
     the last is the first after which their mean loss is `bound` or more. Without a
     bound ascent has no end: it makes what is forgotten conspicuous.
 
-    epochs, lr: of the ascent. bound: a loss; default: that of held-out interactions.
-    repair: epochs of fine-tuning afterwards. For mf and lightgcn.
+    epochs: steps of ascent, at most. lr: theirs; default: that of the training. bound:
+    a loss; default: that of held-out interactions. repair: epochs of fine-tuning
+    afterwards. For mf and lightgcn.
     """
 
     epochs: int = 20
-    lr: float = 0.003
+    lr: float | None = None
     bound: float | None = None
-    repair: int = 2
+    repair: int = 3
 
     def __post_init__(self) -> None:
         _check_counts(self)
@@ -137,7 +138,9 @@ class Ascent:
         network = copy.deepcopy(problem.network)
         if not isinstance(network, MF):
             raise ValueError("ascent needs mf or lightgcn: use finetune or retrain")
-        optimizer = torch.optim.Adam(network.parameters(), lr=self.lr)
+        optimizer = torch.optim.Adam(
+            network.parameters(), lr=self.lr or problem.config.lr
+        )
         draws = torch.Generator().manual_seed(problem.config.seed)
         users, items = np.divmod(problem.forgotten, problem.before.shape[1])
         bound = self.bound

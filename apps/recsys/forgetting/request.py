@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from apps.recsys.interactions import Interactions, rows_of
 from apps.recsys.reading import Columns, read
 from apps.recsys.splits import PARTS, Dataset, Times
 from sparsekit import atomic
@@ -47,20 +48,20 @@ class Request:
             ("user", self.users, data.user_ids),
             ("item", self.items, data.item_ids),
         ):
-            _refuse_twice(what, ids)
-            missing = sorted(set(ids) - set(known))
-            if missing:
-                raise ValueError(f"no {what} {_listed(missing)} in {data.name}")
+            refuse_twice(what, ids)
+            there = set(known)
+            found = [name if name in there else None for name in ids]
+            refuse_unknown(what, ids, found, data.name)
             if len(ids) == len(known):
                 raise ValueError(
                     f"these are all {len(ids):,} {what}s of {data.name}: nothing is "
                     "left to recommend from; delete the model"
                 )
-        _refuse_twice("interaction", self.pairs)
-        known_pairs = interactions_of(data)
-        missing_pairs = [pair for pair in self.pairs if pair not in known_pairs]
-        if missing_pairs:
-            raise ValueError(f"no interaction {_listed(missing_pairs)} in {data.name}")
+        refuse_twice("interaction", self.pairs)
+        if self.pairs:
+            pairs = interactions_of(data)
+            found = [pair if pair in pairs else None for pair in self.pairs]
+            refuse_unknown("interaction", self.pairs, found, data.name)
 
 
 def read_request(
@@ -159,6 +160,18 @@ class Forgotten:
     def holds_pair(self, user: str, item: str) -> bool:
         return self.hash("pair", user, item) in self.pairs
 
+    def passed(self, log: Interactions) -> Interactions:
+        """The interactions of a log that are not in the list, so that nobody comes back
+        with an update. ValueError if none is left."""
+        users = np.array([self.hash("user", u) in self.users for u in log.user_ids])
+        items = np.array([self.hash("item", i) in self.items for i in log.item_ids])
+        stays = ~(users[log.users] | items[log.items])
+        if self.pairs:
+            for row in np.flatnonzero(stays):
+                pair = log.user_ids[log.users[row]], log.item_ids[log.items[row]]
+                stays[row] = not self.holds_pair(*pair)
+        return rows_of(log, np.flatnonzero(stays), "forgotten")
+
     def remove(self, data: Dataset) -> Dataset:
         """`data` without users, items and interactions of the list, numbered anew.
 
@@ -241,18 +254,25 @@ def _hashes(values: Any) -> frozenset[str]:
     return frozenset(values)
 
 
-def _refuse_twice(what: str, names: Sequence[Any]) -> None:
+def refuse_unknown(
+    what: str, names: Sequence[Any], found: Sequence[Any], where: str
+) -> None:
+    """ValueError that lists the names for which None was found."""
+    missing = [n for n, hit in zip(names, found, strict=True) if hit is None]
+    if missing:
+        shown = ", ".join(repr(name)[:100] for name in missing[:SHOWN])
+        more = f" and {len(missing) - SHOWN} more" * (len(missing) > SHOWN)
+        raise ValueError(f"no {what} {shown}{more} in {where}")
+
+
+def refuse_twice(what: str, names: Sequence[Any]) -> None:
+    """ValueError for the first name that is there a second time."""
     if len(set(names)) < len(names):
         seen: set[Any] = set()
         for name in names:
             if name in seen:
                 raise ValueError(f"{what} {name!r} is named twice")
             seen.add(name)
-
-
-def _listed(names: Sequence[Any]) -> str:
-    shown = ", ".join(repr(name)[:100] for name in names[:SHOWN])
-    return shown + f" and {len(names) - SHOWN} more" * (len(names) > SHOWN)
 
 
 def _rows(table: Any, rows: np.ndarray) -> Any:

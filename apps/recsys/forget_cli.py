@@ -1,0 +1,128 @@
+"""The command `forget`: in a finished run, or in an exported file.
+
+sparsekit recsys forget --run runs/a --users 42 17 --out runs/b
+sparsekit recsys forget --run runs/a --items 50 --method finetune --out runs/b
+sparsekit recsys forget --run runs/a --interactions gone.csv --references 3 --out runs/b
+sparsekit recsys forget --file ease.safetensors --users 42 --out ease.safetensors
+"""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from apps.common.config import RunConfig, parse
+from apps.common.verbs import Verbs, required
+from apps.recsys.artefact import load, save
+from apps.recsys.config import Value
+from apps.recsys.forgetting.files import without
+from apps.recsys.forgetting.leftovers import Leftover
+from apps.recsys.forgetting.request import Request, read_request
+from apps.recsys.reading import Columns
+from apps.recsys.scoring import FactorScorer
+
+
+@dataclass(frozen=True)
+class ForgetConfig(RunConfig):
+    """Writes a run, or a file, that has forgotten users, items or interactions.
+
+    Args:
+        run: folder of a finished run.
+        file: in place of a run: what `export` wrote.
+        users: ids, or one .txt file with an id a line.
+        items: likewise.
+        interactions: a file with a user and an item a row: .csv, .tsv, .parquet.
+        columns: names in that file: user, item.
+        method: of a run: retrain (exact), finetune, ascent, random_items or drop. Of a
+            file: refit or downdate (item weights, exact), or drop (vectors). Default:
+            retrain; for a file refit.
+        options: of the method, as epochs=5.
+        references: of a run: models to train without them, with other seeds, to compare
+            with: 1 for the differences to retraining, 2 or more for an attack as well.
+        look: folders to search for files that still hold them; default: where the run
+            or file is.
+        out: the new folder, or file.
+    """
+
+    run: Path | None = None
+    file: Path | None = None
+    users: tuple[str, ...] = ()
+    items: tuple[str, ...] = ()
+    interactions: Path | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    method: str | None = None
+    options: dict[str, Value] = field(default_factory=dict)
+    references: int = 0
+    look: tuple[Path, ...] = ()
+
+
+def forget_command(argv: list[str]) -> None:
+    """Forget users, items or interactions, in a run or in an exported file.
+
+    sparsekit recsys forget --run runs/lightgcn --users 42 17 --out runs/forgotten
+    sparsekit recsys forget --file ease.safetensors --users 42 --out newer.safetensors
+    """
+    config = parse(ForgetConfig, argv)
+    out = required(config.out, "out")
+    if (config.run is None) == (config.file is None):
+        raise ValueError("give --run, a finished training, or --file, from export")
+    unknown = sorted(set(config.columns) - {"user", "item"})
+    if unknown:
+        raise ValueError(f"columns of interactions are user and item, not {unknown[0]}")
+    request = read_request(
+        config.users, config.items, config.interactions, Columns(**config.columns)
+    )
+    if config.run is not None:
+        _in_run(config, config.run, request, out)
+    else:
+        _in_file(config, required(config.file, "file"), request, out)
+
+
+def _in_run(config: ForgetConfig, run: Path, request: Request, out: Path) -> None:
+    from apps.recsys.forgetting.forget import (  # torch
+        AUDIT,
+        EXACT,
+        FEWEST,
+        forget,
+    )
+
+    method = config.method or EXACT
+    done = forget(
+        run, request, method, out=out, options=config.options,
+        references=config.references, look=config.look or None,
+    )  # fmt: skip
+    users, items = done.result.data.shape
+    exact = "exact" if method == EXACT else "not exact"
+    print(f"{out}: {users:,} users and {items:,} items stay; {method}, {exact}")
+    print(f"{done.seconds:.2f} s")
+    shown = {"ndcg@20": done.result.metrics["ndcg@20"]}
+    for name, interval in done.result.metrics.items():
+        if name.startswith(AUDIT):
+            shown[name.removeprefix(AUDIT)] = interval
+    for name, value in shown.items():
+        ends = "" if math.isnan(value.low) else f" [{value.low:.4f}, {value.high:.4f}]"
+        print(f"  {name:46}{value.value:.4f}{ends}")
+    if config.references > 1 and not any(name.startswith("auc") for name in shown):
+        print(f"  an attack needs {FEWEST} users, items or interactions")
+    _print_leftovers(done.leftovers)
+
+
+def _in_file(config: ForgetConfig, path: Path, request: Request, out: Path) -> None:
+    from apps.recsys.forgetting.leftovers import leftovers
+
+    if config.options or config.references:
+        raise ValueError("options and references are of a run: leave them out")
+    newer = without(load(path), request, config.method or "refit")
+    save(out, newer)
+    print(f"{out}: {len(newer.user_ids):,} users and {len(newer.item_ids):,} items")
+    if isinstance(newer.model, FactorScorer):
+        print("their rows are gone; what item vectors learned from them stays")
+    _print_leftovers(leftovers(config.look or (path.parent,), request, None, out))
+
+
+def _print_leftovers(found: list[Leftover]) -> None:
+    print(f"\n{len(found)} files still hold them, or learned from them")
+    for one in found:
+        print(f"  {one.path}: {one.why}")
+
+
+FORGET_VERBS: Verbs = {"forget": forget_command}
