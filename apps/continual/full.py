@@ -61,12 +61,15 @@ METRICS = {
         truediv, "train_flops", "derpp", "sparcl-0.95", 500,
     ),
 }  # fmt: skip
-ORDER = (  # of importance: recipe, buffer
+FIRST = (  # what decides claims, of all seeds: recipe, buffer
     ("derpp", 500), ("sparcl-0.95", 500), ("rigl-0.95", 500), ("static-0.95", 500),
     ("sparcl-0.75", 500), ("sparcl-0.9", 500), ("derpp", 200), ("sparcl-0.95", 200),
-    ("snip-0.95", 500), ("finetune", 0), ("joint", 0), ("sparcl-0.75", 200),
+)  # fmt: skip
+THEN = (
+    ("finetune", 0), ("joint", 0), ("snip-0.95", 500), ("sparcl-0.75", 200),
     ("sparcl-0.9", 200), ("rigl-0.9", 500), ("static-0.9", 500), ("snip-0.9", 500),
 )  # fmt: skip
+ORDER = FIRST + THEN
 
 
 def recipe(name: str, buffer: int) -> Config:
@@ -116,8 +119,9 @@ def run(arguments: argparse.Namespace) -> None:
     done |= {key(row) for row in rows}
     jobs = [
         (name, replace(config, seed=seed, **changes(arguments)))
+        for some in (FIRST, THEN)
         for seed in arguments.seeds
-        for name, buffer in ORDER
+        for name, buffer in some
         if name in arguments.recipes and (name, buffer, seed) not in done
         for config in [recipe(name, buffer)]
     ]
