@@ -26,6 +26,22 @@ def test_streamed_scores(tmp_path):
     assert "| 5,000 |" in table
 
 
+def test_density(tmp_path):
+    """A training an arm; the same masks give the same accuracy on either engine."""
+    out = tmp_path / "density.json"
+    command = [sys.executable, "-m", "benchmarks.density", "--quick"]
+    command += ["--out", str(out)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    report = json.loads(out.read_text())
+    weights = {row["arm"]: row["weights"] for row in report["trainings"]}
+    assert set(weights) == {"dense", "rigl", "static", "masked", "narrow"}
+    assert weights["rigl"] == weights["static"] == weights["masked"]
+    assert weights["narrow"] <= weights["rigl"] < 1.05 * weights["narrow"]
+    accuracy = {row["arm"]: row["accuracy"]["value"] for row in report["rows"]}
+    assert abs(accuracy["rigl"] - accuracy["masked"]) < 0.02  # the same up to rounding
+    assert "| rigl | 10% | 1 |" in out.with_suffix(".md").read_text()
+
+
 def test_per_sample_norms(tmp_path):
     """Methods agree with a loop in float64, and numba and pandas are not needed."""
     (tmp_path / "numba.py").write_text("raise ImportError('not on this machine')\n")

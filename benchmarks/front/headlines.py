@@ -165,6 +165,6 @@ def under(origins: list[dict[str, Any]]) -> str:
     return (
         f"*{'; '.join(devices)}; torch {', '.join(torch)}; {when}. Times of steps, "
         "images and evaluations are medians of ratios within interleaved rounds; "
-        "brackets are 95 % intervals over five seeds. Each JSON holds the load of the "
+        "brackets are 95 % intervals over seeds. Each JSON holds the load of the "
         "machine while it was measured.*"
     )

@@ -59,7 +59,7 @@ def keep(name: str, arguments: list[str], as_it_is: bool = False) -> Path:
         "arguments": arguments,
         "seconds": seconds,
         "load": [round(load, 2) for load in loads],
-        "priority": priority(),
+        "priority": "unknown" if as_it_is else priority(),
         "provenance": origin(report, written),
         "report": report,
     }
@@ -80,6 +80,8 @@ def origin(report: Any, written: float) -> dict[str, Any]:
     own = report.pop("provenance", None) if isinstance(report, dict) else None
     if own is None:
         own = provenance("full")
+        if written < time.time() - 3600:  # of an earlier checkout, perhaps
+            own["commit"], own["dirty"] = None, None
         own["date"] = datetime.fromtimestamp(written, UTC).date().isoformat()
     return {key: value for key, value in own.items() if key != "command"}
 

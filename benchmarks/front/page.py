@@ -5,10 +5,12 @@
 
 A block stands between `<!-- NAME -->` and `<!-- /NAME -->`. Words come from
 book/front.toml, the table from `benchmarks.front.headlines`, the picture from
-`benchmarks.front.picture`, both from results that are kept.
+`benchmarks.front.picture`, the tables of book/scale.md from `benchmarks.scale`, all
+from results that are kept.
 """
 
 import argparse
+import json
 import re
 import sys
 import textwrap
@@ -18,18 +20,24 @@ from pathlib import Path
 from typing import Any
 
 from apps.common.ledger import scoreboard
+from benchmarks import scale
 from benchmarks.front import headlines
 from benchmarks.front import picture as drawing
+from benchmarks.front.keep import KEPT
 from benchmarks.per_sample_norms import ROOT
 from sparsekit import atomic
 
 README, INDEX = ROOT / "README.md", ROOT / "book" / "index.md"
+SCALE = ROOT / "book" / "scale.md"
 PICTURE = ROOT / "book" / "_static" / "density.svg"
 FRONT = ROOT / "book" / "front.toml"
 
 
 def blocks(page: Path) -> dict[str, str]:
     """{name: text} of every block of a page."""
+    if page == SCALE:
+        report = json.loads((KEPT / "scale.json").read_text("utf-8"))["report"]
+        return {"scale": scale.markdown(report), "beyond": scale.beyond(report)}
     front = tomllib.loads(FRONT.read_text("utf-8"))
     return {
         "about": front["about"].strip(),
@@ -51,9 +59,10 @@ def picture(page: Path, alt: str) -> str:
     caption = "\n".join(textwrap.wrap(drawing.caption(), 88))
     if page == README:
         return f"![{alt}](book/_static/{PICTURE.name})\n\n*{caption}*"
+    # As HTML: a {figure} would take number 1 from the chapters' figures.
     return (
-        f"```{{figure}} _static/{PICTURE.name}\n:name: front-density\n:alt: {alt}\n\n"
-        f"{caption}\n```"
+        f'<figure>\n<img src="_static/{PICTURE.name}" alt="{alt}">\n'
+        f"<figcaption>\n{caption}\n</figcaption>\n</figure>"
     )
 
 
@@ -109,7 +118,8 @@ def renewed(page: Path) -> str:
 
 def stale() -> list[Path]:
     """What does not say what the sources say."""
-    pages = [p for p in (README, INDEX) if renewed(p) != p.read_text("utf-8")]
+    pages = [README, INDEX, *([SCALE] if (KEPT / "scale.json").is_file() else [])]
+    pages = [p for p in pages if renewed(p) != p.read_text("utf-8")]
     return pages + ([PICTURE] if drawing.is_stale(PICTURE) else [])
 
 

@@ -49,8 +49,8 @@ def caption() -> str:
         f"Whole trainings of an MLP, {report['width']:,} units a layer, on MNIST, "
         f"{report['epochs']} epochs each. Dense: {told('dense', 1.0)}; with a tenth of "
         f"the weights from the first step on, in values mode: {told('rigl', 0.1)}; the "
-        f"same masks on dense kernels: {told('masked', 0.1)}; a dense network that is as "
-        f"narrow as that has weights: {told('narrow', 0.1)}. Means and 95 % intervals "
+        f"same masks on dense kernels: {told('masked', 0.1)}; a dense network as "
+        f"narrow as that has weights: {told('narrow', 0.1)}. Means, 95 % intervals "
         f"over {seeds} seeds, of times of masks over {masked}; {origin['device']}, "
         f"{origin['date']}."
     )
