@@ -61,6 +61,8 @@ def downdated(
             "must be about the same users and items"
         )
     inverse = inverse_of(weights, before, l2)
+    if not (np.diag(inverse) > 0).all():
+        raise ValueError("the weights are not those of `before` with this l2")
     old, new = _binary(before), _binary(after)
     empty = np.flatnonzero((_degrees(new) == 0) & (_degrees(old) > 0))
     if len(empty):
@@ -77,10 +79,7 @@ def downdated(
         products = rows @ inverse
         core = np.diag(signs) + products @ rows.T
         inverse -= products.T @ la.solve(core, products, assume_a="sym")
-    diagonal = np.diag(inverse)
-    if not (diagonal > 0).all():
-        raise ValueError("the weights are not those of `before` with this l2")
-    weights = inverse / -diagonal
+    weights = inverse / -np.diag(inverse)
     weights[np.diag_indices(len(weights))] = 0
     return np.ascontiguousarray(weights, np.float32)
 

@@ -135,18 +135,23 @@ class Ascent:
         _check_counts(self)
 
     def run(self, problem: Problem) -> tuple[Network, float]:
+        raised, spent = self.raised(problem)
+        network, masks = problem.staying(raised), problem.staying_masks
+        spent += go_on(network, masks, problem.after, problem.config, self.repair)
+        return network, spent
+
+    def raised(self, problem: Problem) -> tuple[MF, float]:
+        """The network after the ascent, of everybody still, and its FLOPs."""
         network = copy.deepcopy(problem.network)
         if not isinstance(network, MF):
             raise ValueError("ascent needs mf or lightgcn: use finetune or retrain")
-        optimizer = torch.optim.Adam(
-            network.parameters(), lr=self.lr or problem.config.lr
-        )
+        rate = self.lr or problem.config.lr
+        optimizer = torch.optim.Adam(network.parameters(), lr=rate)
         draws = torch.Generator().manual_seed(problem.config.seed)
         users, items = np.divmod(problem.forgotten, problem.before.shape[1])
-        bound = self.bound
+        bound, spent = self.bound, 0.0
         if bound is None:
             bound = self._held_out_loss(problem, network, draws)
-        spent = 0.0
         for _ in range(self.epochs):
             loss = ranking_loss(network, problem.before, users, items, draws)
             if float(loss.detach()) >= bound:
@@ -155,8 +160,6 @@ class Ascent:
             (-loss).backward()
             step(optimizer, network, problem.masks)
             spent += network.step_flops(len(users), 1, density(problem.masks))
-        network, masks = problem.staying(network), problem.staying_masks
-        spent += go_on(network, masks, problem.after, problem.config, self.repair)
         return network, spent
 
     def _held_out_loss(

@@ -22,7 +22,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from apps.recsys.interactions import Interactions, rows_of
-from apps.recsys.reading import Columns, read
+from apps.recsys.reading import SEPARATORS, Columns
 from apps.recsys.splits import PARTS, Dataset, Times
 from sparsekit import atomic
 
@@ -70,20 +70,38 @@ def read_request(
 ) -> Request:  # fmt: skip
     """From words of a command line.
 
-    users, items: ids, or one .txt file with an id a line. interactions: a file as
-    `read` takes them; ratings and times in it do not matter.
+    users, items: ids, or one .txt file with an id a line. interactions: .csv, .tsv or
+    .parquet with a column each of users and of items; others do not matter.
 
-    Raises ValueError for a file without a line, FileNotFoundError.
+    Raises ValueError that names the file, for one without a row too; FileNotFoundError.
     """
-    pairs: tuple[Pair, ...] = ()
-    if interactions is not None:
-        only_ids = replace(columns or Columns(), rating=None, timestamp=None)
-        log = read(interactions, only_ids)
-        if len(log) == 0:
-            raise ValueError(f"{interactions} holds no interaction")
-        named = zip(log.user_ids[log.users], log.item_ids[log.items], strict=True)
-        pairs = tuple((str(user), str(item)) for user, item in named)
+    pairs = () if interactions is None else _pairs(Path(interactions), columns)
     return Request(_ids(users), _ids(items), pairs)
+
+
+def _pairs(path: Path, columns: Columns | None) -> tuple[Pair, ...]:
+    import pandas as pd
+
+    columns = columns or Columns()
+    wanted = [columns.user, columns.item]
+    try:
+        if path.suffix == ".parquet":
+            table = pd.read_parquet(path)
+        else:
+            separator = SEPARATORS.get(path.suffix, ",")
+            table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
+    except (ValueError, ImportError) as error:  # UnicodeDecodeError is one
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    missing = [name for name in wanted if name not in table.columns]
+    if missing:
+        raise ValueError(
+            f"{path} has no column {missing[0]!r} but {', '.join(map(str, table))}; "
+            "name them: --columns user=... item=..."
+        )
+    rows = table[wanted].astype(str).to_numpy()
+    if len(rows) == 0 or (rows == "").any():
+        raise ValueError(f"{path} holds no interaction, or an empty id")
+    return tuple((user, item) for user, item in rows)
 
 
 def interactions_of(data: Dataset) -> set[Pair]:
