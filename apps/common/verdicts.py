@@ -50,7 +50,8 @@ def verdict(
     '2 seeds, 5 are needed'
     """
     if len(values) == 0:
-        return Verdict(INCONCLUSIVE, None, "no measurement yet: make book")
+        how = "" if claim.min_profile == "laptop" else f" PROFILE={claim.min_profile}"
+        return Verdict(INCONCLUSIVE, None, f"no measurement yet: make book{how}")
     interval = mean_interval(values)
     rule = claim.parsed_rule
     if profile is not None and rank(profile) < rank(claim.min_profile):
@@ -81,12 +82,12 @@ def would_change(
     >>> would_change(claim, [0.2, 0.3, 0.1, 0.2, 0.3])
     'a mean lower by 0.116: then inconclusive; lower by 0.324: then it does not hold'
     >>> would_change(claim, [0.2, -0.1, 0.1, 0.2, 0.0])
-    'about 13 seeds of this spread, if the mean stays at 0.0800'
+    'about 13 seeds of this spread, if the mean stays at 0.0800: then it holds'
     """
     judged = verdict(claim, values, profile)
     interval = judged.interval
     if interval is None:
-        return f"a measurement in profile {claim.min_profile} or above"
+        return f"a measurement in profile {claim.min_profile}, {claim.min_seeds} seeds"
     if profile is not None and rank(profile) < rank(claim.min_profile):
         return f"a run in profile {claim.min_profile}, with {claim.min_seeds} seeds"
     if interval.n < max(2, claim.min_seeds):
@@ -94,21 +95,24 @@ def would_change(
         return f"{counted(missing)} more"
     border = nearest(claim.parsed_rule, interval.value)
     if judged.verdict == INCONCLUSIVE:
-        return _more_seeds(interval, np.std(values, ddof=1), border)
+        return _more_seeds(interval, values, claim.parsed_rule, border)
     return _another_mean(judged.verdict, interval, border, claim.parsed_rule)
 
 
-def _more_seeds(interval: Interval, spread: float, border: float) -> str:
-    """How many seeds make the interval end at the border, and no further."""
-    gap = abs(interval.value - border)
-    n = seeds_needed(float(spread), gap)
+def _more_seeds(
+    interval: Interval, values: Sequence[float], rule: Rule, border: float
+) -> str:
+    """How many seeds make the interval end at the border, and what it then says."""
+    n = seeds_needed(float(np.std(values, ddof=1)), abs(interval.value - border))
     mean = f"if the mean stays at {short(interval.value)}"
     if n is None:
         return (
             f"more than {MANY} seeds of this spread {mean}: a difference this close to "
             f"the border ({border:g}) needs a larger effect or a smaller spread"
         )
-    return f"about {max(n, interval.n + 1)} seeds of this spread, {mean}"
+    inside = rule.low < interval.value < rule.high
+    then = "it holds" if inside else "it does not hold"
+    return f"about {max(n, interval.n + 1)} seeds of this spread, {mean}: then {then}"
 
 
 def seeds_needed(spread: float, gap: float) -> int | None:

@@ -77,6 +77,8 @@ def test_open_claims_say_how_many_seeds():
     values = sample(0.08, 0.13, 5)
     text = would_change(claim("> 0"), values)
     n = int(re.search(r"about (\d+) seeds", text)[1])
+    assert text.endswith(": then it holds")
+    assert "then it does not hold" in would_change(claim("> 0.2"), values)
     assert verdict(claim("> 0"), sample(0.08, 0.13, n)).verdict == "holds"
     assert verdict(claim("> 0"), sample(0.08, 0.13, n - 1)).verdict == "inconclusive"
     at_border = would_change(claim("> 0"), [-1.0, 1.0, -1.0, 1.0, 1e-6])
@@ -86,7 +88,7 @@ def test_open_claims_say_how_many_seeds():
 @pytest.mark.parametrize(
     ("values", "profile", "words"),
     [
-        ((), None, "a measurement in profile laptop or above"),
+        ((), None, "a measurement in profile laptop, 5 seeds"),
         ((1.0,) * 5, "smoke", "a run in profile laptop, with 5 seeds"),
         ((1.0, 2.0), "laptop", "3 seeds more"),
         ((1.0, 2.0, 1.5, 1.0), "laptop", "1 seed more"),
