@@ -109,8 +109,11 @@ def test_full_masks_are_no_masks(network, records, method):
 
 @pytest.mark.parametrize(
     "method",
-    ["finetune", "l1_sparse", "gradient_ascent", "random_labels", "salun", "scrub"],
-)
+    [
+        "finetune", "l1_sparse", "gradient_ascent", "neggrad_plus", "random_labels",
+        "salun", "scrub",
+    ],
+)  # fmt: skip
 def test_no_epochs_leave_the_model_as_it_was(network, records, method):
     result = run(network, records, method, options={"epochs": 0})
     assert_equal(state(result.model), state(network))
@@ -327,6 +330,40 @@ def test_ascent_raises_and_descent_lowers_the_loss_on_the_forget_set(network, re
     after = run(network, records, "gradient_ascent", options=options)
     loss = [float(r.samples["forget"]["loss"].mean()) for r in (before, after)]
     assert loss[1] > loss[0]
+
+
+def test_neggrad_plus_steps_along_its_two_gradients():
+    """One step of a linear model, by hand; alpha = 1 is fine-tuning."""
+    x, y = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 1])
+    line = nn.Linear(2, 2, bias=False)
+    nn.init.zeros_(line.weight)
+    options = {"epochs": 1, "lr": 0.1, "weight_decay": 0.0, "alpha": 0.75}
+    result = unlearn(
+        line, Split(x[:1], y[:1]), Split(x[1:], y[1:]), "neggrad_plus",
+        options=options, masks={},
+    )  # fmt: skip
+    # d CE / d W = (p - onehot) x', p = (1/2, 1/2).
+    retain = torch.tensor([[-0.5, 0.0], [0.5, 0.0]])
+    forget = torch.tensor([[0.0, 1.0], [0.0, -1.0]])
+    expected = -0.1 * (0.75 * retain - 0.25 * forget)
+    torch.testing.assert_close(result.model.weight.detach(), expected)
+
+
+def test_neggrad_plus_of_the_retain_set_alone_is_fine_tuning(network, records):
+    options = {"epochs": 2, "lr": 0.05}
+    plain = run(network, records, "finetune", options=options)
+    alone = run(network, records, "neggrad_plus", options=options | {"alpha": 1.0})
+    assert_equal(state(alone.model), state(plain.model))
+    with pytest.raises(ValueError, match="alpha must be"):
+        build("neggrad_plus", {"alpha": 0.0})
+
+
+def test_neggrad_plus_goes_through_the_forget_set_again_and_again(records):
+    method = build("neggrad_plus", {"batch": 5, "epochs": 2})
+    problem = Problem(nn.Linear(11, 3), *records[:2])
+    batches = method.forget_batches(problem, 1)
+    sizes = [len(next(batches)[1]) for _ in range(7)]
+    assert sizes == [5, 5, 3, 5, 5, 3, 5]  # 13 records
 
 
 def test_scrub_forgets_what_finetuning_keeps(records):
