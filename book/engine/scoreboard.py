@@ -71,7 +71,7 @@ def told(rows: Sequence[Row]) -> str:
     n_papers = len({row["paper"] for row in rows})
     n_claims = sum(row["verdict"] != "planned" for row in rows)
     return (
-        f"{n_papers} papers, of {n_tested} of them {n_claims} claims tested: "
+        f"{n_papers} papers; {n_claims} claims of {n_tested} of them are tested: "
         f"{counts(rows)}"
     )
 

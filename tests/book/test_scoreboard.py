@@ -67,7 +67,7 @@ def test_page_has_every_claim_and_links_only_to_pages_of_this_build():
     assert "Would change it: 5 seeds" in built
     assert "{ref}`rule and data <claim-a>`" in built
     assert "claim-2" not in planned
-    assert "**2 papers, of 1 of them 1 claims tested: 1 holds, " in page
+    assert "**2 papers; 1 claims of 1 of them are tested: 1 holds, " in page
     assert "{.verdict .planned}" in planned
     assert "](chapters" not in planned
     alone = scoreboard.page(TEMPLATE, [ROW], PAPERS, set(), {})
