@@ -11,7 +11,7 @@ PYTEST  ?= -n 2 --dist loadgroup
 BIN   := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: book test check bench results clean help
+.PHONY: book test check bench front results clean help
 
 book: $(STAMP)
 	$(BIN)/python -m book.engine --profile $(PROFILE) $(if $(CHAPTER),--chapter $(CHAPTER))
@@ -38,6 +38,10 @@ bench: $(STAMP)
 	  OMP_NUM_THREADS=1 GOMP_SPINCOUNT=1000 $(BIN)/python -m benchmarks.$$name; \
 	done
 
+# README and the book's first page from book/front.toml and benchmarks/results.
+front: $(STAMP)
+	$(BIN)/python -m benchmarks.front.page
+
 clean:
 	rm -rf build
 
@@ -46,6 +50,7 @@ help:
 	@echo "    PROFILE=smoke|laptop|full  CHAPTER=name  PYTHON=python3.12  PYTEST='-k name'"
 	@echo "make check     linters and types only"
 	@echo "make bench     measure every claim of speed, into build/benchmarks"
+	@echo "make front     put kept benchmarks into README and the book's first page"
 	@echo "make results   keep build/results/PROFILE in book/results"
 	@echo "make clean     remove build/ (cache, measurements, site)"
 
