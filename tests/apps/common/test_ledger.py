@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from apps.common import ledger
+from apps.common.claims import CLAIMS as CLAIMS_FILE
 from apps.common.claims import Claim, parse_rule
 from apps.common.ledger import Ledger, findings, scoreboard, verdict
 
@@ -364,3 +365,26 @@ def test_measurements_of_another_machine_keep_their_provenance(book, tmp_path) -
     assert stored["provenance"] == expected
     row = next(r for r in scoreboard(results=tmp_path / "r") if r["id"] == "9-full")
     assert row["commit"] == "c0ffee"
+
+
+def test_every_row_says_all_that_is_known(monkeypatch, tmp_path) -> None:
+    """Rows of the real claims: 45 papers, one set of keys, strict JSON, a way on."""
+    monkeypatch.delenv("SPARSEKIT_CLAIMS", raising=False)
+    rows = scoreboard(results=tmp_path)
+    assert {row["paper"] for row in rows} == set(range(1, 46))
+    keys = {
+        "id", "paper", "title", "part", "statement", "paper_value", "chapter", "metric",
+        "rule", "min_profile", "min_seeds", "verdict", "why", "would_change", "value",
+        "low", "high", "seeds", "values", "profile", "source", "device", "date",
+        "commit", "data",
+    }  # fmt: skip
+    for row in rows + findings(results=tmp_path):
+        assert set(row) - {"reference"} == keys, row["id"]
+        assert row["would_change"]
+        assert (row["why"] is None) == (row["verdict"] != "inconclusive")
+        assert (row["values"] is None) == (row["value"] is None) == (not row["data"])
+        if row["values"] is not None:
+            assert row["value"] == pytest.approx(np.mean(row["values"]))
+            assert row["seeds"] == len(row["values"])
+            assert (CLAIMS_FILE.parents[1] / row["data"]).is_file()
+    json.dumps(rows, allow_nan=False)
