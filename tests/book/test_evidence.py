@@ -3,9 +3,12 @@
 import json
 import re
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from book.engine import evidence
+from book.engine.runs import ROOT
 from book.engine.site import read_rows
 from tests.book.test_scoreboard import PLANNED, ROW
 
@@ -55,3 +58,15 @@ def test_every_link_into_the_page_of_evidence_arrives(real_site):
     wanted = set(re.findall(r'href="evidence\.html#(claim-[^"]+)"', board))
     assert wanted
     assert wanted <= ids
+
+
+def test_the_example_of_the_page_on_intervals_is_right():
+    text = " ".join((ROOT / "book" / "intervals.md").read_text("utf-8").split())
+    values = [0.2, 0.3, 0.1, 0.2, 0.3]
+    low, high = stats.t.interval(
+        0.95, 4, loc=np.mean(values), scale=stats.sem(values)
+    )  # an independent way to the same interval
+    assert f"0.220 ± {(high - low) / 2:.3f}, from {low:.3f} to {high:.3f}" in text
+    assert f"$s$ is {np.std(values, ddof=1):.4f}" in text
+    assert f"$t_{{0.975, 4}}$ is {stats.t.ppf(0.975, 4):.3f}" in text
+    assert f"With two seeds $t$ would be {stats.t.ppf(0.975, 1):.1f}" in text
