@@ -11,6 +11,7 @@ from apps.common.images import Split
 from apps.unlearning.fitting import Recipe, fit
 from apps.unlearning.stages import Stages
 from sparsekit import Sparsifier
+from sparsekit.accounting import forward_flops
 from sparsekit.method import Masks, Method
 from sparsekit.methods.oneshot import OneShot
 from sparsekit.methods.static import Static
@@ -52,11 +53,14 @@ class Original:
     """A trained model, its masks ({} if dense), and their provenance.
 
     provenance: data-free, retain-only or with-forget-data: what the *masks* depend on.
+    flops: of all training that led here, pruning included; absent weights cost nothing,
+    a backward pass two forward passes. None: not counted.
     """
 
     model: nn.Module
     masks: Masks
     provenance: str
+    flops: float | None = None
 
 
 def train_original(
@@ -84,11 +88,8 @@ def train_original(
     model = build_model(seed).to(device)
     if pruner.name in DATA_FREE:
         masks = untrained_masks(pruner, model, train, seed)
-        stage = stages.begin(name)
-        if stage.result is None:
-            fit(model, train, recipe, seed=seed, masks=masks, stage=stage)
-        model.load_state_dict(stage.finish(model=model.state_dict())["model"])
-        return Original(model, masks, "data-free")
+        _trained(model, train, recipe, seed, masks, stages, name, 0)
+        return Original(model, masks, "data-free", _flops(stages, name))
 
     chosen_on = train if mask_data is None else mask_data
     model = _trained(
@@ -109,7 +110,7 @@ def train_original(
         model.load_state_dict(early)
     _trained(model, train, recipe, seed, masks, stages, name, pruner.rewind)
     provenance = "with-forget-data" if mask_data is None else "retain-only"
-    return Original(model, masks, provenance)
+    return Original(model, masks, provenance, _flops(stages, name))
 
 
 def untrained_masks(pruner: Pruner, model: nn.Module, train: Split, seed: int) -> Masks:
@@ -165,6 +166,16 @@ def prunable(model: nn.Module, which: str) -> list[str] | None:
     return names
 
 
+def example_flops(model: nn.Module, train: Split, masks: Mapping[str, Tensor]) -> float:
+    """Of one record in training: forward, and backward for twice as much."""
+    return 3 * forward_flops(model, train.x[:1]).sparse(masks).total
+
+
+def _flops(stages: Stages, name: str) -> float:
+    own = (row for row in stages.rows() if row["stage"].split(":")[0] == name)
+    return sum(row["flops"] for row in own if "flops" in row)
+
+
 def _trained(
     model: nn.Module,
     train: Split,
@@ -183,5 +194,9 @@ def _trained(
             model, train, recipe,
             seed=seed, masks=masks, begin=begin, end=end, stage=stage,
         )  # fmt: skip
+        records = len(train) - len(train) % recipe.batch
+        epoch = records * example_flops(model, train, masks)
+        for row in stage.rows:
+            row["flops"] = epoch
     model.load_state_dict(stage.finish(model=model.state_dict())["model"])
     return model

@@ -192,7 +192,7 @@ def experiment(
     samples = prepared.samples | {"unlearned": measure(unlearned.model, loaded)}
     masks = dict(unlearned.masks)
     costs = cost.costs(
-        unlearned.model, masks, seconds=prepared.original_seconds, flops=None
+        unlearned.model, masks, seconds=prepared.original_seconds, flops=original.flops
     ) | {
         "unlearn_seconds": unlearned.seconds,
         "retrain_seconds": prepared.reference_seconds,

@@ -33,6 +33,25 @@ class Cut(Exception):
     pass
 
 
+def test_the_flops_of_pruning_and_training(small):
+    """Convolutions of 3x3 on 8x8 and 4x4 pixels, 3 and 6 filters, a linear layer."""
+    convolutions, linear = [2 * 9 * 3 * 64, 2 * 27 * 6 * 16], 2 * 24 * 3
+    config = replace(small, prunable="conv", pruner="omp", epochs=4, rewind=1)
+    result = train.train(config)
+    records = len(result.samples["original"]["retain"]["loss"])
+    records += len(result.samples["original"]["forget"]["loss"])
+    records -= records % config.batch
+    dense = sum(convolutions) + linear
+    densities = [float(mask.double().mean()) for mask in result.masks.values()]
+    sparse = linear + sum(d * f for d, f in zip(densities, convolutions, strict=True))
+    # One epoch to rewind to, three to prune after, three more with the mask.
+    assert result.cost["train_flops"] == pytest.approx(
+        3 * records * (4 * dense + 3 * sparse), rel=1e-3
+    )
+    plain = train.train(replace(config, pruner="dense"))
+    assert plain.cost["train_flops"] == 3 * records * 4 * dense
+
+
 @pytest.mark.parametrize(
     ("pruner", "method"),
     [("dense", "l1_sparse"), ("omp", "salun"), ("imp", "scrub"), ("synflow", "sisa")],
