@@ -47,13 +47,18 @@ def _several() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
+def launched() -> int:
+    """How many processes `torchrun` has started, of which this is one; else 1."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
     """Joins the processes that `torchrun` has started; alone it does nothing.
 
     Only process 0 prints to stdout. Process i of a machine uses GPU i if there are any.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or _several():
+    if launched() < 2 or _several():
         yield
         return
     backend = "gloo"

@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from apps.common import processes
 from apps.common import provenance as origin
 from apps.common.config import (
     RunConfig,
@@ -120,11 +121,6 @@ class RunFolder:
         if self.path.is_file():
             raise ValueError(f"{self.path} is a file: give a folder for the run")
 
-    def require_writable(self) -> None:
-        """Makes the folder; OSError that names the fix if nothing can be written."""
-        atomic.write_text(self.path / ".writable", "")
-        (self.path / ".writable").unlink()
-
     def begin(self, config: RunConfig) -> dict[str, Any] | None:
         """The checkpoint of the interrupted run that `config` resumes.
 
@@ -148,9 +144,15 @@ class RunFolder:
             refuse_other_settings(config, before, self.path)
         return state
 
+    @property
+    def _is_writer(self) -> bool:
+        """Of several processes that train together the first one writes."""
+        return processes.rank() == 0
+
     def write_text(self, name: str, text: str) -> None:
         """Any other file, UTF-8."""
-        atomic.write_text(self.path / name, text)
+        if self._is_writer:
+            atomic.write_text(self.path / name, text)
 
     def write_config(self, config: RunConfig) -> None:
         """`config.toml`, which `--config` reads back."""
@@ -191,7 +193,8 @@ class RunFolder:
                     raise error.__context__ from None
                 raise
 
-        atomic.write(self.path / "checkpoint.pt", fill)
+        if self._is_writer:
+            atomic.write(self.path / "checkpoint.pt", fill)
 
     def read_checkpoint(self) -> dict[str, Any] | None:
         """The state of an interrupted run, on CPU; None if there is none.
@@ -224,7 +227,8 @@ class RunFolder:
     ) -> None:
         """A safetensors file. Tensors must be contiguous and share no memory."""
         content = save(dict(tensors), dict(metadata) if metadata else None)
-        atomic.write_bytes(self.path / name, content)
+        if self._is_writer:
+            atomic.write_bytes(self.path / name, content)
 
     def read_tensors(self, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Tensors, on CPU, and metadata of a safetensors file."""
@@ -278,7 +282,8 @@ class RunFolder:
                 f"lists and tables ({error})"
             ) from None
         self.write_text("result.json", text + "\n")
-        (self.path / "checkpoint.pt").unlink(missing_ok=True)
+        if self._is_writer:
+            (self.path / "checkpoint.pt").unlink(missing_ok=True)
 
     def read_result(self) -> Result:
         """The result of a finished run; FileNotFoundError if it is not finished."""

@@ -20,11 +20,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from apps.common import processes
 from apps.common.config import PROGRAM, RunConfig, parse
 
 Verb = Callable[[list[str]], int | None]
 Verbs = Mapping[str, Verb]
 C = TypeVar("C", bound=RunConfig)
+SHARED = ("train", "evaluate")  # verbs that several processes may run together
 
 
 def run(
@@ -59,7 +61,12 @@ def guarded(program: str, verb: Verb, argv: list[str]) -> int:
     try:
         if {"-h", "--help"} & set(argv):
             return _help(verb)
-        return verb(argv) or 0
+        if processes.launched() > 1 and program.split()[-1] not in SHARED:
+            raise ValueError(
+                f"this runs in one process: torchrun is for {' and '.join(SHARED)}"
+            )
+        with processes.joined():
+            return verb(argv) or 0
     except BrokenPipeError:  # an OSError, but no error: the reader has seen enough
         raise
     except (ValueError, OSError) as error:

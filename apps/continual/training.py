@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from apps.common import processes
 from apps.common.options import in_values_mode
 from apps.continual import buffer as memory
 from apps.continual import models
@@ -39,6 +40,9 @@ class Training:
     flops: TrainingFlops
     draws: torch.Generator
 
+    def __post_init__(self) -> None:
+        self.shared = processes.shared(self.model)
+
     @property
     def device(self) -> str:
         return self.config.device
@@ -52,7 +56,7 @@ class Training:
         self.flops.add_forward(len(x), torch.is_grad_enabled())
         half = self.config.precision == "bf16"
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, half):
-            return self.model(x).float()
+            return self.shared(x).float()
 
     def back_propagate(self, batch: Batch) -> Tensor | None:
         """Adds the gradients of the strategy's loss; returns it, None if there is none.
@@ -64,6 +68,7 @@ class Training:
         for term in self.strategy.loss_terms(batch):
             term.backward()
             loss = term.detach() if loss is None else loss + term.detach()
+        processes.average(self.model.parameters())
         return loss
 
     def seen(self, raw: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import scipy.sparse as sp
 
+from apps.common import processes
 from apps.common.statistics import Interval
 from apps.recsys import metrics
 from apps.recsys.models.closed_form import Model, Recommender
@@ -43,12 +44,15 @@ def evaluate(
     """Metrics of full rankings; all that is known before `part` is masked.
 
     Only users who have something in the part are scored; the others' lists are empty.
+    Several processes rank a part of the users each.
     """
     wanted, known = data.part(part), data.known(part)
     users = np.flatnonzero(np.diff(wanted.indptr))
     if len(users) == 0:
         raise ValueError(f"the {part} part is empty")
-    items = best_items(model, users, max(ks), known)
+    mine = users[processes.rows(len(users))]
+    items = best_items(model, mine, max(ks), known)
+    items = processes.gathered(items, len(users))
     ranked = np.full((data.shape[0], max(ks)), -1, np.int32)
     ranked[users, : items.shape[1]] = items  # narrower if there are fewer items
     return Evaluation(part, ranked, metrics.ranking_metrics(ranked, wanted, ks))

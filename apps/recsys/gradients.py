@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from apps.common import processes
 from apps.recsys.models.network import Network
 
 Gradients = Callable[[Tensor], Tensor]  # batch -> loss; sets the parameters' .grad
@@ -14,11 +15,27 @@ Gradients = Callable[[Tensor], Tensor]  # batch -> loss; sets the parameters' .g
 def prepared(
     network: Network, optimizer: Optimizer, shape: tuple[int, ...]
 ) -> Gradients:
-    """Recorded on a GPU if the network allows it, else eager. shape: of a batch."""
+    """Recorded on a GPU if the network allows it, else eager. shape: of a batch.
+
+    Several processes compute a part of the batch each: its loss is a mean.
+    """
     if network.device.type == "cuda" and network.capturable:
         zeros = torch.zeros(shape, dtype=torch.int64, device=network.device)
-        return recorded(network, optimizer, zeros)
-    return eager(network, optimizer)
+        run = recorded(network, optimizer, processes.equal_part(zeros))
+    else:
+        run = eager(network, optimizer)
+    return run if processes.count() == 1 else divided(run, network)
+
+
+def divided(run: Gradients, network: Network) -> Gradients:
+    """Loss and gradients of the whole batch, from the parts of all processes."""
+
+    def run_part(batch: Tensor) -> Tensor:
+        loss = run(processes.equal_part(batch).contiguous()).clone()
+        processes.average(network.parameters(), loss)
+        return loss
+
+    return run_part
 
 
 def eager(network: Network, optimizer: Optimizer) -> Gradients:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from apps.common import processes
 from apps.common.images import Split
 from apps.unlearning.masking import keep
 from apps.unlearning.stages import Stage, Stages
@@ -71,6 +72,7 @@ def fit(
     optimizer = recipe.build_optimizer(model)
     if masks:
         keep(model, optimizer, masks)
+    forward = processes.shared(model)
     steps = len(train) // recipe.batch
     end = recipe.epochs if end is None else end
     for epoch in stage.epochs(end, begin, model=model, optimizer=optimizer):
@@ -81,9 +83,10 @@ def fit(
             factor = learning_rate_factor(recipe.schedule, step, recipe.epochs * steps)
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr * factor
-            mean = loss(model(x), y).mean()
+            mean = loss(forward(x), y).mean()
             optimizer.zero_grad()
             mean.backward()
+            processes.average(model.parameters())
             optimizer.step()
             summed += mean.detach()
             step += 1

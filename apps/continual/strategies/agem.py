@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from apps.common import processes
 from apps.continual.strategy import Batch, Strategy
 
 
@@ -42,6 +43,7 @@ class AGEM(Strategy):
         loss = F.cross_entropy(self.forward(x), y)
         named = dict(self.training.model.named_parameters())
         reference = torch.autograd.grad(loss, list(named.values()))
+        processes.average((), *reference)
         masks = self.training.masks
         with torch.no_grad():
             grads, others = [], []

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from apps.common import processes
 from apps.continual.strategy import Batch, Strategy
 
 
@@ -56,6 +57,7 @@ class GDumb(Strategy):
             loss = F.cross_entropy(self.forward(x), held.y[batch.to(held.y.device)])
             training.optimizer.zero_grad()
             loss.backward()
+            processes.average(training.model.parameters())
             training.optimizer.step()
         for group in training.optimizer.param_groups:
             group["lr"] = config.lr
