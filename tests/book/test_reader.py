@@ -111,7 +111,7 @@ def test_dark_page_is_dark_and_its_text_light(mini_site, serve, browser):
     ("name", "word", "page"),
     [
         ("mini_site", "half-width", "A tiny chapter"),
-        ("real_site", "interval", "Scoreboard"),
+        ("real_site", "interval", "How to read intervals"),
     ],
 )
 def test_search_finds_a_page(request, serve, browser, name, word, page):
