@@ -9,7 +9,8 @@ import pytest
 @pytest.mark.parametrize(
     "name",
     [
-        "config", "interactions", "metrics", "models.factors", "models.lightgcn",
+        "config", "forgetting.downdate", "forgetting.effects",
+        "forgetting.membership", "interactions", "metrics", "models.factors", "models.lightgcn",
         "models.network", "ragged", "sampling", "scoring", "splits", "topk",
         "topk_torch", "train",
     ],
