@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.mutation import child, pool, scores
-from tests.mutation.lines import KERNELS, Lines
+from tests.mutation.lines import KERNELS, Lines, digest
 from tests.mutation.operators import mutants
 
 SUITE = ("tests/sparsekit", "tests/mutants")
@@ -153,10 +153,8 @@ class Runner:
             if (files and file not in files) or file.startswith(LEFT_OUT):
                 continue
             source = path.read_text("utf-8")
-            digest = hashlib.sha256(source.encode()).hexdigest()[:12]
-            found += [
-                {"file": file, "source": digest, **asdict(m)} for m in mutants(source)
-            ]
+            known = {"file": file, "source": digest(path)}
+            found += [{**known, **asdict(mutant)} for mutant in mutants(source)]
         found.sort(key=lambda m: _drawn(f"{m['file']}:{m['number']}"))
         kernels = [m for m in found if m["file"].startswith(KERNELS)][:n_kernels]
         others = [m for m in found if not m["file"].startswith(KERNELS)]

@@ -1,6 +1,7 @@
 """Which tests run which lines of the package, and how long each takes."""
 
 import ast
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable
@@ -13,11 +14,16 @@ KERNELS = "sparsekit/execution/kernels/"
 
 @dataclass
 class Lines:
-    """tests: {test: seconds}; runs: {file: {line: tests}}; "" stands for imports."""
+    """tests: {test: seconds}; runs: {file: {line: tests}}; "" stands for imports.
+
+    sources: {file: digest} of what was run; of a file that has changed since, all tests
+    that use it are taken.
+    """
 
     tree: Path
     tests: dict[str, float]
     runs: dict[str, dict[int, set[str]]] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path, tree: Path) -> "Lines":
@@ -27,7 +33,7 @@ class Lines:
             file: {int(n): {names[i] for i in tests} for n, tests in lines.items()}
             for file, lines in saved["runs"].items()
         }
-        return cls(tree, saved["tests"], runs)
+        return cls(tree, saved["tests"], runs, saved["sources"])
 
     def write(self, path: Path) -> None:
         number = {test: i for i, test in enumerate(self.tests)}
@@ -38,7 +44,9 @@ class Lines:
             }
             for file, lines in sorted(self.runs.items())
         }
-        path.write_text(json.dumps({"tests": self.tests, "runs": runs}), "utf-8")
+        sources = {file: digest(self.tree / file) for file in runs}
+        saved = {"tests": self.tests, "runs": runs, "sources": sources}
+        path.write_text(json.dumps(saved), "utf-8")
 
     def add(self, recorded: Iterable[str]) -> None:
         """Lines of text as the recorder writes them: test, file, line."""
@@ -54,6 +62,8 @@ class Lines:
         are not seen: the tests that use the modules which import them.
         """
         lines = self.runs.get(file, {})
+        if self.sources.get(file) != digest(self.tree / file):
+            return self._users(file)
         found = set().union(*(lines.get(n, set()) for n in range(first, last + 1)))
         if found - {""}:
             return found & self.tests.keys()
@@ -64,6 +74,12 @@ class Lines:
 
     def _users(self, file: str) -> set[str]:
         return set().union(*self.runs.get(file, {}).values()) & self.tests.keys()
+
+
+@cache
+def digest(path: Path) -> str:
+    """Of a file's content; "" if there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.exists() else ""
 
 
 @cache

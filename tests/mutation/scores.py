@@ -1,11 +1,12 @@
 """Reads results: the share of faults that were noticed, and those that were not."""
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from tests.mutation.lines import digest
 
 NOTICED = ("killed", "timeout")
 Results = dict[tuple[str, int], dict[str, Any]]
@@ -14,17 +15,12 @@ Results = dict[tuple[str, int], dict[str, Any]]
 def read(path: Path, tree: Path) -> Results:
     """The last result of each fault, of files that have not changed since."""
     found: Results = {}
-    digests: dict[str, str] = {}
     if not path.exists():
         return found
     for line in path.read_text("utf-8").splitlines():
         result = json.loads(line)
         file = result["file"]
-        if file not in digests:
-            source = tree / file
-            text = source.read_bytes() if source.exists() else b""
-            digests[file] = hashlib.sha256(text).hexdigest()[:12]
-        if result["source"] == digests[file]:
+        if result["source"] == digest(tree / file):
             found[file, result["number"]] = result
     return found
 
