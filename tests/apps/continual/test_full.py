@@ -94,7 +94,8 @@ def test_recipes_differ_in_what_their_names_say(name: str, buffer: int) -> None:
     assert config.buffer == max(buffer, 1)
     if sparsity:
         assert config.sparsity == float(sparsity)
-        assert config.method == ("tdm" if method == "sparcl" else method)
+        ours = method in ("sparcl", "tdm", "tdm+ddr", "tdm+dgm")
+        assert config.method == ("tdm" if ours else method)
         assert config.keep_dense == full.recipe("sparcl-0.9", 500).keep_dense
     else:
         assert config.method == "dense"
