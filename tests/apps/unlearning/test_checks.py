@@ -1,5 +1,9 @@
 """The package's own unlearners and attacks pass the checks that mutants must fail."""
 
+import math
+from statistics import NormalDist
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -34,6 +38,25 @@ def test_rmia_is_sound():
 
 def test_ulira_is_sound():
     checks.tells_clouds_apart(ulira)
+
+
+def test_ulira_s_score_is_the_ratio_of_two_normals_a_record():
+    """By the standard library's normal distribution, for each record by itself."""
+    generator = np.random.default_rng(0)
+    shapes, centres, widths = (9, 7, 5, 4), (0.5, 0.0, 0.5, 0.0), (0.7, 1.6, 0.7, 1.6)
+    u, r, caught, fresh = (
+        generator.normal(c, w, size=(n, 11))
+        for n, c, w in zip(shapes, centres, widths, strict=True)
+    )
+    found = ulira(u, r, caught, fresh, shared=False)
+    fits = [[NormalDist.from_samples(a[:, i]) for i in range(11)] for a in (u, r)]
+    for scores, targets in ((found.members, caught), (found.others, fresh)):
+        expected = [
+            math.log(fits[0][i].pdf(c) / fits[1][i].pdf(c))
+            for row in targets
+            for i, c in enumerate(row)
+        ]
+        np.testing.assert_allclose(scores, expected, rtol=1e-9, atol=1e-10)
 
 
 def test_auc_is_sound():
