@@ -118,6 +118,8 @@ def n_steps(config: Config) -> float:
 
 def run(arguments: argparse.Namespace) -> None:
     """Trains as much as the time allows, in several processes."""
+    if arguments.device.startswith("cuda"):
+        torch.cuda.init()  # the trainings are other processes', but this one says where
     began = time.time()
     deadline = began + 60 * arguments.minutes
     rows = read_rows(arguments.out) if (arguments.out / "runs.json").exists() else []
