@@ -25,7 +25,7 @@ import numpy as np
 
 from apps.common.config import settings
 from apps.common.ledger import Ledger
-from apps.common.provenance import provenance
+from apps.common.provenance import processor, provenance
 from apps.unlearning.config import Config
 from apps.unlearning.full_plan import Task, plan, work
 from apps.unlearning.full_settings import FORGET, base
@@ -36,6 +36,7 @@ NAME = f"{CHAPTER}-cifar10"
 FOUR = ("finetune", "gradient_ascent", "fisher", "influence")
 NAMES = ("UA", "MIA", "RA", "TA")
 SEEDS = 3  # that a claim needs
+LISTS = ("search", "refine", "seeds", "class_only", "random_only", "control")
 Rows = list[dict[str, Any]]
 
 
@@ -50,9 +51,16 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.chosen is not None:
         earlier = json.loads(arguments.chosen.read_text())
         for found in earlier["search"]:
-            name = f"search-{found['seed']}-{found['forget']}-{found['pruner']}"
+            name = f"{source(found)}-{found['forget']}-{found['pruner']}"
             atomic.write_text(folder / f"{name}.json", json.dumps(found))
-        arguments.searched = earlier["search"][0]["seed"]
+        # Where grids were moved, their search is what counts.
+        sources = sorted({source(found) for found in earlier["search"]})
+        arguments.earlier = arguments.source = sources[0]
+    for name in ("search", "refine"):
+        for seed in getattr(arguments, name):
+            arguments.source = f"{name}-{seed}"
+    if not arguments.source:
+        raise ValueError("give --search SEED, or --chosen runs.json of an earlier run")
     command = [sys.executable, "-m", "apps.unlearning.full", "work", *flags(arguments)]
     workers = []
     for number in range(arguments.workers):
@@ -76,9 +84,9 @@ def run(arguments: argparse.Namespace) -> None:
 def flags(arguments: argparse.Namespace) -> list[str]:
     """What a worker must be told."""
     found = ["--work", str(arguments.work or arguments.out / "work")]
-    for name in ("search", "seeds", "control"):
-        found += [f"--{name}", *map(str, getattr(arguments, name))]
-    for name in ("searched", "profile", "epochs", "dataset"):
+    for name in LISTS:
+        found += [f"--{name.replace('_', '-')}", *map(str, getattr(arguments, name))]
+    for name in ("source", "earlier", "profile", "epochs", "dataset"):
         if getattr(arguments, name) is not None:
             found += [f"--{name}", str(getattr(arguments, name))]
     return found + ["--compile"] * arguments.compile + ["--timed"] * arguments.timed
@@ -91,10 +99,17 @@ def begin_work(arguments: argparse.Namespace) -> None:
     from apps.unlearning.full_worker import Worker
 
     torch.backends.cudnn.benchmark = True
-    worker = Worker(
-        arguments.work, configured(arguments), searched(arguments), arguments.compile
+    config, (source, earlier) = (
+        configured(arguments),
+        (arguments.source, arguments.earlier),
     )
-    work(arguments.work, tasks_of(arguments), searched(arguments), worker.run)
+    worker = Worker(arguments.work, config, source, earlier, arguments.compile)
+    work(arguments.work, tasks_of(arguments), source, worker.run)
+
+
+def source(search: dict[str, Any]) -> str:
+    """Kind and seed of a search; before there were two kinds, none was noted."""
+    return f"{search.get('kind', 'search')}-{search['seed']}"
 
 
 def configured(arguments: argparse.Namespace) -> Config:
@@ -106,17 +121,11 @@ def configured(arguments: argparse.Namespace) -> Config:
 
 
 def tasks_of(arguments: argparse.Namespace) -> list[Task]:
-    lists = arguments.search, arguments.seeds, arguments.control
-    return plan(*lists, arguments.timed)
-
-
-def searched(arguments: argparse.Namespace) -> int:
-    """The seed that settings are chosen with."""
-    if arguments.searched is not None:
-        return arguments.searched
-    if not arguments.search:
-        raise ValueError("give --search SEED, or --chosen runs.json of an earlier run")
-    return arguments.search[0]
+    only = {"class": arguments.class_only, "random": arguments.random_only}
+    return plan(
+        search=arguments.search, refine=arguments.refine, seeds=arguments.seeds,
+        only=only, control=arguments.control, timed=arguments.timed,
+    )  # fmt: skip
 
 
 def gather(folder: Path, arguments: argparse.Namespace) -> None:
@@ -129,7 +138,7 @@ def gather(folder: Path, arguments: argparse.Namespace) -> None:
         "provenance": origin(arguments.commit),
         "settings": settings(configured(arguments)),
         "timing": [found[n]["timed"] for n in found if n.startswith("timing")],
-        "search": [found[n] for n in found if n.startswith("search")],
+        "search": [found[n] for n in found if n.startswith(("search", "refine"))],
         "rows": [row for n in found for row in found[n].get("rows", [])],
         "seconds": {n: found[n].get("seconds") for n in found},
         "loss": {n: found[n]["loss"] for n in found if "loss" in found[n]},
@@ -143,8 +152,9 @@ def gather(folder: Path, arguments: argparse.Namespace) -> None:
 def origin(commit: str | None) -> dict[str, Any]:
     import torch
 
-    torch.cuda.is_available()  # so that the device is named
     found = provenance("full")
+    if torch.cuda.is_available():
+        found["device"] = f"{processor()}, {torch.cuda.get_device_name()}"
     found.pop("command")  # its paths have no place in stored results
     return found if commit is None else found | {"commit": commit, "dirty": False}
 
@@ -157,7 +167,9 @@ def merge(parts: Iterable[Path], results: Path) -> list[Path]:
     contents = [json.loads((part / "runs.json").read_text()) for part in parts]
     merged = {name: contents[0][name] for name in ("provenance", "settings")}
     merged["timing"] = [timed for content in contents for timed in content["timing"]]
-    searches = {key(found): found for c in reversed(contents) for found in c["search"]}
+    searches = {
+        (source(found), *key(found)): found for c in contents for found in c["search"]
+    }
     merged["search"] = [searches[name] for name in sorted(searches)]
     rows = [row for content in contents for row in content["rows"]]
     merged["rows"] = sorted(rows, key=lambda row: (row["seed"], *key(row)))
@@ -255,14 +267,12 @@ def main(argv: list[str] | None = None) -> int:
         running = verbs.add_parser(verb)
         running.add_argument("--out", type=Path, required=verb == "run")
         running.add_argument("--work", type=Path, help="for large files; OUT/work")
-        running.add_argument("--search", type=int, nargs="*", default=[])
-        running.add_argument("--searched", type=int, help="the seed of --chosen")
+        for name in LISTS:
+            flag = f"--{name.replace('_', '-')}"
+            running.add_argument(flag, type=int, nargs="*", default=[])
+        running.add_argument("--source", default="", help=argparse.SUPPRESS)
+        running.add_argument("--earlier", default="", help=argparse.SUPPRESS)
         running.add_argument("--chosen", type=Path, help="runs.json with a search")
-        running.add_argument("--seeds", type=int, nargs="*", default=[])
-        running.add_argument(
-            "--control", type=int, nargs="*", default=[],
-            help="of the seeds, those with random masks as well",
-        )  # fmt: skip
         running.add_argument("--timed", action="store_true", help="time methods first")
         running.add_argument("--minutes", type=float, default=9.0)
         running.add_argument("--workers", type=int, default=4)

@@ -8,13 +8,15 @@ tasks from the same list, in its order, so that the first ones decide the most:
 * dense, omp, random: the original networks of a seed; dense leaves OMP's mask as well
 * retrain: the reference of a forget set, with the mask of a pruner
 * search: settings of every method, on validation records of a seed that serves no else
-* unlearn, published: the methods with those settings, and with the paper's
+* refine: grids that were moved, on validation records of one of the seeds that measure
+* unlearn, usable, published: the methods with the first and the second choice of
+  settings, and with the paper's
 """
 
 import json
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -36,57 +38,77 @@ class Task:
         parts = (self.kind, str(self.seed), self.forget, self.pruner)
         return "-".join(part for part in parts if part)
 
-    def needs(self, search_seed: int, timed: bool) -> list[str]:
-        """Names of the tasks whose files it reads."""
+    def needs(self, source: str, timed: bool) -> list[str]:
+        """Names of the tasks whose files it reads. source: see `searched`."""
         names = ["timing-0"] if timed and self.kind != "timing" else []
         mask = {"dense": [], "omp": ["dense"], "random": ["random"]}
         if self.kind == "omp":
             return [*names, f"dense-{self.seed}"]
         if self.kind == "retrain":
             return names + [f"{kind}-{self.seed}" for kind in mask[self.pruner]]
-        if self.kind in ("search", "unlearn", "published"):
+        if self.forget:
             names += [f"{self.pruner}-{self.seed}"]
             names += [f"retrain-{self.seed}-{self.forget}-{self.pruner}"]
-        if self.kind == "unlearn":
-            names += [searched(search_seed, self.forget, self.pruner)]
+        if self.kind in ("unlearn", "usable"):
+            names += [searched(source, self.forget, self.pruner)]
         return names
 
 
-def searched(search_seed: int, forget: str, pruner: str) -> str:
-    """The search whose settings are used; random masks take those of OMP."""
-    chosen = "omp" if pruner == "random" else pruner
-    return Task("search", search_seed, forget, chosen).name
+def searched(source: str, forget: str, pruner: str) -> str:
+    """The search whose settings are used; random masks take those of OMP.
+
+    source: kind and seed of searches, such as search-100.
+    """
+    return f"{source}-{forget}-{'omp' if pruner == 'random' else pruner}"
 
 
 def plan(
-    search: list[int], seeds: list[int], control: list[int], timed: bool
+    *,
+    search: Sequence[int] = (),
+    refine: Sequence[int] = (),
+    seeds: Sequence[int] = (),
+    only: Mapping[str, Sequence[int]] | None = None,
+    control: Sequence[int] = (),
+    timed: bool = False,
 ) -> list[Task]:
     """All tasks, in the order in which they should be begun.
 
-    search: the seed that settings are chosen with, or [] if they are known. control:
-    seeds with random masks as well, of the class alone.
+    search: the seed that settings are chosen with, if they are not known. refine: of
+    `seeds`, the one that moved grids are tried with. only: {forget set: further seeds}.
+    control: seeds with random masks as well, of the class alone.
     """
     tasks = [Task("timing")] if timed else []
-    for seed in (*search, *seeds):
-        tasks += [Task("dense", seed)]
-        tasks += [Task("retrain", seed, forget, "dense") for forget in FORGET]
-        tasks += [Task("omp", seed)]
-        tasks += [Task("retrain", seed, forget, "omp") for forget in FORGET]
-        kind = "search" if seed in search else "unlearn"
-        pairs = list(product(PRUNERS, FORGET))
-        tasks += [Task(kind, seed, forget, pruner) for pruner, forget in pairs]
+    cells: list[tuple[int, tuple[str, ...]]] = [(s, (*FORGET,)) for s in search]
+    measured = [(seed, (*FORGET,)) for seed in seeds]
+    measured += [
+        (seed, (name,)) for name, some in (only or {}).items() for seed in some
+    ]
+    for seed, names in (*cells, *measured):
+        for pruner in PRUNERS:
+            tasks += [Task(pruner, seed)]
+            tasks += [Task("retrain", seed, name, pruner) for name in names]
+        pairs = list(product(PRUNERS, names))
+        for kind, some in (("search", search), ("refine", refine)):
+            if seed in some:
+                tasks += [Task(kind, seed, name, pruner) for pruner, name in pairs]
+        if seed not in search:
+            tasks += [Task("unlearn", seed, name, pruner) for pruner, name in pairs]
+    for kind in ("usable", "published"):
+        tasks += [
+            Task(kind, seed, name, pruner)
+            for seed, names in measured
+            for pruner, name in product(PRUNERS, names)
+        ]
     for seed in control:
         tasks += [Task("random", seed), Task("retrain", seed, "class", "random")]
         tasks += [Task("unlearn", seed, "class", "random")]
-    for seed, forget, pruner in product(seeds, FORGET, PRUNERS):
-        tasks += [Task("published", seed, forget, pruner)]
     return tasks
 
 
 def work(
     folder: Path,
     tasks: list[Task],
-    search_seed: int,
+    source: str,
     run: Callable[[Task], dict[str, Any]],
 ) -> None:
     """Takes tasks until none is left that could still be run.
@@ -106,7 +128,7 @@ def work(
             if not (has(task.name, "taken") or has(task.name, "json"))
         ]
         for task in left:
-            if all(has(name, "json") for name in task.needs(search_seed, timed)):
+            if all(has(name, "json") for name in task.needs(source, timed)):
                 break
         else:
             begun = [task.name for task in tasks if task not in left]

@@ -19,10 +19,12 @@ from apps.unlearning.data import Data, subset
 from apps.unlearning.fitting import fit, mixed
 from apps.unlearning.full_plan import Task, searched
 from apps.unlearning.full_settings import (
+    AGAIN,
     CANDIDATES,
     COMMON,
     DECIMALS,
     FORGET,
+    MOVED,
     PROVENANCE,
     PUBLISHED,
     USABLE,
@@ -44,8 +46,16 @@ class Worker:
     """Runs tasks. A compiled network is filled anew for every training, since compiling
     takes as long as a training; it is not used for anything else."""
 
-    def __init__(self, folder: Path, config: Config, search_seed: int, compiled: bool):
-        self.folder, self.config, self.search_seed = folder, config, search_seed
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        source: str,
+        earlier: str = "",
+        compiled: bool = False,
+    ):
+        self.folder, self.config = folder, config
+        self.source, self.earlier = source, earlier
         self.device, self.compiled = config.device, compiled
         self.gpu = config.device.startswith("cuda")
         self._body: nn.Module | None = None
@@ -111,6 +121,23 @@ class Worker:
 
     def _search(self, task: Task, config: Config) -> dict[str, Any]:
         """Every candidate on validation records, and both choices of each method."""
+        grids = {name: CANDIDATES[name] for name in methods(task.pruner)}
+        return self.search(task, config, grids)
+
+    def _refine(self, task: Task, config: Config) -> dict[str, Any]:
+        """The same with moved grids; other choices are the earlier search's."""
+        before = self.chosen(self.earlier, task)
+        grids = {name: MOVED[name] for name in AGAIN[task.forget]}
+        found = self.search(task, config, grids)
+        return found | {"chosen": before | found["chosen"]}
+
+    def chosen(self, source: str, task: Task) -> dict[str, Any]:
+        path = self.folder / f"{searched(source, task.forget, task.pruner)}.json"
+        return json.loads(path.read_text())["chosen"]
+
+    def search(
+        self, task: Task, config: Config, grids: dict[str, list[dict[str, Any]]]
+    ) -> dict[str, Any]:
         config = replace(config, forget=FORGET[task.forget], part="validation")
         loaded, model, masks, reference = self.trained(task, config)
         problem = self.problem(config, loaded, model, masks)
@@ -127,9 +154,9 @@ class Worker:
             return of_model(samples)
 
         target, before, rows = judged(reference), judged(model), []
-        for name in methods(task.pruner):
+        for name, candidates in grids.items():
             run = prepared(name, problem)
-            for options in CANDIDATES[name]:
+            for options in candidates:
                 method = build(name, COMMON[name] | options)
                 asked = replace(problem, model=copy.deepcopy(model))
                 with self.precision(name):
@@ -139,26 +166,35 @@ class Worker:
                 rows.append({"method": name, "options": options, "gap": gap, **values})
         chosen = {
             name: choices([row for row in rows if row["method"] == name], before["RA"])
-            for name in methods(task.pruner)
+            for name in grids
         }
         return {
-            "seed": task.seed, "forget": task.forget, "pruner": task.pruner,
+            "kind": task.kind, "seed": task.seed,
+            "forget": task.forget, "pruner": task.pruner,
             "candidates": rows, "chosen": chosen,
             "original": before, "reference": target,
         }  # fmt: skip
 
     def _unlearn(self, task: Task, config: Config) -> dict[str, Any]:
-        path = searched(self.search_seed, task.forget, task.pruner)
-        chosen = json.loads((self.folder / f"{path}.json").read_text())["chosen"]
-        asked: list[tuple[str, list[str], dict[str, Any]]] = []
+        """The first choice, which is the second as well where the two agree."""
+        chosen = self.chosen(self.source, task)
+        asked = []
         for name in methods(task.pruner):
             both = chosen[name]
-            if both["smallest"] == both["usable"]:
-                asked += [(name, ["smallest", "usable"], both["smallest"])]
-            else:
-                asked += [(name, [choice], both[choice]) for choice in both]
-        asked = [(n, choice, COMMON[n] | options) for n, choice, options in asked]
+            same = both["smallest"] == both["usable"]
+            choice = ["smallest", "usable"] if same else ["smallest"]
+            asked.append((name, choice, COMMON[name] | both["smallest"]))
         return self.rows(task, config, asked)
+
+    def _usable(self, task: Task, config: Config) -> dict[str, Any]:
+        """The second choice where it is another."""
+        chosen = self.chosen(self.source, task)
+        asked = [
+            (name, ["usable"], COMMON[name] | both["usable"])
+            for name, both in chosen.items()
+            if both["smallest"] != both["usable"]
+        ]
+        return self.rows(task, config, asked) if asked else {"rows": []}
 
     def _published(self, task: Task, config: Config) -> dict[str, Any]:
         names = [name for name in methods(task.pruner) if name in PUBLISHED]

@@ -37,9 +37,9 @@ def config(tmp_path_factory) -> Config:
 
 @pytest.fixture(scope="module")
 def worker(tmp_path_factory, config) -> Worker:
-    worker = Worker(tmp_path_factory.mktemp("work"), config, 100, compiled=False)
+    worker = Worker(tmp_path_factory.mktemp("work"), config, "search-100")
     tasks = plan(search=[100], seeds=[0], control=[0], timed=True)
-    work(worker.folder, tasks, 100, worker.run)
+    work(worker.folder, tasks, "search-100", worker.run)
     assert not list(worker.folder.glob("*.failed"))
     return worker
 
@@ -48,13 +48,15 @@ def test_each_task_is_run_once_and_after_what_it_needs(tmp_path):
     done, lock = [], threading.Lock()
 
     def run(task: Task) -> dict:
-        assert all((tmp_path / f"{n}.json").exists() for n in task.needs(100, True))
+        assert all(
+            (tmp_path / f"{n}.json").exists() for n in task.needs("search-100", True)
+        )
         with lock:
             done.append(task.name)
         return {}
 
     threads = [
-        threading.Thread(target=work, args=(tmp_path, TASKS, 100, run))
+        threading.Thread(target=work, args=(tmp_path, TASKS, "search-100", run))
         for _ in range(5)
     ]
     for thread in threads:
@@ -70,7 +72,7 @@ def test_a_task_that_fails_stops_those_that_need_it_and_no_others(tmp_path, caps
             raise RuntimeError("out of memory")
         return {}
 
-    work(tmp_path, TASKS, 100, run)
+    work(tmp_path, TASKS, "search-100", run)
     assert "out of memory" in (tmp_path / "omp-1.failed").read_text()
     assert "omp-1 failed" in capsys.readouterr().out
     missing = {t.name for t in TASKS} - {p.stem for p in tmp_path.glob("*.json")}
