@@ -1,5 +1,6 @@
 """Every method that is found keeps the contract, in all its forms."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from sparsekit.testing.compilation import check_compile
 from sparsekit.testing.processes import check_processes
 from sparsekit.testing.subject import factory
 from sparsekit.testing.training import FAMILIES
+from tests.sparsekit import contract_table
 
 SMALL = {name: factory(cls)(0.7) for name, cls in discover().items()}
 
@@ -101,3 +103,12 @@ def test_code_that_inductor_generates() -> None:
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_the_book_lists_every_method_and_its_checks() -> None:
+    """The tests above are the proof; `contract_table` writes what they say."""
+    table = json.loads(contract_table.FILE.read_text("utf-8"))
+    assert table["columns"] == contract_table.COLUMNS
+    assert list(table["rows"]) == list(discover())
+    for name, row in table["rows"].items():
+        assert row == dict.fromkeys(contract_table.COLUMNS, "yes"), name
