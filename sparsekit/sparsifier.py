@@ -14,6 +14,7 @@ from sparsekit import checkpoint
 from sparsekit import moments as moment_policy
 from sparsekit.checkpoint import KINDS, Checkpoint
 from sparsekit.dense_gradient import collect, is_distributed
+from sparsekit.execution import blocked
 from sparsekit.execution.layer import SparseLayer
 from sparsekit.gathering import Gathering
 from sparsekit.lazy import Lazy
@@ -344,6 +345,7 @@ class Sparsifier:
     def _update(self) -> None:
         """Asks the method where weights live, and moves them."""
         self._collect()
+        blocked.release()  # of activations: what chooses needs memory for itself
         new = self._checked(self.method.update(self._context()))
         self._gathering.clear()
         if not self.method.needs_dense_gradient:

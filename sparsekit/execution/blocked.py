@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sparsekit.execution import threads
 from sparsekit.execution.kernels import buffers, layout
+from sparsekit.execution.kernels.buffers import release as release
 from sparsekit.execution.kernels.layout import LANES
 
 

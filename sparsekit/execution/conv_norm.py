@@ -2,6 +2,11 @@
 
 It computes what the two layers compute one after the other, by the same kernels, in one
 node of autograd: in a narrow network, calls take as long as what they compute.
+
+Backward passes need what went into the convolution and what came out of it. What went
+in is not kept if it was such a result itself: the batch norm before is computed again,
+from the output of its convolution, which is kept anyway. Between two convolutions that
+is half of the memory, for one pass over it.
 """
 
 from typing import Any, NamedTuple
@@ -20,6 +25,25 @@ from sparsekit.execution.norm import BlockedBatchNorm2d
 _STRUCTURE = "col", "starts", "transposed_col", "transposed_starts", "permutation"
 
 
+class Origin(NamedTuple):
+    """What a result of `conv_norm` without residual is made of, to make it again."""
+
+    y: Tensor  # of the convolution
+    stats: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    batch: int
+    epsilon: float
+    relu: bool
+
+    def again(self) -> Tensor:
+        """The result, bit for bit: it takes one pass over y."""
+        return norms.norm(
+            self.y, None, self.weight, self.bias, self.stats, self.batch, self.epsilon,
+            self.relu,
+        )[0]  # fmt: skip
+
+
 def conv_norm(
     conv: SparseConv2d,
     norm: BlockedBatchNorm2d,
@@ -28,29 +52,31 @@ def conv_norm(
     residual: Tensor | None = None,
     relu: bool = False,
     fork: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """norm(conv(x), batch, residual, relu), and x for whoever else reads it.
+    origin: Origin | None = None,
+) -> tuple[Tensor, Tensor, Origin | None]:
+    """norm(conv(x), batch, residual, relu); x for whoever else reads it; its origin.
 
     Args:
         x: blocked, of `batch` images.
         fork: whether anybody else does. His gradient is where that of the convolution
             then begins, so that no further pass over memory adds the two.
+        origin: of x. Then not x is kept for the backward pass, but that.
     """
     if not _is_plain_training(conv, norm, x, batch, residual):
-        return norm(conv(x), batch, residual, relu), x
+        return norm(conv(x), batch, residual, relu), x, None
     conv.build()
     own: Any = conv._parameters  # an attribute takes 0.7 us, each
     buffers: Any = conv._buffers
     others = norm._parameters
     call = _Call(
         tuple(buffers[name] for name in _STRUCTURE), conv.dense_shape[2] ** 2,
-        conv.stride, batch, norm.eps, relu, fork and x.requires_grad,
+        conv.stride, batch, norm.eps, relu, fork and x.requires_grad, origin,
     )  # fmt: skip
-    y = _ConvNorm.apply(
+    y, again, made = _ConvNorm.apply(
         x, own["values"], own["bias"], conv.probe, residual, others["weight"],
         others["bias"], norm, call,
     )  # fmt: skip
-    return y if call.fork else (y, x)
+    return y, again if call.fork else x, made if torch.is_grad_enabled() else None
 
 
 def _is_plain_training(
@@ -106,6 +132,12 @@ class _Call(NamedTuple):
     epsilon: float
     relu: bool
     fork: bool
+    origin: Origin | None
+
+
+def _split(x: Tensor, origin: Origin | None) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Tensors to keep for x, and what else it is made of, if it is made again."""
+    return ((x,), ()) if origin is None else (origin[:4], origin[4:])
 
 
 class _ConvNorm(torch.autograd.Function):
@@ -119,23 +151,28 @@ class _ConvNorm(torch.autograd.Function):
         )
         norm.follow(stats, call.batch * (y.shape[2] - 2) * (y.shape[3] - 2))
         ctx.set_materialize_grads(False)
-        ctx.call = call
+        made = None
+        if residual is None:
+            made = Origin(y, stats, weight, shift, call.batch, call.epsilon, call.relu)
         kept = out if call.relu and residual is not None else None
-        ctx.save_for_backward(x, values, probe, y, kept, weight, shift, stats)
-        return (out, x) if call.fork else out
+        tensors, ctx.rest = _split(x, call.origin)
+        ctx.call = call._replace(origin=None)  # of which the graph frees the tensors
+        ctx.save_for_backward(values, probe, y, kept, weight, shift, stats, *tensors)
+        return out, x if call.fork else None, made
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, base: Tensor | None = None) -> Any:
+    def backward(ctx: Any, grad: Tensor | None, base: Tensor | None, _: Any) -> Any:
         if grad is None:
             return base, *[None] * 8
         call, need = ctx.call, ctx.needs_input_grad
-        x, values, probe, y, out, weight, bias, stats = ctx.saved_tensors
+        values, probe, y, out, weight, bias, stats, *source = ctx.saved_tensors
         grad_y, *others = norms.gradients(
             grad.contiguous(), y, out, weight, bias, stats, call.batch, call.epsilon,
             call.relu, True, (any(need[:4]), *need[4:7]),
         )  # fmt: skip
         if grad_y is None:
             return *[None] * 4, *others, None, None
+        x = Origin(*source, *ctx.rest).again() if ctx.rest else source[0]
         inner = convs.gradients(
             grad_y, x, values, probe, call.structure, call.taps, call.stride, need[:4],
             None if base is None else base.contiguous(),

@@ -51,7 +51,8 @@ class SparseLayer(nn.Module):
         self.dense_shape = tuple(weight.shape)
         self.probe: Tensor | None = None
         self.values = nn.Parameter(
-            weight.detach()[mask], requires_grad=weight.requires_grad
+            weight.detach().masked_select(mask),  # an index by it takes 8 times as much
+            requires_grad=weight.requires_grad,
         )
         crow, col = _index(mask)
         self.register_buffer("crow", crow)
@@ -303,7 +304,8 @@ def _index(mask: Tensor) -> tuple[Tensor, Tensor]:
         )
     crow = torch.zeros(len(rows) + 1, dtype=torch.int32, device=mask.device)
     crow[1:] = counts.cumsum(0)
-    return crow, rows.nonzero()[:, 1].int()
+    columns = torch.arange(rows.shape[1], dtype=torch.int32, device=mask.device)
+    return crow, columns.expand_as(rows).masked_select(rows)
 
 
 def _numel(shape: tuple[int, ...]) -> int:

@@ -72,6 +72,7 @@ class _Value:
     conv: _Conv | None = None
     norm: _Norm | None = None
     readers: int = 0  # calls that read it, but for those that `fork` has served
+    origin: fx.Node | None = None  # what `conv_norm` says the blocked form is made of
 
 
 class Rewriting:
@@ -100,7 +101,7 @@ class Rewriting:
         """A view of an ordinary tensor may have changed: it is what is true now."""
         for value in self.values.values():
             if value.dense is not None:
-                value.blocked = None
+                value.blocked = value.origin = None
 
     def _rename(self, node: fx.Node, result: "_Value") -> None:
         """From now on, all names of what `node` changed mean its result."""
@@ -131,25 +132,31 @@ class Rewriting:
             value.blocked = self.new.call_module(conv.target, (conv.x,))
         if value.norm is not None:
             norm, value.norm = value.norm, None
-            value.blocked = self._write(norm, value, relu=False)
+            value.blocked, value.origin = self._write(norm, value, relu=False)
         if value.blocked is None:
             value.batch = self.new.call_method("size", (value.dense, 0))
             value.blocked = self.new.call_function(to_blocked, (value.dense,))
         return value.blocked
 
-    def _write(self, norm: _Norm, value: _Value, relu: bool) -> fx.Node:
+    def _write(
+        self, norm: _Norm, value: _Value, relu: bool
+    ) -> tuple[fx.Node, fx.Node | None]:
+        """The result, and its origin if it has one."""
         rest = value.batch, norm.residual, relu
         if isinstance(norm.x, fx.Node):
-            return self.new.call_module(norm.target, (norm.x, *rest))
+            return self.new.call_module(norm.target, (norm.x, *rest)), None
         x, source = norm.x.x, norm.x.source
         modules = (self.new.get_attr(name) for name in (norm.x.target, norm.target))
         fork = source.readers > 1 and source.blocked is x
         source.readers -= 1
-        both = self.new.call_function(conv_norm, (*modules, x, *rest, fork))
-        y, again = (self.new.call_function(operator.getitem, (both, k)) for k in (0, 1))
+        origin = source.origin if source.blocked is x else None
+        three = self.new.call_function(conv_norm, (*modules, x, *rest, fork, origin))
+        y, again, made = (
+            self.new.call_function(operator.getitem, (three, k)) for k in range(3)
+        )
         if fork:  # from here on, others read the second
             source.blocked = again
-        return y
+        return y, made
 
     def _is_blocked(self, node: Any) -> bool:
         value = self.values.get(node) if isinstance(node, fx.Node) else None
@@ -205,9 +212,9 @@ class Rewriting:
         changes = in_place(node, self.modules)
         if value.norm is not None and (value.readers == 1 or changes):
             norm, value.norm = value.norm, None
-            y = self._write(norm, value, relu=True)
-        else:
-            y = self.new.call_function(torch.relu, (self._written(value),))
+            y, origin = self._write(norm, value, relu=True)
+            return _Value(blocked=y, batch=value.batch, origin=origin)
+        y = self.new.call_function(torch.relu, (self._written(value),))
         return _Value(blocked=y, batch=value.batch)
 
     def _sum(self, node: fx.Node) -> _Value | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ from sparsekit.data_pruning.dynamics import (
     summed_loss,
 )
 from sparsekit.data_pruning.removal import DataRemoval
+from sparsekit.lazy import Lazy
 from sparsekit.method import Method
 from sparsekit.methods.static import Static
 from sparsekit.methods.tdm import TDM
@@ -220,15 +222,17 @@ class SparCL(Strategy):
                 for name, mask in sparsifier.alive.items()
             }
         if self.variant == "released":
-            grads = sparsifier.grads.items()
-            return {n: None if g is None else gradient(g) for n, g in grads}
+            grads = sparsifier.grads
+            return Lazy(
+                {name: partial(_importance, name, [(1.0, grads)]) for name in grads}
+            )
         tdm = sparsifier.method if isinstance(sparsifier.method, TDM) else TDM(0.0)
         current = sparsifier.loss_grads["current"]
-        scores = {name: tdm.alpha * gradient(g) for name, g in current.items()}
         buffer = sparsifier.loss_grads["buffer"]
-        for name, grad in {} if buffer is None else buffer.items():
-            scores[name] += tdm.beta * gradient(grad)
-        return scores
+        terms = [(tdm.alpha, current)]
+        if buffer is not None:
+            terms.append((tdm.beta, buffer))
+        return Lazy({name: partial(_importance, name, terms) for name in current})
 
     # ---- the loop's calls ------------------------------------------------------------
 
@@ -296,3 +300,14 @@ class SparCL(Strategy):
         self.mask.since = state["since"]
         if self.data is not None:
             self.data.load_state_dict(state["data"])
+
+
+def _importance(name: str, terms: list[tuple[float, Scores]]) -> Tensor | None:
+    """Sum of factor |gradient| of a weight: of one at a time, since it is dense."""
+    total = None
+    for factor, grads in terms:
+        grad = grads[name]
+        if grad is not None:
+            scaled = factor * gradient(grad)
+            total = scaled if total is None else total + scaled
+    return total

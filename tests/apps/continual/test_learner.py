@@ -215,9 +215,9 @@ def limited(kind: str, megabytes: float) -> subprocess.CompletedProcess:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS and /proc")
 def test_it_trains_within_a_limit_that_a_dense_one_exceeds() -> None:
-    done = limited("sparse", 88)
+    done = limited("sparse", 58)
     assert done.stdout.split() == ["trained", "4"], done.stderr[-2000:]
-    done = limited("dense", 88)
+    done = limited("dense", 58)
     assert done.returncode != 0
     assert "memory" in done.stderr.lower()
 
