@@ -3,6 +3,7 @@
 import errno
 import os
 import secrets
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -46,6 +47,24 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """`write` for UTF-8 text; line ends are kept as they are."""
     write_bytes(path, text.encode("utf-8"))
+
+
+def require_writable(path: Path) -> None:
+    """OSError that names the fix if neither `path` nor a file in it could be written.
+
+    Nothing is made: the nearest folder that is there is tried. So a long work is
+    refused before it begins.
+    """
+    path = Path(path)
+    try:
+        folder = next(p for p in (path, *path.parents) if p.exists())
+        if folder.is_file() and folder == path:  # it would be replaced
+            folder = path.parent
+        handle, name = tempfile.mkstemp(prefix=".writable-", dir=folder)
+        os.close(handle)
+        os.unlink(name)
+    except OSError as error:
+        raise _explained(error, path) from error
 
 
 def _explained(error: OSError, path: Path) -> OSError:

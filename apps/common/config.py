@@ -33,6 +33,7 @@ from typing import (
 )
 
 from apps.common.toml import convert, deep_merge, read_toml, scalar, spelled
+from sparsekit import atomic
 
 Profile = Literal["smoke", "laptop", "full"]
 C = TypeVar("C", bound="RunConfig")
@@ -65,7 +66,8 @@ def parse(cls: type[C], argv: Sequence[str], *, presets: Path | None = None) -> 
     all flags with defaults and exits.
 
     Raises ValueError or FileNotFoundError for an unknown key or flag, a wrong type, an
-    unreadable file: named, with the valid ones.
+    unreadable file: named, with the valid ones; OSError if nothing can be written to
+    `out`.
     """
     name, rest = _take(list(argv), "--config")
     default = _defaults(cls)
@@ -78,6 +80,8 @@ def parse(cls: type[C], argv: Sequence[str], *, presets: Path | None = None) -> 
     config = _from_flags(cls, default, rest, presets)
     if config.seed < 0:
         raise ValueError(f"seed must be at least 0, got {config.seed}")
+    if config.out is not None:
+        atomic.require_writable(config.out)
     return config
 
 

@@ -155,7 +155,11 @@ def drawn(path: Path, size: tuple[float, float]) -> Iterator["Figure"]:
         figure = Figure(figsize=size)
         yield figure
         form = path.suffix.removeprefix(".")
-        atomic.write(path, lambda file: figure.savefig(file, format=form, dpi=200))
+        # Without its date the same figure gives the same file.
+        options: dict[str, Any] = {"format": form, "dpi": 200}
+        if form == "svg":
+            options["metadata"] = {"Date": None}
+        atomic.write(path, lambda file: figure.savefig(file, **options))
 
 
 def title_of(n_seeds: int) -> str:

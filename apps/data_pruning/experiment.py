@@ -29,6 +29,7 @@ from apps.data_pruning.data import Data
 from apps.data_pruning.scoring import Measured
 from apps.data_pruning.strategy import Strategy, choose, parse
 from apps.data_pruning.train import BUDGETS, n_steps, predict, train
+from sparsekit import atomic
 
 BASELINES = ("random", "stratified")
 FULL = "full"
@@ -45,6 +46,9 @@ class Cell:
     @property
     def label(self) -> str:
         return FULL if self.strategy is None else self.strategy.label
+
+    def key(self, seed: int) -> tuple[int, str, float, str]:
+        return seed, self.label, self.keep, self.budget
 
 
 def compare(
@@ -81,35 +85,35 @@ def compare(
         raise ValueError(f"compare needs different seeds, one at least, got {seeds}")
     comparison = begin(config, out)
     clock = _Clock(minutes, comparison.rows)
-    progress = tqdm(total=len(cells) * len(seeds), unit="run", leave=False)
-    for seed in seeds:
-        found = {row.key for row in comparison.rows}
-        missing = [c for c in cells if (seed, c.label, c.keep, c.budget) not in found]
-        progress.update(len(cells) - len(missing))
-        if not missing:
-            continue
-        seeded = replace(config, seed=seed, out=None, resume=False)
-        if not clock.has_time_for(clock.scoring):
-            break
-        data = load(seeded)
-        began = time.perf_counter()
-        measured = score_seed(seeded, data, missing, out)
-        clock.scoring = time.perf_counter() - began
-        for cell in missing:
-            n_kept = round(cell.keep * len(data))
-            steps = n_steps(seeded, len(data), n_kept, cell.budget)
-            if not clock.has_time_for(clock.per_step * steps):
+    total = len(cells) * len(seeds)
+    with tqdm(total=total, unit="run", leave=False) as progress:
+        for seed in seeds:
+            found = {row.key for row in comparison.rows}
+            missing = [cell for cell in cells if cell.key(seed) not in found]
+            progress.update(len(cells) - len(missing))
+            if not missing:
+                continue
+            seeded = replace(config, seed=seed, out=None, resume=False)
+            if not clock.has_time_for(clock.scoring):
                 break
-            progress.set_description(f"seed {seed}, {cell.label} {cell.keep:g}")
-            row = run(seeded, data, measured, cell)
-            clock.per_step = row.train_seconds / row.steps
-            comparison.rows.append(row)
-            if out is not None:
-                comparison.save(Path(out))
-            if watch is not None:
-                watch(row)
-            progress.update()
-    progress.close()
+            data = load(seeded)
+            began = time.perf_counter()
+            measured = score_seed(seeded, data, missing, out)
+            clock.scoring = time.perf_counter() - began
+            for cell in missing:
+                n_kept = round(cell.keep * len(data))
+                steps = n_steps(seeded, len(data), n_kept, cell.budget)
+                if not clock.has_time_for(clock.per_step * steps):
+                    break
+                progress.set_description(f"seed {seed}, {cell.label} {cell.keep:g}")
+                row = run(seeded, data, measured, cell)
+                clock.per_step = row.train_seconds / row.steps
+                comparison.rows.append(row)
+                if out is not None:
+                    comparison.save(Path(out))
+                if watch is not None:
+                    watch(row)
+                progress.update()
     if out is not None:
         RunFolder(out).write_text("compare.txt", comparison.table())
     return comparison
@@ -143,7 +147,7 @@ def begin(config: Config, out: Path | None) -> Comparison:
     """The comparison in `out`, if its settings are these, or a new one."""
     before = settings(config)
     if out is not None:
-        RunFolder(out).require_writable()
+        atomic.require_writable(out)
     if out is not None and (Path(out) / "compare.json").is_file():
         comparison = load_comparison(Path(out))
         comparison.refuse_other_settings(before, str(out))

@@ -82,27 +82,28 @@ def compare(
     """
     seeds, configs = common.checked(configs, seeds, out)
     values: common.Values = {label: {} for label in configs}
-    progress = tqdm(total=len(configs) * len(seeds), unit="run", leave=False)
-    for seed in seeds:
-        originals: dict[str, Prepared] = {}
-        for group in _groups(configs):
-            prepared: Prepared | None = None
-            for label in group:
-                progress.set_description(f"{label} seed {seed}")
-                config = common.placed(label, replace(configs[label], seed=seed), out)
-                if is_finished(config.out):
-                    result, used = load_result(config.out, config), None
-                else:
-                    if prepared is None:
-                        prepared = _prepared(config, originals)
-                    result, used = experiment(config, prepared), prepared
-                    if config.out is not None:
-                        RunFolder(config.out).write_config(config)
-                common.record(values[label], result.metrics, result.cost)
-                if watch is not None:
-                    watch(label, result, used)
-                progress.update()
-    progress.close()
+    total = len(configs) * len(seeds)
+    with tqdm(total=total, unit="run", leave=False) as progress:
+        for seed in seeds:
+            originals: dict[str, Prepared] = {}
+            for group in _groups(configs):
+                prepared: Prepared | None = None
+                for label in group:
+                    progress.set_description(f"{label} seed {seed}")
+                    seeded = replace(configs[label], seed=seed)
+                    config = common.placed(label, seeded, out)
+                    if is_finished(config.out):
+                        result, used = load_result(config.out, config), None
+                    else:
+                        if prepared is None:
+                            prepared = _prepared(config, originals)
+                        result, used = experiment(config, prepared), prepared
+                        if config.out is not None:
+                            RunFolder(config.out).write_config(config)
+                    common.record(values[label], result.metrics, result.cost)
+                    if watch is not None:
+                        watch(label, result, used)
+                    progress.update()
     baseline = next(iter(configs))
     comparison = Comparison(seeds, values, common.described(configs), baseline)
     if out is not None:

@@ -245,7 +245,8 @@ class DataMap:
                 raise
         except sqlite3.OperationalError as error:
             raise ValueError(
-                f"{self.path} cannot be written ({error}): nothing was changed"
+                f"{self.path} cannot be written ({error}): nothing was changed; is the "
+                "disk full, or the folder read-only?"
             ) from error
 
     def _one(self, sql: str, *values: Any) -> tuple | None:

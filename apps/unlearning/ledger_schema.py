@@ -111,6 +111,12 @@ def connect(path: Path, create: bool) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=60, isolation_level=None)
     try:
         _open(connection, path, create)
+    except sqlite3.OperationalError as error:
+        connection.close()
+        raise ValueError(
+            f"{path} cannot be read or written ({error}): nothing was changed; is the "
+            "disk full, or the folder read-only?"
+        ) from None
     except sqlite3.DatabaseError as error:
         connection.close()
         raise ValueError(

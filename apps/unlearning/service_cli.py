@@ -252,7 +252,7 @@ def status_command(argv: list[str]) -> None:
 def register_command(argv: list[str]) -> None:
     """List a file that was made from a model: an export, a copy, optimizer state.
 
-    sparsekit unlearning register --path edge.onnx --parents models/0001.safetensors
+    sparsekit unlearning register --path edge.onnx --parents models/0000.safetensors
     """
     config = parse(RegisterConfig, argv)
     if not config.path:

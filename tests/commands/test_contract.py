@@ -1,0 +1,350 @@
+"""Every verb x {help, small run, bad flag and file, missing data, read-only folder,
+full disk, Ctrl-C, kill -9 and going on}.
+
+Each cell really happens, in a process of its own. What a page of the book says about
+it, book/results/contracts/cli.json, is compared cell by cell;
+`SPARSEKIT_CONTRACTS=write` writes it anew. Cells that repeat a slow run are left to CI,
+which sets `SPARSEKIT_CONTRACTS=all`.
+"""
+
+import csv
+import json
+import os
+import random
+import re
+import shutil
+import signal
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from apps.common.verbs import examples
+from sparsekit.cli import commands
+from tests.commands.child import Done, Trouble, inside, run
+from tests.commands.outcome import outcome, unfinished
+from tests.commands.rows import ROWS, Row
+
+COLUMNS = {
+    "help": "says what the verb does, every flag, an example; status 0",
+    "small": "a small run ends with status 0 and writes nothing but what it says",
+    "bad flag": "status 2 and one line that names the command and the flag",
+    "bad file": "`--config` with an unknown key: status 2, names file and key",
+    "missing": "an input that is not there: status 2, names it",
+    "read-only": "a folder that takes no file: status 2, names it, before the work",
+    "full": "no room for a file: status 2, says so, leaves no half file",
+    "Ctrl-C": "status 130, one word, no half file",
+    "kill": "kill -9 at a random file operation, called again: the same result",
+}
+STORED = Path(__file__).parents[2] / "book" / "results" / "contracts" / "cli.json"
+MODE = os.environ.get("SPARSEKIT_CONTRACTS", "")
+REPEATS = ("full", "Ctrl-C", "kill")
+pytestmark = pytest.mark.xdist_group("commands")
+
+
+def registered() -> list[str]:
+    """Every verb of every command, as the entry points have them."""
+    found = ["methods"]
+    for name, point in commands().items():
+        verbs = import_module(point.module).VERBS
+        if name == "claims":
+            found.append(name)
+        else:
+            found += [f"{name} {verb}" for verb in verbs]
+    return found
+
+
+def verb_function(name: str):
+    """The function behind "classify train"; None for commands of argparse."""
+    app, _, verb = name.partition(" ")
+    points = commands()
+    if app not in points:
+        return None
+    return import_module(points[app].module).VERBS.get(verb)
+
+
+def words(name: str, text: str) -> list[str]:
+    return [*name.split(), *text.split()]
+
+
+class Place:
+    """Folders with the inputs, and with what verbs need that come first."""
+
+    def __init__(self, root: Path):
+        self.root, self.made, self.n = root, {}, 0
+        inputs = root / "inputs"
+        inputs.mkdir(parents=True)
+        digits = load_digits()
+        np.savez(
+            inputs / "digits.npz", y=digits.target[:600],
+            x=digits.images[:600].astype(np.float32),
+        )  # fmt: skip
+        (inputs / "bad.toml").write_text("epocs = 3\n")
+        rows = [(f"s-{i % 12}", i) for i in range(600)]
+        _table(inputs / "subjects.csv", ("subject", "record"), rows)
+        _table(inputs / "more.csv", ("subject", "record"), [("s-99", 1)])
+        rng = np.random.default_rng(0)
+        users, items = np.nonzero(rng.random((40, 60)) < 0.25)
+        log = [(f"u{u}", f"i{i}", t) for t, (u, i) in enumerate(zip(users, items))]  # noqa: B905
+        header = ("user_id", "item_id", "timestamp")
+        _table(inputs / "log.csv", header, log)
+        _table(inputs / "today.csv", header, [("u0", "i1", 9999), ("new", "i2", 9999)])
+        self.made[()] = inputs
+
+    def after(self, steps: tuple[str, ...]) -> Path:
+        """A folder in which these verbs have run."""
+        if steps not in self.made:
+            *before, last = steps
+            chain = (*ROWS[last].after, last) if not before else steps
+            if chain != steps:
+                self.made[steps] = self.after(chain)
+                return self.made[steps]
+            folder = self.copy(self.after(tuple(before)))
+            done = run(words(last, ROWS[last].words), folder)
+            assert done.status == 0, (last, done.err)
+            self.made[steps] = folder
+        return self.made[steps]
+
+    def copy(self, template: Path) -> Path:
+        self.n += 1
+        folder = self.root / f"{self.n}"
+        shutil.copytree(template, folder)
+        return folder
+
+    def cell(self, name: str) -> Path:
+        """A fresh folder in which the verb can run."""
+        row = ROWS[name]
+        folder = self.copy(self.after(row.after))
+        if row.prepare is not None:
+            row.prepare(folder)
+        return folder
+
+    @cache  # noqa: B019
+    def small(self, name: str) -> tuple[Done, Path, set[Path]]:
+        """The small run: how it ended, where, and which files it made or changed."""
+        folder = self.cell(name)
+        before = _files(folder)
+        done = run(words(name, ROWS[name].words), folder)
+        after = _files(folder)
+        changed = {path for path in after if after[path] != before.get(path)}
+        return done, folder, changed
+
+
+def _table(path: Path, header: tuple, rows: list) -> None:
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def _files(folder: Path) -> dict[Path, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory) -> Place:
+    return Place(tmp_path_factory.mktemp("commands") / "place")
+
+
+def not_here(name: str, column: str) -> str:
+    """Why a cell does not apply; "" if it does."""
+    row = ROWS[name]
+    told = dict(row.not_here).get(column)
+    if told is not None:
+        return f"– {told}"
+    function = verb_function(name)
+    takes_none = name.startswith("data ") or name == "unlearning verify"
+    if column == "bad file" and (function is None or takes_none):
+        return "– takes no --config"
+    if column == "missing" and not row.missing:
+        return "– reads nothing"
+    if column in ("read-only", "full", "kill") and not row.writes:
+        return "– writes nothing"
+    return ""
+
+
+def is_slow(name: str) -> bool:
+    row = ROWS[name]
+    return row.slow or any(ROWS[step].slow for step in row.after)
+
+
+def expected(name: str, column: str) -> str:
+    why = not_here(name, column)
+    if why:
+        return why
+    works = column in ("small", "read-only", "missing")
+    in_ci = column in REPEATS or (works and is_slow(name))
+    return "CI" if in_ci else "yes"
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+@pytest.mark.parametrize("name", ROWS)
+def test_cell(name: str, column: str, place: Place) -> None:
+    told = expected(name, column)
+    if told.startswith("–"):
+        return
+    if told == "CI" and not MODE:
+        pytest.skip("in CI: SPARSEKIT_CONTRACTS=all")
+    CELLS[column](name, ROWS[name], place)
+
+
+def test_every_verb_has_a_row() -> None:
+    missing = sorted(set(registered()) ^ set(ROWS))
+    assert not missing, f"give these a row in tests/commands/rows.py: {missing}"
+
+
+def test_the_page_says_what_is_tested() -> None:
+    content = {
+        "what": "Every verb of `sparsekit`",
+        "columns": COLUMNS,
+        "rows": {n: {c: expected(n, c) for c in COLUMNS} for n in ROWS},
+    }
+    if MODE == "write":
+        STORED.parent.mkdir(parents=True, exist_ok=True)
+        STORED.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    assert json.loads(STORED.read_text()) == content, "SPARSEKIT_CONTRACTS=write"
+
+
+def error_line(name: str, done: Done) -> str:
+    """The message of a command that was refused; the test fails if it is no line."""
+    assert done.status == 2, (done.status, done.out[-300:], done.err[-1500:])
+    start = f"sparsekit {name}: error: "
+    lines = re.split(r"[\r\n]+", done.err.strip())  # a bar of progress ends in \r
+    # argparse prints its usage first.
+    own = [line for line in lines if not re.match(r"usage: |\s|.*run/s]", line)]
+    assert len(own) == 1, done.err[-1500:]
+    assert own[0].startswith(start), own[0]
+    return own[0].removeprefix(start)
+
+
+def help_cell(name: str, row: Row, place: Place) -> None:
+    done = inside([*name.split(), "--help"], place.made[()])
+    assert (done.status, done.err) == (0, "")
+    assert done.out.startswith(f"usage: sparsekit {name} [")
+    _, _, shown = done.out.partition("examples:\n")
+    lines = [line.strip() for line in shown.strip().splitlines()]
+    assert lines
+    assert all(line.startswith(f"sparsekit {name}") for line in lines), lines
+    for flag in re.findall(r"--[a-z][a-z.-]*", " ".join(lines)):
+        assert flag in done.out.partition("examples:")[0] or name.endswith("report")
+    function = verb_function(name)
+    if function is not None:
+        assert lines == examples(function)
+
+
+def small_cell(name: str, row: Row, place: Place) -> None:
+    done, folder, changed = place.small(name)
+    assert done.status == 0, done.err[-2000:]
+    assert done.out.strip()
+    assert "Traceback" not in done.err
+    assert not unfinished(folder)
+    for path in changed:
+        own = row.writes and path.parts[0] in (row.writes, "replies.db")
+        assert own, f"{path} was written"
+    if row.writes:
+        assert changed
+
+
+def bad_flag_cell(name: str, row: Row, place: Place) -> None:
+    done = inside([*words(name, row.words), "--nope"], place.made[()])
+    assert "--nope" in error_line(name, done)
+
+
+def bad_file_cell(name: str, row: Row, place: Place) -> None:
+    folder = place.made[()]
+    before = _files(folder)
+    done = inside([*words(name, row.words), "--config", "bad.toml"], folder)
+    message = error_line(name, done)
+    assert "bad.toml: unknown key 'epocs'" in message
+    assert _files(folder) == before
+
+
+def missing_cell(name: str, row: Row, place: Place) -> None:
+    folder = place.cell(name)
+    before = _files(folder)
+    message = error_line(name, inside(words(name, row.missing), folder))
+    assert row.absent in message
+    assert _files(folder) == before
+
+
+def read_only_cell(name: str, row: Row, place: Place) -> None:
+    folder = place.cell(name)
+    if row.writes == "service" and (folder / "service").exists():
+        locked = folder / "service"
+        for path in (locked, *locked.rglob("*")):
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        text = row.words
+    else:
+        locked = folder / "locked"
+        locked.mkdir(0o555)
+        out = f"locked/{row.writes}"
+        text = f"{row.words} --folder {out}"
+        if row.writes != "service":
+            text = re.sub(r"--out \S+", f"--out {out}", row.words)
+    before = _files(folder)
+    done = run(words(name, text), folder, Trouble(powerless=True))
+    for path in (locked, *locked.rglob("*")):  # so that pytest can remove them
+        path.chmod(0o755)
+    message = error_line(name, done)
+    assert locked.name in message
+    assert _files(folder) == before
+
+
+def full_cell(name: str, row: Row, place: Place) -> None:
+    folder, changed = place.small(name)[1:]
+    largest = max((folder / path).stat().st_size for path in changed)
+    cell = place.cell(name)
+    # SQLite writes page by page, into a file that is there.
+    trouble = Trouble(limit=1024 if row.writes == "service" else largest // 2)
+    message = error_line(name, run(words(name, row.words), cell, trouble))
+    assert re.search("size limit|disk full|disk is full", message), message
+    assert not unfinished(cell)
+    again = run(words(name, row.again or row.words), cell)
+    assert again.status == 0, again.err[-2000:]
+    if row.writes != "service":
+        assert outcome(cell / row.writes) == outcome(folder / row.writes)
+
+
+def random_step(name: str, place: Place) -> int:
+    """One of the file operations of the small run."""
+    steps = place.small(name)[0].steps
+    return random.Random(name).randint(1, max(1, steps))
+
+
+def interrupt_cell(name: str, row: Row, place: Place) -> None:
+    folder = place.cell(name)
+    trouble = Trouble(signal=signal.SIGINT, at=random_step(name, place))
+    done = run(words(name, row.words), folder, trouble)
+    assert done.status == 130, (trouble, done)
+    assert done.err.strip().splitlines()[-1] == "interrupted"
+    assert "Traceback" not in done.err
+    assert not unfinished(folder)
+
+
+def kill_cell(name: str, row: Row, place: Place) -> None:
+    folder = place.cell(name)
+    trouble = Trouble(signal=signal.SIGKILL, at=random_step(name, place))
+    done = run(words(name, row.words), folder, trouble)
+    assert done.status == -signal.SIGKILL
+    again = run(words(name, row.again or row.words), folder)
+    assert again.status == 0, (trouble, again.err[-2000:])
+    found, wanted = (
+        outcome(folder / row.writes),
+        outcome(place.small(name)[1] / row.writes),
+    )
+    found = {k: v for k, v in found.items() if not k.endswith(".tmp")}
+    assert found == wanted
+
+
+CELLS = dict(
+    zip(
+        COLUMNS,
+        (
+            help_cell, small_cell, bad_flag_cell, bad_file_cell, missing_cell,
+            read_only_cell, full_cell, interrupt_cell, kill_cell,
+        ),
+        strict=True,
+    )
+)  # fmt: skip
