@@ -78,6 +78,7 @@ def test_a_task_that_fails_stops_those_that_need_it_and_no_others(tmp_path, caps
     missing = {t.name for t in TASKS} - {p.stem for p in tmp_path.glob("*.json")}
     assert missing == {
         "omp-1", "unlearn-1-class-omp", "unlearn-1-random-omp",
+        "usable-1-class-omp", "usable-1-random-omp",
         "published-1-class-omp", "published-1-random-omp",
     }  # fmt: skip
 
