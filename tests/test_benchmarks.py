@@ -12,6 +12,7 @@ import pytest
 from apps.recsys.evaluation import evaluate
 from apps.recsys.interactions import Interactions
 from apps.recsys.splits import random_ratio
+from benchmarks import scale, unlearning_settings
 
 ROOT = Path(__file__).parents[1]
 
@@ -267,3 +268,48 @@ def test_recsys_sparse_training(tmp_path):
     state = {(r["model"], r["engine"]): r["state MB"] for r in report["rows"]}
     assert state["lightgcn", "values"] < state["lightgcn", "dense"] / 3
     assert state["lightgcn", "values"] < state["lightgcn", "masked"] / 5
+
+
+def test_scale():
+    command = [sys.executable, "-m", "benchmarks.scale", "--one", "ranking", "20000"]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    point = json.loads(done.stdout)
+    assert point["bytes"] == 20_000 * scale.DIM * 4
+    assert point["seconds"] > 0
+    points = [{"x": x, "seconds": 3e-6 * x**2, "bytes": 70} for x in (10, 40, 90)]
+    assert scale.growth(points, "seconds") == pytest.approx(2)
+    assert scale.growth(points, "bytes") == pytest.approx(0, abs=1e-9)
+    report = {name: points for name in scale.SERIES}
+    assert "| ranking | items | 90 | one user's best 20 | 24 ms | 2.00 | 70 B |" in (
+        scale.markdown(report)
+    )
+    lines = scale.beyond(report).splitlines()
+    assert "| vectors of 64 numbers, float32 | 28 GB |  |" in lines  # 1.1e8 x 64 x 4
+
+
+@pytest.mark.parametrize("name", ["replay", "joint training"])
+def test_what_a_stream_keeps_is_counted(name):
+    seconds, kept = scale.SERIES[name][3](2)
+    assert seconds > 0
+    examples = 1797 * 0.7  # of a task to train on
+    assert kept == pytest.approx(
+        200 * (64 + 8) if name == "replay" else 2 * examples * 64, rel=0.01
+    )
+
+
+def test_unlearning_settings_by_both_rules():
+    """The smallest gap; and the smallest where no seed loses more than RA allows."""
+    grid = unlearning_settings.GRIDS["finetune"][1]
+    gaps = [0.5, 0.4, 0.3, 0.2, 0.1, 0.6, 0.7, 0.8]
+    lost = [[0, 0], [0, 0], [0.04, 0.05], [0, 0.06], [0.3, 0.3], *[[0.5, 0.5]] * 3]
+
+    class Runs:
+        def of(self, key, metric):
+            i = grid.index(key[3])
+            values = {"gap": [gaps[i]] * 2, "original RA": [1.0, 1.0]}
+            return values.get(metric, [1.0 - x for x in lost[i]])
+
+    chosen = unlearning_settings.choose(Runs(), ("class", "dense", "finetune"))
+    assert chosen["smallest"]["value"] == grid[4]
+    assert chosen["usable"]["value"] == grid[2]
+    assert not chosen["usable"]["at_the_end"]
