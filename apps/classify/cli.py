@@ -19,8 +19,10 @@ from apps.common.verbs import (
     divided,
     listed,
     narrowed,
+    plain,
     presets,
     print_cost,
+    print_json,
     report,
     required,
     resumable,
@@ -48,10 +50,12 @@ class EvaluateConfig(RunConfig):
     Args:
         run: the run's folder.
         severities: of the corruptions, 1 to 5.
+        json: print an object, for a program.
     """
 
     run: Path | None = None
     severities: tuple[int, ...] = (1, 3, 5)
+    json: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,18 +141,27 @@ def evaluate_command(argv: list[str]) -> None:
     result = load_result(required(config.run, "run"))
     trained = result.config
     test = data.load(trained.dataset, trained.seed, trained.data_dir).test
-    print_result(result)
-    print(f"\n{'corruption':12}{'severity':>9}  accuracy %           ece %")
+    rows = []
     for kind in metrics.CORRUPTIONS:
         for severity in config.severities:
             generator = torch.Generator().manual_seed(config.seed)
             x = metrics.corrupt(test.x, kind, severity, generator)
             logits = evaluate(result.model, data.Split(x, test.y))
-            measured = test_metrics(logits, test.y)[1]
-            print(
-                f"{kind:12}{severity:9}  {percent(measured['accuracy']):20} "
-                f"{100 * measured['ece'].value:.1f}"
-            )
+            rows.append((kind, severity, test_metrics(logits, test.y)[1]))
+    if config.json:
+        corrupted = [
+            {"corruption": kind, "severity": severity, "metrics": plain(measured)}
+            for kind, severity, measured in rows
+        ]
+        print_json({"metrics": plain(result.metrics), "corrupted": corrupted})
+        return
+    print_result(result)
+    print(f"\n{'corruption':12}{'severity':>9}  accuracy %           ece %")
+    for kind, severity, measured in rows:
+        print(
+            f"{kind:12}{severity:9}  {percent(measured['accuracy']):20} "
+            f"{100 * measured['ece'].value:.1f}"
+        )
 
 
 def compare_command(argv: list[str]) -> None:

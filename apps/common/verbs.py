@@ -14,6 +14,7 @@ import contextlib
 import difflib
 import inspect
 import io
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -22,6 +23,7 @@ from typing import Any, TypeVar
 
 from apps.common import processes
 from apps.common.config import PROGRAM, RunConfig, parse
+from apps.common.statistics import Interval
 
 Verb = Callable[[list[str]], int | None]
 Verbs = Mapping[str, Verb]
@@ -200,3 +202,13 @@ def print_cost(cost: Mapping[str, float | None]) -> None:
         if value is None:
             continue
         print(f"{name:18}{value:,.2f}" if value < 1000 else f"{name:18}{value:,.0f}")
+
+
+def print_json(content: Any) -> None:
+    """What a verb found, for a program."""
+    print(json.dumps(content, indent=1, allow_nan=False))
+
+
+def plain(metrics: Mapping[str, Interval]) -> dict[str, Any]:
+    """Metrics as JSON has them."""
+    return {name: interval.plain() for name, interval in metrics.items()}

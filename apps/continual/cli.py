@@ -13,8 +13,10 @@ from apps.common.verbs import (
     divided,
     listed,
     narrowed,
+    plain,
     presets,
     print_cost,
+    print_json,
     report,
     required,
     resumable,
@@ -41,9 +43,11 @@ class EvaluateConfig(RunConfig):
 
     Args:
         run: the run's folder.
+        json: print an object, for a program.
     """
 
     run: Path | None = None
+    json: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,11 +78,13 @@ class FlopsConfig(RunConfig):
         network: resnet18-cifar or resnet18-tiny.
         method: ewc, lwf, er, agem, derpp, ..., or sparse, as sparcl-derpp.
         sparsity: of a sparse method.
+        json: print an object, for a program.
     """
 
     network: str = "resnet18-cifar"
     method: str = "derpp"
     sparsity: float = 0.0
+    json: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,17 +146,23 @@ def evaluate_command(argv: list[str]) -> None:
     """
     config = parse(EvaluateConfig, argv, presets=PRESETS)
     result = load_result(required(config.run, "run"))
-    print_result(result)
     a = result.matrix
+    defined = {
+        "forgetting": {n: metrics.forgetting(a, n) for n in metrics.FORGETTING},
+        "backward": {n: metrics.backward_transfer(a, n) for n in metrics.BACKWARD},
+        "forward": {
+            n: metrics.forward_transfer(a, result.initial, n) for n in metrics.FORWARD
+        },
+    }
+    if config.json:
+        told = {"metrics": plain(result.metrics), "matrix": a.tolist()}
+        print_json(told | {"by_definition": defined})
+        return
+    print_result(result)
     print("\nby definition, in %")
-    for name in metrics.FORGETTING:
-        print(f"  forgetting, {name:10}{100 * metrics.forgetting(a, name):7.2f}")
-    for name in metrics.BACKWARD:
-        value = metrics.backward_transfer(a, name)
-        print(f"  backward,   {name:10}{100 * value:7.2f}")
-    for name in metrics.FORWARD:
-        value = metrics.forward_transfer(a, result.initial, name)
-        print(f"  forward,    {name:10}{100 * value:7.2f}")
+    for kind, values in defined.items():
+        for name, value in values.items():
+            print(f"  {kind + ',':12}{name:10}{100 * value:7.2f}")
 
 
 def compare_command(argv: list[str]) -> None:
@@ -193,8 +205,14 @@ def flops_command(argv: list[str]) -> None:
     sparsekit continual flops --method sparcl-derpp --sparsity 0.75
     """
     config = parse(FlopsConfig, argv, presets=PRESETS)
-    for rule in RULES:
-        total = training_flops(config.network, config.method, config.sparsity, rule)
+    totals = {
+        rule: training_flops(config.network, config.method, config.sparsity, rule)
+        for rule in RULES
+    }
+    if config.json:
+        print_json(totals)
+        return
+    for rule, total in totals.items():
         print(f"{rule:10}{total:.3e} FLOPs")
 
 

@@ -16,7 +16,9 @@ from apps.common.verbs import (
     divided,
     listed,
     narrowed,
+    plain,
     presets,
+    print_json,
     required,
     resumable,
     run,
@@ -49,9 +51,11 @@ class EvaluateConfig(RunConfig):
 
     Args:
         run: the run's folder.
+        json: print an object, for a program.
     """
 
     run: Path | None = None
+    json: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,9 @@ def evaluate_command(argv: list[str]) -> None:
     """
     config = parse(EvaluateConfig, argv, presets=PRESETS)
     result = load_result(required(config.run, "run"))
+    if config.json:
+        print_json({"metrics": plain(result.metrics), "slices": slices(result)})
+        return
     print_result(result)
     print()
     print("\n".join(line.rstrip() for line in aligned(slices(result))))
@@ -162,7 +169,7 @@ def compare_command(argv: list[str]) -> None:
 
 def compared(config: CompareConfig) -> dict[str, Config]:
     """{label: config}: the model itself, the others, and itself under each method."""
-    plain = narrowed(config, Config, options={}, method="dense")
+    dense = narrowed(config, Config, options={}, method="dense")
     wanted = [(config.model, config.method)]
     wanted += [(m, config.method) for m in config.models if m not in BASELINES]
     wanted += [(config.model, method) for method in config.methods]
@@ -176,7 +183,7 @@ def compared(config: CompareConfig) -> dict[str, Config]:
         start = {} if model == config.model else STARTS[model]
         label = model if method == "dense" else f"{model} {Path(method).name}"
         changes = {"model": model, "method": method, "options": own[method]}
-        configs[label] = replace(plain, **(changes | start))
+        configs[label] = replace(dense, **(changes | start))
     return configs
 
 

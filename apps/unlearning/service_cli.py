@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from apps.common.config import RunConfig, parse
-from apps.common.verbs import required
+from apps.common.verbs import print_json, required
 from apps.unlearning import service_audit
 from apps.unlearning.config import PRESETS, Config, Value
 from apps.unlearning.ledger import Batch
@@ -58,9 +58,11 @@ class StatusConfig(FolderConfig):
     Args:
         erased: a .txt file for the records of all verified requests, one a line: what a
             later training must leave out.
+        json: print an object, for a program.
     """
 
     erased: Path | None = None
+    json: bool = False
 
 
 @dataclass(frozen=True)
@@ -238,14 +240,29 @@ def status_command(argv: list[str]) -> None:
         if config.erased is not None:
             lines = "".join(f"{record}\n" for record in service.erased())
             atomic.write_text(config.erased, lines)
+        current = int(ledger.fact("current"))
+        logs = {request: ledger.log(request)[-1] for request in ledger.requests()}
+        states = [
+            (file, "current" if file.id == current else file.state)
+            for file in ledger.artefacts()
+        ]
+        if config.json:
+            requests = [
+                {"request": name, "state": last.state, "at": last.at, "note": last.note}
+                for name, last in logs.items()
+            ]
+            files = [
+                {"path": file.path, "kind": file.kind, "state": state}
+                for file, state in states
+            ]
+            told = {"counts": ledger.counts(), "requests": requests}
+            print_json(told | {"files": files})
+            return
         for name, count in ledger.counts().items():
             print(f"{name:10}{count:8}")
-        for request in ledger.requests():
-            last = ledger.log(request)[-1]
+        for request, last in logs.items():
             print(f"{request}  {last.state:9} {last.at}  {printable(last.note)}")
-        current = int(ledger.fact("current"))
-        for file in ledger.artefacts():
-            state = "current" if file.id == current else file.state
+        for file, state in states:
             print(f"{file.path:32} {file.kind:10} {state}")
 
 

@@ -16,7 +16,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
 
 from apps.common import ledger
-from book.engine import evidence, scoreboard
+from book.engine import contracts, evidence, scoreboard
 from book.engine.cache import Run
 from book.engine.chapter import Chapter, read_contents
 from book.engine.runs import ROOT, Book
@@ -108,6 +108,12 @@ def stage(
         text = evidence.page(template.read_text("utf-8"), rows, names)
         template.write_text(text, encoding="utf-8")
         evidence.copy_data(rows, book.claims, folder / "vendor")
+    template = folder / "contracts.md"
+    if template.is_file():
+        text = contracts.page(
+            template.read_text("utf-8"), book.folder / "results" / "contracts"
+        )
+        template.write_text(text, encoding="utf-8")
     copy_headlines(folder / "vendor" / evidence.DATA / "headlines")
 
 

@@ -18,10 +18,12 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from apps.common import runs
 from apps.common.verbs import examples
 from sparsekit.cli import commands
 from tests.commands.child import Done, Trouble, inside, run
@@ -205,6 +207,42 @@ def test_the_page_says_what_is_tested() -> None:
         STORED.parent.mkdir(parents=True, exist_ok=True)
         STORED.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     assert json.loads(STORED.read_text()) == content, "SPARSEKIT_CONTRACTS=write"
+
+
+AS_JSON = (
+    "classify evaluate", "continual evaluate", "continual flops", "recsys evaluate",
+    "unlearning status", "methods", "claims", "data list",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AS_JSON)
+def test_json_for_a_program(name: str, place: Place) -> None:
+    text = f"{ROWS[name].words} --json"
+    done = run(words(name, text), place.cell(name))
+    assert done.status == 0, done.err[-2000:]
+    assert json.loads(done.out)
+
+
+SCHEMA = json.loads((Path(runs.__file__).parent / "result.schema.json").read_text())
+TRAINS = [name for name in ROWS if name.endswith(" train")]
+
+
+@pytest.mark.parametrize("name", TRAINS)
+def test_the_result_of_every_app_is_what_the_schema_says(
+    name: str, place: Place
+) -> None:
+    validator = jsonschema.Draft202012Validator(SCHEMA)
+    path = place.small(name)[1] / "run" / "result.json"
+    found = json.loads(path.read_text())
+    assert not [error.message for error in validator.iter_errors(found)]
+    assert found["app"] == name.split()[0].replace("-", "_")
+    assert list(found) == SCHEMA["required"]
+    assert found["config"]["seed"] == found["seed"]
+    for change in (
+        {"seed": "0"}, {"metrics": {}}, {"cost": {}}, {"extra": 1}, {"provenance": {}},
+        {"metrics": {"a": {"value": None, "low": 0, "high": 1, "n": 5}}},
+    ):  # fmt: skip
+        assert list(validator.iter_errors(found | change)), change
 
 
 def error_line(name: str, done: Done) -> str:

@@ -1,0 +1,49 @@
+"""The page of contracts: a table from what the tests wrote."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from book.engine import contracts
+from book.engine.scoreboard import cell
+
+BOOK = Path(contracts.__file__).parents[1]
+
+
+def test_a_table_has_meanings_cells_and_numbered_reasons():
+    text = contracts.table(
+        {
+            "what": "All.",
+            "columns": {"help": "a | b", "kill": "again"},
+            "rows": {
+                "one": {"help": "yes", "kill": "– elsewhere"},
+                "two": {"help": "CI", "kill": "– elsewhere"},
+                "three": {"help": "– nothing", "kill": "yes"},
+            },
+        }
+    )
+    lines = text.splitlines()
+    assert "help" in lines
+    at = lines.index("| | help | kill |")
+    assert lines[at + 2 :] == [
+        "| one | yes | – (1) |",
+        "| two | CI | – (1) |",
+        "| three | – (2) | yes |",
+        "",
+        "1. elsewhere",
+        "2. nothing",
+    ]
+    assert "a | b" not in text  # it would be two cells elsewhere
+
+
+def test_the_page_has_both_tables():
+    template = (BOOK / "contracts.md").read_text("utf-8")
+    text = contracts.page(template, BOOK / "results" / "contracts")
+    for name in contracts.TABLES:
+        stored = BOOK / "results" / "contracts" / f"{name}.json"
+        for row in json.loads(stored.read_text("utf-8"))["rows"]:
+            assert f"\n| {cell(row)} |" in text
+        assert f"<!-- {name} -->" not in text
+    with pytest.raises(ValueError, match="needs one line '<!-- cli -->'"):
+        contracts.page("no mark", BOOK / "results" / "contracts")
