@@ -10,9 +10,9 @@ import pytest
     "name",
     [
         "config", "forgetting.downdate", "forgetting.effects",
-        "forgetting.membership", "interactions", "metrics", "models.factors", "models.lightgcn",
-        "models.network", "ragged", "sampling", "scoring", "splits", "topk",
-        "topk_torch", "train",
+        "forgetting.membership", "interactions", "metrics", "models.factors",
+        "models.lightgcn", "models.network", "ragged", "sampling", "scoring",
+        "splits", "topk", "topk_torch", "train",
     ],
 )  # fmt: skip
 def test_examples(name: str) -> None:
