@@ -12,22 +12,9 @@ from apps.classify.compare import compare, load_comparison
 from apps.classify.config import PRESETS, Config
 from apps.classify.result import Result, evaluate, load_result, test_metrics
 from apps.classify.train import train
-from apps.common import options
+from apps.common import options, verbs
 from apps.common.config import RunConfig, parse
 from apps.common.tables import percent
-from apps.common.verbs import (
-    divided,
-    listed,
-    narrowed,
-    plain,
-    presets,
-    print_cost,
-    print_json,
-    report,
-    required,
-    resumable,
-    run,
-)
 
 
 @dataclass(frozen=True)
@@ -95,12 +82,14 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns 2 for a usage error, with a message that names the fix.
     """
-    return run(argv, "classify", VERBS, usage)
+    return verbs.run(argv, "classify", VERBS, usage)
 
 
 def usage() -> str:
     methods = "methods: " + ", ".join(options.names())
-    return "\n".join([*listed("classify", VERBS), methods, presets(PRESETS)])
+    return "\n".join(
+        [*verbs.listed("classify", VERBS), methods, verbs.presets(PRESETS)]
+    )
 
 
 def data_command(argv: list[str]) -> None:
@@ -127,7 +116,7 @@ def train_command(argv: list[str]) -> None:
     sparsekit classify train --config mlp-mnist5k --method rigl --out runs/rigl
     sparsekit classify train --resume --out runs/rigl
     """
-    print_result(train(resumable(Config, argv, PRESETS)))
+    print_result(train(verbs.resumable(Config, argv, PRESETS)))
 
 
 def evaluate_command(argv: list[str]) -> None:
@@ -138,7 +127,7 @@ def evaluate_command(argv: list[str]) -> None:
     import torch
 
     config = parse(EvaluateConfig, argv, presets=PRESETS)
-    result = load_result(required(config.run, "run"))
+    result = load_result(verbs.required(config.run, "run"))
     trained = result.config
     test = data.load(trained.dataset, trained.seed, trained.data_dir).test
     rows = []
@@ -150,10 +139,12 @@ def evaluate_command(argv: list[str]) -> None:
             rows.append((kind, severity, test_metrics(logits, test.y)[1]))
     if config.json:
         corrupted = [
-            {"corruption": kind, "severity": severity, "metrics": plain(measured)}
+            {"corruption": kind, "severity": severity, "metrics": verbs.plain(measured)}
             for kind, severity, measured in rows
         ]
-        print_json({"metrics": plain(result.metrics), "corrupted": corrupted})
+        verbs.print_json(
+            {"metrics": verbs.plain(result.metrics), "corrupted": corrupted}
+        )
         return
     print_result(result)
     print(f"\n{'corruption':12}{'severity':>9}  accuracy %           ece %")
@@ -175,10 +166,10 @@ def compare_command(argv: list[str]) -> None:
         for method in (*config.methods, config.method)
     }
     known = {label: options.fields_of(method) for label, method in methods.items()}
-    first = narrowed(config, Config, options={})
+    first = verbs.narrowed(config, Config, options={})
     configs = {
         label: replace(first, method=methods[label], options=own)
-        for label, own in divided(config.options, known).items()
+        for label, own in verbs.divided(config.options, known).items()
     }
     seeds = range(config.seed, config.seed + config.seeds)
     comparison = compare(configs, seeds, out=config.out, baseline=config.baseline)
@@ -190,7 +181,7 @@ def report_command(argv: list[str]) -> None:
 
     sparsekit classify report --run runs/compare
     """
-    report(argv, load_comparison, figure.draw, PRESETS)
+    verbs.report(argv, load_comparison, figure.draw, PRESETS)
 
 
 def check_command(argv: list[str]) -> None:
@@ -199,7 +190,7 @@ def check_command(argv: list[str]) -> None:
     sparsekit classify check --method rigl
     """
     config = parse(CheckConfig, argv, presets=PRESETS)
-    cls = options.method_class(required(config.method or None, "method"))
+    cls = options.method_class(verbs.required(config.method or None, "method"))
     if cls is None:
         raise ValueError("dense is no method: there is nothing to check")
     from sparsekit.testing import check_method  # slow to import, for this verb only
@@ -216,7 +207,7 @@ def print_result(result: Result) -> None:
     for name, interval in result.metrics.items():
         low, high = interval.low, interval.high
         print(f"{name:18}{interval.value:.4f} [{low:.4f}, {high:.4f}] n={interval.n}")
-    print_cost(result.cost)
+    verbs.print_cost(result.cost)
 
 
 VERBS = {

@@ -16,7 +16,12 @@ from apps.classify.config import Config
 from apps.classify.result import Result
 from apps.classify.train import train
 from apps.common import comparison as common
-from apps.common.tables import percent, plain
+from apps.common.tables import plain
+
+COLUMNS = (
+    ("params_active", 1, "active"), ("bytes_on_disk", 1e3, "kB"),
+    ("train_flops", 1e9, "train GFLOP"), ("train_seconds", 1, "train s"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -25,26 +30,15 @@ class Comparison(common.Comparison):
 
     def rows(self) -> list[dict[str, str]]:
         """The table's cells, one row a label."""
-        rows = []
-        for label in self.values:
-            row = {"run": label + (" *" if label in self.added else "")}
-            row["accuracy %"] = percent(self.interval(label))
-            if label == self.baseline:
-                row[f"- {self.baseline}"] = "-"
-            else:
-                row[f"- {self.baseline}"] = percent(self.difference(label), sign=True)
-            row["nll"] = f"{self.interval(label, 'nll').value:.3f}"
-            row["ece %"] = f"{100 * self.interval(label, 'ece').value:.1f}"
-            for cost, unit, name in (
-                ("params_active", 1, "active"),
-                ("bytes_on_disk", 1e3, "kB"),
-                ("train_flops", 1e9, "train GFLOP"),
-                ("train_seconds", 1, "train s"),
-            ):
-                mean = self.interval(label, cost).value / unit
-                row[name] = f"{mean:.0f}" if mean >= 100 else f"{mean:.2f}"
-            rows.append(row)
-        return rows
+        return [
+            self.first_cells(label)
+            | {
+                "nll": f"{self.interval(label, 'nll').value:.3f}",
+                "ece %": f"{100 * self.interval(label, 'ece').value:.1f}",
+            }
+            | self.cost_cells(label, COLUMNS)
+            for label in self.values
+        ]
 
     def table(self) -> str:
         """Plain text: means over seeds, 95 % intervals in brackets."""

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from apps.common.config import RunConfig, settings
 from apps.common.runs import MALFORMED, RunFolder
 from apps.common.statistics import Interval, mean_interval, paired_interval
+from apps.common.tables import percent
 from sparsekit import atomic
 
 C = TypeVar("C", bound=RunConfig)
@@ -65,6 +66,27 @@ class Comparison:
     def rows(self) -> list[dict[str, str]]:
         """The table's cells, one row a label."""
         raise NotImplementedError
+
+    def first_cells(self, label: str) -> dict[str, str]:
+        """What a row begins with: the run, its accuracy, its paired difference."""
+        difference = "-"
+        if label != self.baseline:
+            difference = percent(self.difference(label), sign=True)
+        return {
+            "run": label + (" *" if label in self.added else ""),
+            "accuracy %": percent(self.interval(label)),
+            f"- {self.baseline}": difference,
+        }
+
+    def cost_cells(
+        self, label: str, columns: Iterable[tuple[str, float, str]]
+    ) -> dict[str, str]:
+        """Means of costs. columns: (cost, unit, title)."""
+        means = {
+            title: self.interval(label, cost).value / unit
+            for cost, unit, title in columns
+        }
+        return {t: f"{m:.0f}" if m >= 100 else f"{m:.2f}" for t, m in means.items()}
 
     def table(self) -> str:
         """Plain text: means over seeds, 95 % intervals in brackets."""

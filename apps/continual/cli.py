@@ -7,21 +7,9 @@ sparsekit continual compare --config derpp-mnist --strategies er derpp --out run
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from apps.common import verbs
 from apps.common.config import RunConfig, parse
 from apps.common.tables import percent
-from apps.common.verbs import (
-    divided,
-    listed,
-    narrowed,
-    plain,
-    presets,
-    print_cost,
-    print_json,
-    report,
-    required,
-    resumable,
-    run,
-)
 from apps.continual import figure, metrics, strategy, streams
 from apps.continual.compare import compare, load_comparison
 from apps.continual.config import PRESETS, Config
@@ -107,12 +95,12 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns 2 for a usage error, with a message that names the fix.
     """
-    return run(argv, "continual", VERBS, usage)
+    return verbs.run(argv, "continual", VERBS, usage)
 
 
 def usage() -> str:
     names = "strategies: " + ", ".join(strategy.discover())
-    return "\n".join([*listed("continual", VERBS), names, presets(PRESETS)])
+    return "\n".join([*verbs.listed("continual", VERBS), names, verbs.presets(PRESETS)])
 
 
 def data_command(argv: list[str]) -> None:
@@ -136,7 +124,7 @@ def train_command(argv: list[str]) -> None:
     sparsekit continual train --config derpp-mnist --buffer 200 --out runs/derpp
     sparsekit continual train --resume --out runs/derpp
     """
-    print_result(train(resumable(Config, argv, PRESETS)))
+    print_result(train(verbs.resumable(Config, argv, PRESETS)))
 
 
 def evaluate_command(argv: list[str]) -> None:
@@ -145,7 +133,7 @@ def evaluate_command(argv: list[str]) -> None:
     sparsekit continual evaluate --run runs/derpp
     """
     config = parse(EvaluateConfig, argv, presets=PRESETS)
-    result = load_result(required(config.run, "run"))
+    result = load_result(verbs.required(config.run, "run"))
     a = result.matrix
     defined = {
         "forgetting": {n: metrics.forgetting(a, n) for n in metrics.FORGETTING},
@@ -155,8 +143,8 @@ def evaluate_command(argv: list[str]) -> None:
         },
     }
     if config.json:
-        told = {"metrics": plain(result.metrics), "matrix": a.tolist()}
-        print_json(told | {"by_definition": defined})
+        told = {"metrics": verbs.plain(result.metrics), "matrix": a.tolist()}
+        verbs.print_json(told | {"by_definition": defined})
         return
     print_result(result)
     print("\nby definition, in %")
@@ -181,10 +169,12 @@ def compare_command(argv: list[str]) -> None:
         name: {f.name for f in fields(known[name]) if f.init}
         for name in config.strategies
     }
-    first = narrowed(config, Config, strategy="finetune", strategy_options={})
+    first = verbs.narrowed(config, Config, strategy="finetune", strategy_options={})
     configs = {
         name: replace(first, strategy=name, strategy_options=own)
-        for name, own in divided(config.strategy_options, names, "strategies").items()
+        for name, own in verbs.divided(
+            config.strategy_options, names, "strategies"
+        ).items()
     }
     seeds = range(config.seed, config.seed + config.seeds)
     comparison = compare(configs, seeds, out=config.out, baseline=config.baseline)
@@ -196,7 +186,7 @@ def report_command(argv: list[str]) -> None:
 
     sparsekit continual report --run runs/c
     """
-    report(argv, load_comparison, figure.draw, PRESETS)
+    verbs.report(argv, load_comparison, figure.draw, PRESETS)
 
 
 def flops_command(argv: list[str]) -> None:
@@ -210,7 +200,7 @@ def flops_command(argv: list[str]) -> None:
         for rule in RULES
     }
     if config.json:
-        print_json(totals)
+        verbs.print_json(totals)
         return
     for rule, total in totals.items():
         print(f"{rule:10}{total:.3e} FLOPs")
@@ -222,7 +212,7 @@ def export_command(argv: list[str]) -> None:
     sparsekit continual export --run runs/derpp --values float16
     """
     config = parse(ExportConfig, argv, presets=PRESETS)
-    run_folder = required(config.run, "run")
+    run_folder = verbs.required(config.run, "run")
     written = export(run_folder, config.out, config.values, config.onnx)
     device = written.device
     print(
@@ -240,7 +230,7 @@ def print_result(result: Result) -> None:
         print("  " + " ".join(f"{100 * value:6.1f}" for value in row))
     for name, interval in result.metrics.items():
         print(f"{name:18}{percent(interval)} %")
-    print_cost(result.cost)
+    verbs.print_cost(result.cost)
 
 
 VERBS = {

@@ -12,12 +12,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from apps.common import comparison as common
-from apps.common.tables import percent, plain
+from apps.common.tables import plain
 from apps.continual.config import Config
 from apps.continual.result import Result
 from apps.continual.train import train
 
 BOUNDS = ("finetune", "joint")
+
+
+SHOWN = (
+    ("task_accuracy", "Task-IL %"), ("forgetting", "forgetting %"), ("ece", "ece %"),
+)  # fmt: skip
+COLUMNS = (
+    ("buffer_bytes", 1e3, "buffer kB"), ("bytes_on_disk", 1e3, "model kB"),
+    ("train_flops", 1e9, "train GFLOP"), ("train_seconds", 1, "train s"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,32 +40,17 @@ class Comparison(common.Comparison):
 
     def rows(self) -> list[dict[str, str]]:
         """The table's cells, one row a label."""
-        rows = []
-        for label, measured in self.values.items():
-            row = {"run": label + (" *" if label in self.added else "")}
-            row["accuracy %"] = percent(self.interval(label))
-            if label == self.baseline:
-                row[f"- {self.baseline}"] = "-"
-            else:
-                row[f"- {self.baseline}"] = percent(self.difference(label), sign=True)
-            for metric, name in (
-                ("task_accuracy", "Task-IL %"),
-                ("forgetting", "forgetting %"),
-                ("ece", "ece %"),
-            ):
-                known = metric in measured
-                value = self.interval(label, metric).value if known else None
-                row[name] = "-" if value is None else f"{100 * value:.1f}"
-            for cost, unit, name in (
-                ("buffer_bytes", 1e3, "buffer kB"),
-                ("bytes_on_disk", 1e3, "model kB"),
-                ("train_flops", 1e9, "train GFLOP"),
-                ("train_seconds", 1, "train s"),
-            ):
-                mean = self.interval(label, cost).value / unit
-                row[name] = f"{mean:.0f}" if mean >= 100 else f"{mean:.2f}"
-            rows.append(row)
-        return rows
+        return [
+            self.first_cells(label)
+            | {name: self._percent(label, metric) for metric, name in SHOWN}
+            | self.cost_cells(label, COLUMNS)
+            for label in self.values
+        ]
+
+    def _percent(self, label: str, metric: str) -> str:
+        if metric not in self.values[label]:
+            return "-"
+        return f"{100 * self.interval(label, metric).value:.1f}"
 
     def table(self) -> str:
         """Plain text: means over seeds, 95 % intervals in brackets."""

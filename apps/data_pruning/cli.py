@@ -9,19 +9,10 @@ sparsekit data-pruning compare --strategies el2n ccs --seeds 5 --out runs/compar
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from apps.common import verbs
 from apps.common.config import RunConfig, parse
 from apps.common.runs import RunFolder
 from apps.common.tables import percent
-from apps.common.verbs import (
-    listed,
-    narrowed,
-    presets,
-    print_cost,
-    report,
-    required,
-    resumable,
-    run,
-)
 from apps.data_pruning import data as sources
 from apps.data_pruning import figure, files, scoring
 from apps.data_pruning.comparison import load_comparison
@@ -93,15 +84,15 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns 2 for a usage error, with a message that names the fix.
     """
-    return run(argv, "data-pruning", VERBS, usage)
+    return verbs.run(argv, "data-pruning", VERBS, usage)
 
 
 def usage() -> str:
-    lines = listed("data-pruning", VERBS)
+    lines = verbs.listed("data-pruning", VERBS)
     lines += ["scores: " + ", ".join(scoring.NAMES)]
     lines += ["policies: " + ", ".join(POLICIES)]
     lines += ["short: " + ", ".join(f"{k} = {v}" for k, v in SHORT.items())]
-    return "\n".join([*lines, presets(PRESETS)])
+    return "\n".join([*lines, verbs.presets(PRESETS)])
 
 
 def data_command(argv: list[str]) -> None:
@@ -130,8 +121,8 @@ def train_command(argv: list[str]) -> None:
 
     sparsekit data-pruning train --config cnn-mnist5k --subset runs/half/subset.csv
     """
-    config = resumable(TrainConfig, argv, PRESETS)
-    plain = narrowed(config, Config, out=config.out, resume=config.resume)
+    config = verbs.resumable(TrainConfig, argv, PRESETS)
+    plain = verbs.narrowed(config, Config, out=config.out, resume=config.resume)
     print_result(train_run(plain, config.subset, config.budget))
 
 
@@ -141,12 +132,12 @@ def score_command(argv: list[str]) -> None:
     sparsekit data-pruning score --config cnn-mnist5k --score el2n --out runs/scores
     """
     config = parse(ScoreConfig, argv, presets=PRESETS)
-    out = required(config.out, "out")
+    out = verbs.required(config.out, "out")
     request = scoring.parse(config, config.score)
     if request.kind == "extra" or config.score == "mean_p":
         raise ValueError(f"{config.score!r} is no score of the list")
     folder = RunFolder(out)
-    data = sources.load(narrowed(config, Config))
+    data = sources.load(verbs.narrowed(config, Config))
     measured = scoring.measure(config, data, [config.score])
     seconds, flops = measured.cost(config, data, [config.score])
     part = data.splits.train
@@ -164,8 +155,8 @@ def select_command(argv: list[str]) -> None:
     sparsekit data-pruning select --scores runs/scores/scores.parquet --out runs/half
     """
     config = parse(SelectConfig, argv, presets=PRESETS)
-    out = required(config.out, "out")
-    found = files.read_scores(required(config.scores, "scores"))
+    out = verbs.required(config.out, "out")
+    found = files.read_scores(verbs.required(config.scores, "scores"))
     if config.per_class and found.labels is None:
         raise ValueError(f"{config.scores}: per_class needs a column 'label'")
     try:
@@ -193,7 +184,7 @@ def compare_command(argv: list[str]) -> None:
     config = parse(CompareConfig, argv, presets=PRESETS)
     seeds = range(config.seed, config.seed + config.seeds)
     comparison = compare(
-        narrowed(config, Config),
+        verbs.narrowed(config, Config),
         config.strategies,
         config.keeps,
         seeds,
@@ -208,7 +199,7 @@ def report_command(argv: list[str]) -> None:
 
     sparsekit data-pruning report --run runs/compare
     """
-    report(argv, load_comparison, figure.draw, PRESETS)
+    verbs.report(argv, load_comparison, figure.draw, PRESETS)
 
 
 def print_result(result: Result) -> None:
@@ -216,7 +207,7 @@ def print_result(result: Result) -> None:
     print(f"{'accuracy %':18}{percent(result.metrics['accuracy'])}")
     for name, interval in result.metrics.items():
         print(f"{name:18}{interval.value:.4f}")
-    print_cost(result.cost)
+    verbs.print_cost(result.cost)
 
 
 VERBS = {

@@ -9,21 +9,9 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from apps.common import options
+from apps.common import options, verbs
 from apps.common.config import RunConfig, parse
 from apps.common.tables import aligned, shown
-from apps.common.verbs import (
-    divided,
-    listed,
-    narrowed,
-    plain,
-    presets,
-    print_json,
-    required,
-    resumable,
-    run,
-)
-from apps.common.verbs import report as report_comparison
 from apps.recsys import figure, report
 from apps.recsys.augment_cli import AUGMENT_VERBS
 from apps.recsys.budget_cli import BUDGET_VERBS
@@ -89,12 +77,12 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns 2 for a usage error, with a message that names the fix.
     """
-    return run(argv, "recsys", VERBS, usage)
+    return verbs.run(argv, "recsys", VERBS, usage)
 
 
 def usage() -> str:
     models = "models: " + ", ".join(MODELS)
-    return "\n".join([*listed("recsys", VERBS), models, presets(PRESETS)])
+    return "\n".join([*verbs.listed("recsys", VERBS), models, verbs.presets(PRESETS)])
 
 
 def data_command(argv: list[str]) -> None:
@@ -112,7 +100,7 @@ def train_command(argv: list[str]) -> None:
     sparsekit recsys train --config lightgcn-ml100k --out runs/lightgcn
     sparsekit recsys train --resume --out runs/lightgcn
     """
-    print_result(train(resumable(Config, argv, PRESETS)))
+    print_result(train(verbs.resumable(Config, argv, PRESETS)))
 
 
 def evaluate_command(argv: list[str]) -> None:
@@ -121,9 +109,11 @@ def evaluate_command(argv: list[str]) -> None:
     sparsekit recsys evaluate --run runs/lightgcn
     """
     config = parse(EvaluateConfig, argv, presets=PRESETS)
-    result = load_result(required(config.run, "run"))
+    result = load_result(verbs.required(config.run, "run"))
     if config.json:
-        print_json({"metrics": plain(result.metrics), "slices": slices(result)})
+        verbs.print_json(
+            {"metrics": verbs.plain(result.metrics), "slices": slices(result)}
+        )
         return
     print_result(result)
     print()
@@ -169,12 +159,12 @@ def compare_command(argv: list[str]) -> None:
 
 def compared(config: CompareConfig) -> dict[str, Config]:
     """{label: config}: the model itself, the others, and itself under each method."""
-    dense = narrowed(config, Config, options={}, method="dense")
+    dense = verbs.narrowed(config, Config, options={}, method="dense")
     wanted = [(config.model, config.method)]
     wanted += [(m, config.method) for m in config.models if m not in BASELINES]
     wanted += [(config.model, method) for method in config.methods]
     known = {method: options.fields_of(method) for _, method in wanted}
-    own = divided(config.options, known)
+    own = verbs.divided(config.options, known)
     configs = {}
     for model, method in dict.fromkeys(wanted):
         if model not in MODELS:
@@ -192,7 +182,7 @@ def report_command(argv: list[str]) -> None:
 
     sparsekit recsys report --run runs/compare
     """
-    report_comparison(argv, load_comparison, figure.draw, PRESETS)
+    verbs.report(argv, load_comparison, figure.draw, PRESETS)
 
 
 def print_result(result: Result) -> None:

@@ -6,19 +6,9 @@ sparsekit unlearning train --config mnist-class --method l1_sparse --out runs/l1
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from apps.common import verbs
 from apps.common.config import RunConfig, parse
 from apps.common.tables import percent, shown
-from apps.common.verbs import (
-    divided,
-    listed,
-    narrowed,
-    presets,
-    print_cost,
-    report,
-    required,
-    resumable,
-    run,
-)
 from apps.unlearning import data, figure, service_cli, unlearner
 from apps.unlearning.compare import compare, load_comparison
 from apps.unlearning.config import PRESETS, Config
@@ -48,12 +38,14 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns 2 for a usage error, with a message that names the fix.
     """
-    return run(argv, "unlearning", VERBS, usage)
+    return verbs.run(argv, "unlearning", VERBS, usage)
 
 
 def usage() -> str:
     methods = "methods: " + ", ".join(unlearner.discover())
-    return "\n".join([*listed("unlearning", VERBS), methods, presets(PRESETS)])
+    return "\n".join(
+        [*verbs.listed("unlearning", VERBS), methods, verbs.presets(PRESETS)]
+    )
 
 
 @dataclass(frozen=True)
@@ -126,7 +118,7 @@ def train_command(argv: list[str]) -> None:
     sparsekit unlearning train --config mnist-class --method l1_sparse --out runs/l1
     sparsekit unlearning train --resume --out runs/l1
     """
-    print_result(train(resumable(Config, argv, PRESETS)))
+    print_result(train(verbs.resumable(Config, argv, PRESETS)))
 
 
 def evaluate_command(argv: list[str]) -> None:
@@ -135,7 +127,7 @@ def evaluate_command(argv: list[str]) -> None:
     sparsekit unlearning evaluate --run runs/l1 --references 2
     """
     config = parse(EvaluateConfig, argv, presets=PRESETS)
-    found = ladder(required(config.run, "run"), config.references)
+    found = ladder(verbs.required(config.run, "run"), config.references)
     print(f"{'':12}{'RMIA, AUC':24}{'TPR at 1 % FPR, %':24}hardest tenth, AUC")
     for name in MODELS:
         whole, hard = found.rmia[name], found.hard[name]
@@ -187,8 +179,10 @@ def per_method(config: CompareConfig, pruner: str) -> dict[str, Config]:
         for method in config.methods
     }
     return {
-        method: narrowed(config, Config, method=method, options=own, pruner=pruner)
-        for method, own in divided(config.options, known).items()
+        method: verbs.narrowed(
+            config, Config, method=method, options=own, pruner=pruner
+        )
+        for method, own in verbs.divided(config.options, known).items()
     }
 
 
@@ -200,7 +194,7 @@ def report_command(argv: list[str]) -> int | None:
     """
     if any(word.partition("=")[0] == "--folder" for word in argv):
         return service_cli.VERBS["report"](argv)
-    return report(argv, load_comparison, figure.draw, PRESETS)
+    return verbs.report(argv, load_comparison, figure.draw, PRESETS)
 
 
 def print_result(result: Result) -> None:
@@ -217,7 +211,7 @@ def print_result(result: Result) -> None:
     print(f"{'run time':10}  {100 * result.value('run time'):.1f} % of retraining")
     print(f"{'mask':10}  {result.provenance if result.masks else 'none'}")
     print(f"{'exact':10}  {'yes' if result.exact else 'no'}")
-    print_cost(result.cost)
+    verbs.print_cost(result.cost)
 
 
 VERBS = {
