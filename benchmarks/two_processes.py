@@ -1,0 +1,177 @@
+"""Two processes that train or rank together, beside one: seconds, and how equal.
+
+    python -m benchmarks.two_processes            # two minutes on two cores
+
+One process with one thread, one with two, and two with one thread each, in turn, each
+`--rounds` times; the shortest counts. `apps/common/processes.py` says how they share.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from apps.classify.config import Config as Classify
+from apps.classify.train import train as classify
+from apps.common.provenance import provenance
+from apps.continual.config import Config as Continual
+from apps.continual.train import train as learn
+from apps.recsys.config import Config as Recsys
+from apps.recsys.evaluation import evaluate
+from apps.recsys.train import train as recommend
+from apps.unlearning.config import Config as Unlearning
+from apps.unlearning.train import train as unlearn
+from sparsekit import atomic
+
+RANKED = Recsys(model="mf", dim=64, epochs=1, every=1, batch=8192)
+TRAININGS: dict[str, tuple[Callable[[Any], Any], Any]] = {
+    "classify, CNN of width 16": (
+        classify,
+        Classify(model="cnn", width=16, method="rigl", sparsity=0.9, epochs=1),
+    ),
+    "classify, MLP of width 512": (
+        classify,
+        Classify(model="mlp", width=512, method="rigl", sparsity=0.9, epochs=1),
+    ),
+    "continual, DER++, CNN of width 16": (
+        learn,
+        Continual(
+            model="cnn", width=16, strategy="derpp", method="set", sparsity=0.9,
+            batch=64, replay_batch=64,
+        ),
+    ),
+    "unlearning, CNN of width 16": (
+        unlearn,
+        Unlearning(width=16, pruner="omp", epochs=1, rewind=0, options={"epochs": 1}),
+    ),
+    "recommender, MF of 64 dimensions": (
+        recommend,
+        replace(RANKED, epochs=2, method="gradual", sparsity=0.8),
+    ),
+}  # fmt: skip
+
+
+def with_data(config: Any, data: dict[str, str]) -> Any:
+    """On other files of images or clicks, if they are given."""
+    kind = "clicks" if isinstance(config, Recsys) else "images"
+    return replace(config, dataset=data[kind]) if data[kind] else config
+
+
+def trained(name: str, data: dict[str, str]) -> dict[str, Any]:
+    """Seconds of the loop, metrics and masks of a training."""
+    train, config = TRAININGS[name]
+    config = with_data(config, data)
+    started = time.perf_counter()
+    result = train(config)
+    seconds = time.perf_counter() - started
+    metrics = {k: float(v.value) for k, v in result.metrics.items() if k != "run time"}
+    masks = {k: mask.cpu() for k, mask in result.masks.items()}
+    return {"seconds": seconds, "metrics": metrics, "masks": masks}
+
+
+def ranked(data: dict[str, str]) -> dict[str, Any]:
+    """All items for every user, fifty times; 943 users of MovieLens-100k."""
+    result = recommend(with_data(RANKED, data))
+    started = time.perf_counter()
+    for _ in range(50):
+        found = evaluate(result.model, result.data, "test")
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "metrics": found.means, "masks": {}}
+
+
+def all_of(names: list[str], data: dict[str, str]) -> dict[str, Any]:
+    return {n: ranked(data) if n == "ranking" else trained(n, data) for n in names}
+
+
+def _process(rank: int, folder: str, *what: Any) -> None:
+    torch.set_num_threads(1)
+    address = f"file://{folder}/rendezvous"
+    dist.init_process_group("gloo", address, rank=rank, world_size=2)
+    torch.save(all_of(*what), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def together(*what: Any) -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_process, (folder, *what), nprocs=2)
+        return [torch.load(f"{folder}/{rank}.pt") for rank in range(2)]
+
+
+def with_threads(threads: int, *what: Any) -> dict[str, Any]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return all_of(*what)
+    finally:
+        torch.set_num_threads(before)
+
+
+def row(alone: dict, wide: dict, both: list[dict]) -> dict[str, Any]:
+    """Seconds, and how far masks and metrics of two processes are from those of one."""
+    gaps = [abs(both[0]["metrics"][k] - v) for k, v in alone["metrics"].items()]
+    pairs = [(both[0]["masks"][k], mask) for k, mask in alone["masks"].items()]
+    differ = sum(int((a != b).sum()) for a, b in pairs)
+    return {
+        "one": alone["seconds"],
+        "one, 2 threads": wide["seconds"],
+        "two": max(b["seconds"] for b in both),
+        "largest metric gap": float(np.nanmax(gaps)),
+        "mask entries": sum(mask.numel() for _, mask in pairs),
+        "mask entries that differ": differ,
+        "both the same": both[0]["metrics"] == both[1]["metrics"],
+    }
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    lines = [
+        "| what | 1 process (s) | 1 process, 2 threads (s) | 2 processes (s) | "
+        "largest gap of a metric | mask entries that differ |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name, r in rows.items():
+        lines.append(
+            f"| {name} | {r['one']:.1f} | {r['one, 2 threads']:.1f} | {r['two']:.1f} | "
+            f"{r['largest metric gap']:.1g} | {r['mask entries that differ']:,} of "
+            f"{r['mask entries']:,} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--names", nargs="+", default=["ranking", *TRAININGS])
+    parser.add_argument("--images", default="", help=".npz instead of mnist5k")
+    parser.add_argument("--clicks", default="", help="a table instead of ml100k")
+    parser.add_argument(
+        "--out", type=Path, default=Path("build/benchmarks/two_processes.json")
+    )
+    options = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    rows: dict[str, dict[str, Any]] = {}
+    for _ in range(options.rounds):
+        what = options.names, {"images": options.images, "clicks": options.clicks}
+        alone, wide = (with_threads(n, *what) for n in (1, 2))
+        both = together(*what)
+        for name in options.names:
+            new = row(alone[name], wide[name], [b[name] for b in both])
+            old = rows.get(name, new)
+            times = ("one", "one, 2 threads", "two")
+            rows[name] = new | {key: min(old[key], new[key]) for key in times}
+    report = {"rows": rows, "provenance": provenance("laptop")}
+    atomic.write_text(options.out, json.dumps(report, indent=1) + "\n")
+    atomic.write_text(options.out.with_suffix(".md"), table(rows))
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
