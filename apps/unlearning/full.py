@@ -86,6 +86,7 @@ def flags(arguments: argparse.Namespace) -> list[str]:
     found = ["--work", str(arguments.work or arguments.out / "work")]
     for name in LISTS:
         found += [f"--{name.replace('_', '-')}", *map(str, getattr(arguments, name))]
+    found += ["--skip", *arguments.skip]
     for name in ("source", "earlier", "profile", "epochs", "dataset"):
         if getattr(arguments, name) is not None:
             found += [f"--{name}", str(getattr(arguments, name))]
@@ -122,10 +123,12 @@ def configured(arguments: argparse.Namespace) -> Config:
 
 def tasks_of(arguments: argparse.Namespace) -> list[Task]:
     only = {"class": arguments.class_only, "random": arguments.random_only}
-    return plan(
+    tasks = plan(
         search=arguments.search, refine=arguments.refine, seeds=arguments.seeds,
         only=only, control=arguments.control, timed=arguments.timed,
     )  # fmt: skip
+    skipped = tuple(arguments.skip)
+    return [task for task in tasks if not task.name.startswith(skipped)]
 
 
 def gather(folder: Path, arguments: argparse.Namespace) -> None:
@@ -270,6 +273,9 @@ def main(argv: list[str] | None = None) -> int:
         for name in LISTS:
             flag = f"--{name.replace('_', '-')}"
             running.add_argument(flag, type=int, nargs="*", default=[])
+        running.add_argument(
+            "--skip", nargs="*", default=[], help="tasks whose name begins so"
+        )
         running.add_argument("--source", default="", help=argparse.SUPPRESS)
         running.add_argument("--earlier", default="", help=argparse.SUPPRESS)
         running.add_argument("--chosen", type=Path, help="runs.json with a search")
