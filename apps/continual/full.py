@@ -61,6 +61,10 @@ METRICS = {
         truediv, "train_flops", "derpp", "sparcl-0.95", 500,
     ),
 }  # fmt: skip
+STUDY = {  # of Split-MNIST: {metric: arm}
+    "sparcl_minus_dense_accuracy:mnist5k_first_95": "sparcl first",
+    "sparcl_minus_dense_accuracy:mnist5k_ends_95": "sparcl ends",
+}
 FIRST = (  # what decides claims, of all seeds: recipe, buffer; the slowest begin
     ("sparcl-0.95", 500), ("sparcl-0.95", 200), ("sparcl-0.75", 500),
     ("sparcl-0.9", 500), ("tdm+dgm-0.95", 500), ("tdm+ddr-0.95", 500),
@@ -231,8 +235,23 @@ def read_rows(out: Path) -> list[dict[str, Any]]:
     return json.loads((out / "runs.json").read_text())["rows"]
 
 
-def merge(parts: Iterable[Path], results: Path) -> list[Path]:
+def of_study(path: Path, arm: str) -> dict[int, float]:
+    """{seed: accuracy - dense accuracy} of `benchmarks.continual_width`, width 32."""
+    found: dict[str, dict[int, float]] = {arm: {}, "dense": {}}
+    for row in json.loads(path.read_text())["rows"]:
+        same = row["width"] == 32 and row.get("epochs", 5) == 5
+        if same and row.get("part", "test") == "test" and row["arm"] in found:
+            found[row["arm"]][row["seed"]] = row["accuracy"]
+    both = sorted(set(found[arm]) & set(found["dense"]))
+    return {seed: found[arm][seed] - found["dense"][seed] for seed in both}
+
+
+def merge(
+    parts: Iterable[Path], results: Path, study: Path | None = None
+) -> list[Path]:
     """One table of the runs of all parts, in the order of `ORDER`, and the ledger.
+
+    study: what `benchmarks.continual_width` wrote, whose claims the ledger gets too.
 
     Where it comes from is said by the first part. Raises ValueError if parts differ in
     what all recipes share.
@@ -262,6 +281,9 @@ def merge(parts: Iterable[Path], results: Path) -> list[Path]:
         }
         if len(values) >= LEAST_SEEDS:
             ledger.record(metric, list(values.values()), seeds=list(values))
+    for metric, arm in STUDY.items() if study is not None else ():
+        values = of_study(study, arm)
+        ledger.record(metric, list(values.values()), seeds=list(values))
     return [path, ledger.path]
 
 
@@ -288,12 +310,14 @@ def main(argv: list[str] | None = None) -> int:
     merging = verbs.add_parser("merge", help="parts into the book's results")
     merging.add_argument("parts", type=Path, nargs="+")
     merging.add_argument("--results", type=Path, required=True)
+    merging.add_argument("--study", type=Path, help="continual_width.json")
     arguments = parser.parse_args(argv)
     try:
         if arguments.verb == "run":
             run(arguments)
         else:
-            print(*merge(arguments.parts, arguments.results), sep="\n")
+            where = (arguments.parts, arguments.results, arguments.study)
+            print(*merge(*where), sep="\n")
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -100,3 +100,18 @@ def test_recipes_differ_in_what_their_names_say(name: str, buffer: int) -> None:
     else:
         assert config.method == "dense"
         assert config.loss_over == ("current" if name == "derpp" else "all")
+
+
+def test_a_study_is_paired_by_seed(tmp_path: Path) -> None:
+    def row(arm: str, seed: int, accuracy: float, **more: object) -> dict:
+        return {"arm": arm, "seed": seed, "accuracy": accuracy, "width": 32} | more
+
+    rows = [
+        row("dense", 0, 0.9), row("dense", 1, 0.8), row("sparcl first", 1, 0.7),
+        row("sparcl first", 0, 0.1, part="validation"),
+        row("sparcl first", 0, 0.2, width=16), row("sparcl first", 0, 0.3, epochs=10),
+        row("sparcl first", 2, 0.4),
+    ]  # fmt: skip
+    path = tmp_path / "study.json"
+    path.write_text(json.dumps({"rows": rows}))
+    assert full.of_study(path, "sparcl first") == {1: pytest.approx(-0.1)}
