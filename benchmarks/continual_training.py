@@ -16,9 +16,10 @@ within rounds, in which every engine takes two steps, and the median counts.
 A task is `--steps` steps of which the first grows connections and the middle one moves
 some, by the release's rule; its time is compared with that of as many dense steps.
 Memory is the peak of a fresh process above what it had before the model was built, over
-building it and three steps: weights, gradients, activations, masks, buffer. glibc is
-told to return freed memory at once (MALLOC_MMAP_THRESHOLD_), so that the peak is what
-was alive and not what malloc kept.
+building it and three steps: weights, gradients, activations, masks, buffer; and over
+the last two of them, when the dense start is gone. glibc is told to return freed memory
+at once (MALLOC_MMAP_THRESHOLD_), so that the peak is what was alive and not what malloc
+kept.
 """
 
 import argparse
@@ -183,8 +184,8 @@ def seconds(call: Callable[[], Any], times: int = 1) -> float:
     return (time.perf_counter() - began) / times
 
 
-def peak_bytes(engine: str, width: int, args: argparse.Namespace) -> int:
-    """Of building and three steps; in this process: call it once, in a fresh one."""
+def peak_bytes(engine: str, width: int, args: argparse.Namespace) -> tuple[int, int]:
+    """Of all, and of the steps after the first; in this process, a fresh one."""
     small = argparse.Namespace(**{**vars(args), "batch": 2})
     kind = engine if engine not in DENSE else "nchw"
     stepper(build(kind, 4, small), 2, args.side)()  # loads what is loaded late
@@ -193,12 +194,18 @@ def peak_bytes(engine: str, width: int, args: argparse.Namespace) -> int:
     before = peak_rss()
     state = build(engine, width, args)
     step = stepper(state, args.batch, args.side, ONE in engine)
-    for _ in range(3):
-        step()
-    return peak_rss() - before
+    step()
+    first = peak_rss() - before
+    forget_peak()
+    step()
+    step()
+    later = peak_rss() - before
+    return max(first, later), later
 
 
-def peak_in_fresh_process(engine: str, width: int, args: argparse.Namespace) -> int:
+def peak_in_fresh_process(
+    engine: str, width: int, args: argparse.Namespace
+) -> list[int]:
     command = [sys.executable, "-m", "benchmarks.continual_training", "--peak", engine]
     command += ["--widths", str(width), "--batch", str(args.batch)]
     command += ["--side", str(args.side), "--steps", str(args.steps)]
@@ -206,7 +213,7 @@ def peak_in_fresh_process(engine: str, width: int, args: argparse.Namespace) -> 
     done = subprocess.run(
         command, cwd=ROOT, check=True, stdout=subprocess.PIPE, env=environment
     )
-    return int(done.stdout.split()[-1])
+    return [int(number) for number in done.stdout.split()[-2:]]
 
 
 def measure(width: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -254,6 +261,15 @@ def measure(width: int, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def both(whole: float, later: float, digits: str) -> str:
+    """`digits`: as a format.
+
+    >>> both(0.8, 0.7, ".2f")
+    '0.80 (0.70)'
+    """
+    return f"{whole:{digits}} ({later:{digits}})"
+
+
 def markdown(report: dict[str, Any]) -> str:
     lines = [
         "# Training step of SparCL-DER++ on ResNet-18",
@@ -273,7 +289,8 @@ def markdown(report: dict[str, Any]) -> str:
             f"Dense: {shown}.",
             "",
             "| sparsity | ms | over the fastest dense | a task | buffer | forward | "
-            f"backward | masks | optimizer | peak MB | of dense | of dense, {ONE} |",
+            "backward | masks | optimizer | peak MB (after the first step) | of dense "
+            f"| of dense, {ONE} |",
             "|---|---|---|---|---|---|---|---|---|---|---|---|",
         ]
         rows = {"dense": {"parts": result["dense_parts"]}} | result["sparse"]
@@ -291,9 +308,12 @@ def markdown(report: dict[str, Any]) -> str:
                     f"{row['task_speedup']:.2f}x | {ms}"
                 )
             shares = " | ".join(
-                f"{peak / dense:.2f}" for dense in result["dense_peak_bytes"].values()
+                both(*(a / b for a, b in zip(peak, dense, strict=True)), ".2f")
+                for dense in result["dense_peak_bytes"].values()
             )
-            lines.append(f"| {cells} | {peak / 1e6:.0f} | {shares} |")
+            lines.append(
+                f"| {cells} | {both(*(p / 1e6 for p in peak), '.0f')} | {shares} |"
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -313,7 +333,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.peak:
-        print(peak_bytes(args.peak, args.widths[0], args))
+        print(*peak_bytes(args.peak, args.widths[0], args))
         return
     if args.quick:
         args.widths, args.sparsities, args.dense = [4], [0.9], DENSE[:2]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sparsekit import Sparsifier
+from sparsekit.execution import blocked
 from sparsekit.masks import count_active, topk_mask
 
 Scores = Mapping[str, Tensor | None]
@@ -52,6 +53,7 @@ class GradientMask:
             self.since = 0
             return
         if self.since % self.every == 0:
+            blocked.release()  # of activations: dense scores need memory for themselves
             scores = score()
             for name, mask in sparsifier.alive.items():
                 found = scores[name]
