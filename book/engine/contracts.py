@@ -12,6 +12,7 @@ from typing import Any
 from book.engine.scoreboard import cell
 
 TABLES = ("cli", "methods")
+RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def page(template: str, folder: Path) -> str:
@@ -41,10 +42,11 @@ def table(content: dict[str, Any]) -> str:
 
 
 def _cell(text: str, notes: list[str]) -> str:
-    """A word, or a dash with the number of the note that gives the reason."""
+    """A word, or a dash with the raised number of the note that gives the reason."""
     if not text.startswith("–"):
         return cell(text)
     reason = text.removeprefix("–").strip()
     if reason and reason not in notes:
         notes.append(reason)
-    return f"– ({notes.index(reason) + 1})" if reason else "–"
+    number = str(notes.index(reason) + 1) if reason else ""
+    return "–" + number.translate(RAISED)

@@ -27,9 +27,9 @@ def test_a_table_has_meanings_cells_and_numbered_reasons():
     assert "help" in lines
     at = lines.index("| | help | kill |")
     assert lines[at + 2 :] == [
-        "| one | yes | – (1) |",
-        "| two | CI | – (1) |",
-        "| three | – (2) | yes |",
+        "| one | yes | –¹ |",
+        "| two | CI | –¹ |",
+        "| three | –² | yes |",
         "",
         "1. elsewhere",
         "2. nothing",

@@ -34,7 +34,7 @@ COLUMNS = {
     "help": "says what the verb does, every flag, an example; status 0",
     "small": "a small run ends with status 0 and writes nothing but what it says",
     "bad flag": "status 2 and one line that names the command and the flag",
-    "bad file": "`--config` with an unknown key: status 2, names file and key",
+    "bad file": "settings with an unknown key: status 2, names file and key",
     "missing": "an input that is not there: status 2, names it",
     "read-only": "a folder that takes no file: status 2, names it, before the work",
     "full": "no room for a file: status 2, says so, leaves no half file",
@@ -199,7 +199,7 @@ def test_every_verb_has_a_row() -> None:
 
 def test_the_page_says_what_is_tested() -> None:
     content = {
-        "what": "Every verb of `sparsekit`",
+        "what": "Every verb.",
         "columns": COLUMNS,
         "rows": {n: {c: expected(n, c) for c in COLUMNS} for n in ROWS},
     }
