@@ -14,7 +14,7 @@ KERNELS = "sparsekit/execution/kernels/"
 
 @dataclass
 class Lines:
-    """tests: {test: seconds}; runs: {file: {line: tests}}; "" stands for imports.
+    """tests: {test: seconds}; runs: {file: {line: tests}}.
 
     sources: {file: digest} of what was run; of a file that has changed since, all tests
     that use it are taken.
@@ -56,21 +56,18 @@ class Lines:
             lines.setdefault(int(line), set()).add(test)
 
     def tests_of(self, file: str, first: int, last: int) -> set[str]:
-        """Tests that run one of the lines.
+        """Tests that run one of the lines; of line 0, the import, all that use the file.
 
-        Of lines that run on import only: all tests that use the file. Compiled kernels
-        are not seen: the tests that use the modules which import them.
+        Compiled kernels are not seen: the tests that use the modules which import them.
         """
         lines = self.runs.get(file, {})
-        if self.sources.get(file) != digest(self.tree / file):
+        if not first or self.sources.get(file) != digest(self.tree / file):
             return self._users(file)
         found = set().union(*(lines.get(n, set()) for n in range(first, last + 1)))
-        if found - {""}:
-            return found & self.tests.keys()
-        if file.startswith(KERNELS):
+        if not found and file.startswith(KERNELS):
             users = importers(self.tree, file)
             return set().union(*(self._users(user) for user in users))
-        return self._users(file) if found else set()
+        return found & self.tests.keys()
 
     def _users(self, file: str) -> set[str]:
         return set().union(*self.runs.get(file, {}).values()) & self.tests.keys()

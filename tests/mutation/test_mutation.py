@@ -1,0 +1,150 @@
+"""The tool itself: which faults it plants, where, and that tests notice one."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.mutation import scores
+from tests.mutation.lines import Lines, digest
+from tests.mutation.operators import mutants, mutated
+
+ROOT = Path(__file__).parents[2]
+
+
+def after(source: str) -> dict[str, list[str]]:
+    """{operator: the texts that it makes of a source}."""
+    found: dict[str, list[str]] = {}
+    for mutant in mutants(source):
+        text = ast.unparse(mutated(source, mutant.number))
+        found.setdefault(mutant.operator, []).append(text)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("source", "operator", "texts"),
+    [
+        ("a < b", "comparison", ["a <= b"]),
+        ("a < b <= c", "comparison", ["a <= b <= c", "a < b < c"]),
+        ("a is not b", "comparison", ["a is b"]),
+        ("a + b * 2", "arithmetic", ["a - b * 2", "a + b / 2"]),
+        ("a += 1", "arithmetic", ["a -= 1"]),
+        ("a += 1", "statement", ["pass"]),
+        ("a and b", "boolean", ["a or b"]),
+        ("not a", "unary", ["a"]),
+        ("x = True", "constant", ["x = False"]),
+        ("x = 3", "constant", ["x = 4"]),
+        ("x = 0.5", "constant", ["x = 1.0"]),
+        ("min(a)", "call", ["max(a)"]),
+        ("a.any()", "call", ["a.all()"]),
+        ("y = x.clone()", "copy", ["y = x"]),
+        ("f(a)", "statement", ["pass"]),
+        ("a.b = c", "statement", ["pass"]),
+        ("raise f(1)", "statement", ["pass"]),
+        ("if a > b:\n    pass", "condition", ["if not a > b:\n    pass"]),
+        ("with f():\n    g", "context", ["if True:\n    g"]),
+        ("def f():\n    return a", "return", ["def f():\n    return None"]),
+    ],
+)
+def test_faults(source: str, operator: str, texts: list[str]) -> None:
+    assert after(source)[operator] == texts
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "'''A docstring.'''",
+        "__all__ = [f(1)]",
+        "def f(a: g(1) = None) -> h(2): ...",
+        "raise_ = f'{a + 1}'",
+        "from a import b",
+        "if TYPE_CHECKING:\n    a = 1",
+        "x = None",
+        "@f(1)\nclass A:\n    pass",
+    ],
+)
+def test_what_is_left_alone(source: str) -> None:
+    assert mutants(source) == []
+
+
+def test_lines_in_which_a_fault_is_noticed() -> None:
+    source = "A = 1\ndef f(x=2):\n    if (\n        x > 3\n    ):\n        return x\n"
+    found = {m.before: (m.first, m.last) for m in mutants(source)}
+    assert found["1"] == (0, 0)  # on import
+    assert found["2"] == (2, 6)  # whenever the function runs
+    assert found["x > 3"] == (3, 5)
+    assert found["return x"] == (6, 6)
+    with pytest.raises(IndexError):
+        mutated(source, len(mutants(source)))
+
+
+def test_tests_of_a_line_of_an_import_and_of_a_changed_file(tmp_path: Path) -> None:
+    (tmp_path / "sparsekit/execution").mkdir(parents=True)
+    (tmp_path / "sparsekit/a.py").write_text("A = 1\n")
+    lines = Lines(tmp_path, {"t1": 1.0, "t2": 2.0})
+    lines.add(["\tsparsekit/a.py\t1\n", "t1\tsparsekit/a.py\t5\n"])
+    lines.add(["t2\tsparsekit/a.py\t6\n", "failed\tsparsekit/a.py\t5\n"])
+    lines.write(tmp_path / "lines.json")
+    read = Lines.read(tmp_path / "lines.json", tmp_path)
+    assert read.tests == {"t1": 1.0, "t2": 2.0}
+    assert read.tests_of("sparsekit/a.py", 5, 5) == {"t1"}
+    assert read.tests_of("sparsekit/a.py", 5, 6) == {"t1", "t2"}
+    assert read.tests_of("sparsekit/a.py", 0, 0) == {"t1", "t2"}
+    assert read.tests_of("sparsekit/a.py", 1, 4) == set()
+    digest.cache_clear()
+    (tmp_path / "sparsekit/a.py").write_text("A = 2\n")
+    assert read.tests_of("sparsekit/a.py", 5, 5) == {"t1", "t2"}
+
+
+PLANTED = """
+import tests.mutation.hook.sitecustomize
+from sparsekit.masks import count_active
+print(count_active(10, 0.9), count_active(10, 0.5))
+"""
+
+
+@pytest.mark.parametrize("planted", [False, True])
+def test_a_fault_is_planted_in_the_process_that_imports_it(planted: bool) -> None:
+    """`count_active` rounds up to one weight at least: max(1, ...) or so."""
+    source = (ROOT / "sparsekit/masks.py").read_text("utf-8")
+    tree = ast.parse(source)
+    (function,) = [n for n in tree.body if getattr(n, "name", "") == "count_active"]
+    last = [n for n in ast.walk(function) if isinstance(n, ast.Return)][-1]
+    (number,) = [
+        m.number
+        for m in mutants(source)
+        if m.operator == "return" and m.line == last.lineno
+    ]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MUTATION_TREE": str(ROOT)}
+    if planted:
+        environment["MUTANT"] = f"sparsekit/masks.py:{number}"
+    done = subprocess.run(
+        [sys.executable, "-c", PLANTED], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == (["None", "None"] if planted else ["1", "5"])
+
+
+def test_scores_forget_files_that_changed(tmp_path: Path) -> None:
+    digest.cache_clear()
+    (tmp_path / "a.py").write_text("A = 1\n")
+    known = {"file": "a.py", "source": digest(tmp_path / "a.py"), "tests": 3}
+    known |= {"line": 1, "operator": "constant", "before": "1", "after": "2"}
+    rows = [
+        {**known, "number": 0, "result": "survived"},
+        {**known, "number": 0, "result": "killed"},  # tried again
+        {**known, "number": 1, "result": "survived"},
+        {**known, "number": 2, "result": "killed", "source": "another"},
+    ]
+    path = tmp_path / "results.jsonl"
+    path.write_text("".join(f"{scores.json.dumps(row)}\n" for row in rows))
+    found = scores.read(path, tmp_path)
+    assert {key[1]: row["result"] for key, row in found.items()} == {
+        0: "killed", 1: "survived",
+    }  # fmt: skip
+    shown = scores.text(found)
+    assert "  50.0%       1        0         1  all" in shown
+    assert "a.py:1: constant: 1 -> 2  (3 tests)" in shown
