@@ -141,7 +141,7 @@ def methods(argv: Sequence[str]) -> int:
     as_json = parser.parse_args(argv).json
     from sparsekit.method import discover  # imports torch
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": name,
             "what": _first_line(cls.__doc__),
