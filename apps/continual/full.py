@@ -72,6 +72,8 @@ FIRST = (  # what decides claims, of all seeds: recipe, buffer; the slowest begi
     ("derpp", 200), ("snip-0.95", 500), ("joint", 0), ("finetune", 0),
 )  # fmt: skip
 THEN = (
+    ("tdm+ddr-0.75", 500), ("tdm-0.75", 500), ("tdm+dgm-0.75", 500),
+    ("static-0.75", 500),
     ("sparcl-0.75", 200), ("sparcl-0.9", 200), ("rigl-0.9", 500), ("static-0.9", 500),
     ("snip-0.9", 500),
 )  # fmt: skip
