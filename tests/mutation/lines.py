@@ -56,18 +56,17 @@ class Lines:
             lines.setdefault(int(line), set()).add(test)
 
     def tests_of(self, file: str, first: int, last: int) -> set[str]:
-        """Tests that run one of the lines; of line 0, the import, all that use the file.
+        """Tests that run one of the lines; for line 0, the import, all of the file's.
 
         Compiled kernels are not seen: the tests that use the modules which import them.
         """
         lines = self.runs.get(file, {})
-        if not first or self.sources.get(file) != digest(self.tree / file):
-            return self._users(file)
+        changed = self.sources.get(file) != digest(self.tree / file)
         found = set().union(*(lines.get(n, set()) for n in range(first, last + 1)))
-        if not found and file.startswith(KERNELS):
+        if file.startswith(KERNELS) and (not first or not found):
             users = importers(self.tree, file)
             return set().union(*(self._users(user) for user in users))
-        return found & self.tests.keys()
+        return self._users(file) if changed or not first else found & self.tests.keys()
 
     def _users(self, file: str) -> set[str]:
         return set().union(*self.runs.get(file, {}).values()) & self.tests.keys()
