@@ -266,9 +266,7 @@ def step(
 ) -> None:
     """An optimizer step that leaves absent weights at zero."""
     own = dict(network.named_parameters())
-    for name, mask in masks.items():
-        own[name].grad.mul_(mask)
-    optimizer.step()
+    optimizer.step()  # elementwise: what absent weights do changes no other
     with torch.no_grad():
         for name, mask in masks.items():
             own[name].mul_(mask)
@@ -342,5 +340,6 @@ def _check_counts(method: Any) -> None:
             raise ValueError(f"{name} must be a whole number from 0 on, got {value!r}")
     for name in ("lr", "bound"):
         value = getattr(method, name, None)
-        if value is not None and not (0 < value < math.inf):
-            raise ValueError(f"{name} must be positive, got {value}")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (number and 0 < value < math.inf):
+            raise ValueError(f"{name} must be a positive number, got {value!r}")

@@ -236,7 +236,8 @@ def test_dropping_rows_leaves_the_scores_of_others(data, model):
 
 
 def test_lightgcn_is_propagated_on_the_graph_that_stays(data):
-    p = problem(data, "lightgcn")
+    request = Request(USERS, ITEMS, (pair_of(data, row=5),))
+    p = problem(data, "lightgcn", request=request)
     found, _ = Drop().run(p)
     rows = np.concatenate([p.users, p.items + 31])
     own = p.network.embedding.weight.detach().numpy()[rows].astype(float)
@@ -342,7 +343,8 @@ def test_methods_by_name():
         ("finetune", {"epoch": 3}, "no option 'epoch'; options are epochs, lr"),
         ("drop", {"epochs": 3}, "no options"),
         ("finetune", {"epochs": -1}, "epochs must be a whole number"),
-        ("ascent", {"lr": 0.0}, "lr must be positive"),
+        ("ascent", {"lr": 0.0}, "lr must be a positive number"),
+        ("ascent", {"bound": "high"}, "bound must be a positive number"),
     ):
         with pytest.raises(ValueError, match=fault):
             methods.build(name, options)
