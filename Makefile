@@ -7,11 +7,12 @@ PYTHON  ?= python3
 PROFILE ?= laptop
 CHAPTER ?=
 PYTEST  ?= -n 2 --dist loadgroup
+MINUTES ?= 10
 
 BIN   := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: book test check bench front results clean help
+.PHONY: book test check mutation bench front results clean help
 
 book: $(STAMP)
 	$(BIN)/python -m book.engine --profile $(PROFILE) $(if $(CHAPTER),--chapter $(CHAPTER))
@@ -28,6 +29,11 @@ check: $(STAMP)
 # Keep measurements with the book: what a reader's machine takes too long for.
 results: $(STAMP)
 	$(BIN)/python -m book.engine.store --profile $(PROFILE) $(if $(REPLACE),--replace)
+
+# Small faults planted in sparsekit/: how many do the tests notice? It takes hours of
+# cores for all, so MINUTES try a fair sample, and the next call goes on from there.
+mutation: $(STAMP)
+	$(BIN)/python -m tests.mutation --seconds $$((60 * $(MINUTES)))
 
 # Every speed claim, one after another; tables come out in build/benchmarks. What takes
 # longer has a flag: recsys_peers_training --tune compares the quality too. Threads of
@@ -49,6 +55,7 @@ help:
 	@sed -n 's/^# //p' Makefile | head -3
 	@echo "    PROFILE=smoke|laptop|full  CHAPTER=name  PYTHON=python3.12  PYTEST='-k name'"
 	@echo "make check     linters and types only"
+	@echo "make mutation  do the tests notice planted faults? MINUTES=10 of a fair sample"
 	@echo "make bench     measure every claim of speed, into build/benchmarks"
 	@echo "make front     put kept benchmarks into README and the book's first page"
 	@echo "make results   keep build/results/PROFILE in book/results"

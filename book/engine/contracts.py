@@ -11,7 +11,7 @@ from typing import Any
 
 from book.engine.scoreboard import cell
 
-TABLES = ("cli", "methods")
+TABLES = ("cli", "methods", "processes", "mutation")
 RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
