@@ -50,12 +50,18 @@ def now() -> str:
 
 
 def setup(
-    folder: Path, config: Config, mapping: Path | None = None, hashed: bool = True
+    folder: Path,
+    config: Config,
+    mapping: Path | None = None,
+    hashed: bool = True,
+    weights: Path | None = None,
 ) -> None:
     """Makes the folder: keys, ledger, the model that is trained on all records.
 
     mapping: whose the records are, see `ledger_import`. hashed: the ledger keeps
     HMAC-SHA256 of subject ids, with a salt in the folder, in place of the ids.
+    weights: of a model that was trained elsewhere, on the training part that the
+    config's seed draws; then nothing is trained here. See `service_work.given`.
 
     An interrupted setup goes on. Raises ValueError for a folder that holds something
     else or is set up already, and for a mapping that does not fit the data.
@@ -75,7 +81,10 @@ def setup(
                 )
             salt = (folder / "salt").read_bytes() if hashed else None
             named = [(ledger_import.hashed(s, salt), record) for s, record in pairs]
-            trained = work.original(config, data, folder / "work" / "setup")
+            if weights is None:
+                trained = work.original(config, data, folder / "work" / "setup")
+            else:
+                trained = work.given(config, data, weights)
             path = "models/0000.safetensors"
             work.write_model(folder / path, trained.model, trained.masks)
             facts = {

@@ -33,11 +33,14 @@ class SetupConfig(Config):
         folder: of the service; an interrupted setup goes on.
         subjects: .csv or .parquet with the columns subject and record.
         hash_subjects: the ledger keeps keyed hashes in place of the subjects' ids.
+        weights: .safetensors of your own model of this architecture, trained on the
+            training part that `seed` draws; then nothing is trained here.
     """
 
     folder: Path = Path("service")
     subjects: Path | None = None
     hash_subjects: bool = True
+    weights: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ def setup_command(argv: list[str]) -> None:
     """
     config = parse(SetupConfig, argv, presets=PRESETS)
     plain = Config(**{f.name: getattr(config, f.name) for f in fields(Config)})
-    setup(config.folder, plain, config.subjects, config.hash_subjects)
+    setup(config.folder, plain, config.subjects, config.hash_subjects, config.weights)
     with Service(config.folder) as service:
         counts = service.ledger.counts()
     print(

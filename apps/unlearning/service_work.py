@@ -102,6 +102,36 @@ def original(config: Config, data: Material, work: Path) -> Original:
     )
 
 
+def given(config: Config, data: Material, path: Path) -> Original:
+    """A model that was trained elsewhere: its weights, of the config's architecture.
+
+    path: safetensors, a plain state_dict or what `write_model` wrote. Zeros of a plain
+    weight matrix are absent weights. Where a mask comes from is not known, so it counts
+    as chosen with the forget data.
+
+    Raises FileNotFoundError, and ValueError for weights of another form, or not finite.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file of weights at {path}")
+    tensors, metadata = RunFolder(path.parent).read_tensors(path.name)
+    model = builder(config, data)(0)
+    try:
+        packed = "sparsekit.packing" in metadata
+        state, masks = cost.unpacked(tensors, metadata) if packed else (tensors, {})
+        model.load_state_dict(state)
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} does not fit model {config.model!r} of width {config.width} and "
+            f"depth {config.depth} on {data.name}: {error}"
+        ) from error
+    for name, value in state.items():
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{path}: {name} is not finite")
+    masks = masks if packed else masking.of_zeros(model)
+    provenance = "with-forget-data" if masks else "data-free"
+    return Original(model.to(config.device).eval(), masks, provenance)
+
+
 def unlearned(
     config: Config,
     data: Material,

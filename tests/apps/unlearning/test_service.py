@@ -8,6 +8,7 @@ from hashlib import sha256
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from apps.unlearning import cli, masking, receipt, service_work, signing
 from apps.unlearning.fitting import fit
@@ -457,3 +458,67 @@ def test_a_receipt_of_a_stolen_name_is_not_ours(folder):
     assert receipt.verify_command([str(forger / "0001.json")]) == 0  # its own key
     argv = [str(forger / "0001.json"), "--key", str(published)]
     assert receipt.verify_command(argv) == 1
+
+
+def own_model(folder, sparse=False, **changes):
+    """A user's network, trained by a plain loop; its file of weights."""
+    config = deletion.config(deletion.write_digits(folder), **changes)
+    data = service_work.material(config)
+    model = service_work.builder(config, data)(7)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(30):
+        loss = torch.nn.functional.cross_entropy(model(data.train.x), data.train.y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    if sparse:
+        with torch.no_grad():
+            model[1].weight[:, ::2] = 0
+    path = folder / "mine.safetensors"
+    save_file(model.state_dict(), path)
+    return config, model, path
+
+
+def test_a_model_of_the_user_s_own_is_served(tmp_path):
+    config, model, path = own_model(tmp_path)
+    folder, subjects = tmp_path / "service", deletion.write_subjects(tmp_path)
+    setup(folder, config, subjects, weights=path)
+    with Service(folder) as service:
+        data = service_work.material(service.config)
+        kept = service.model(1, data)
+        for name, value in model.state_dict().items():
+            assert torch.equal(kept.model.state_dict()[name], value)
+        assert not kept.masks
+        service.request("s-3")
+        service.run("retrain")
+        batch = service.audit(TWO)
+        assert batch.state == "verified"
+    content = json.loads((folder / "receipts" / "0001.json").read_text())
+    assert content["level"] == "exact"
+
+
+def test_a_sparse_model_of_the_user_s_own_gets_no_exact_receipt(tmp_path):
+    config, model, path = own_model(tmp_path, sparse=True)
+    data = service_work.material(config)
+    given = service_work.given(config, data, path)
+    assert given.provenance == "with-forget-data"
+    assert torch.equal(given.masks["1.weight"], model[1].weight != 0)
+
+
+def test_weights_that_cannot_be_served_are_named(tmp_path):
+    config, model, path = own_model(tmp_path)
+    wider = deletion.config(tmp_path / "digits.npz", width=17)
+    subjects = deletion.write_subjects(tmp_path)
+    for changed, weights, message in (
+        (wider, path, "does not fit model 'mlp' of width 17"),
+        (config, tmp_path / "digits.npz", "damaged"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            setup(tmp_path / "service", changed, subjects, weights=weights)
+        shutil.rmtree(tmp_path / "service")
+    with pytest.raises(FileNotFoundError, match="no file of weights"):
+        setup(tmp_path / "service", config, subjects, weights=tmp_path / "none")
+    model[1].weight.data[0, 0] = torch.nan
+    save_file(model.state_dict(), path)
+    with pytest.raises(ValueError, match=r"1\.weight is not finite"):
+        setup(tmp_path / "other", config, subjects, weights=path)
