@@ -237,6 +237,12 @@ def read_rows(out: Path) -> list[dict[str, Any]]:
     return json.loads((out / "runs.json").read_text())["rows"]
 
 
+def read_ablation(results: Path) -> dict[str, Any]:
+    """{metric: values and seeds} of the parts of SparCL on Split-MNIST, kept beside."""
+    path = results / "full" / f"{CHAPTER}-ablation.json"
+    return json.loads(path.read_text())["metrics"] if path.is_file() else {}
+
+
 def of_study(path: Path, arm: str) -> dict[int, float]:
     """{seed: accuracy - dense accuracy} of `benchmarks.continual_width`, width 32."""
     found: dict[str, dict[int, float]] = {arm: {}, "dense": {}}
@@ -286,6 +292,8 @@ def merge(
     for metric, arm in STUDY.items() if study is not None else ():
         values = of_study(study, arm)
         ledger.record(metric, list(values.values()), seeds=list(values))
+    for metric, entry in read_ablation(results).items():
+        ledger.record(metric, entry["values"], seeds=entry["seeds"])
     return [path, ledger.path]
 
 
