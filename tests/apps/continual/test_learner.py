@@ -219,7 +219,8 @@ def test_it_trains_within_a_limit_that_a_dense_one_exceeds() -> None:
     assert done.stdout.split() == ["trained", "4"], done.stderr[-2000:]
     done = limited("dense", 58)
     assert done.returncode != 0
-    assert "memory" in done.stderr.lower()
+    killed = done.returncode < 0  # by a signal: oneDNN does not look whether it got any
+    assert killed or "memory" in done.stderr.lower()
 
 
 @pytest.mark.parametrize(
