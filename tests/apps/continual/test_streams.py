@@ -268,3 +268,19 @@ def test_tweets_are_the_accounts_messages():
     x = stream.view(stream.tasks[0].train.raw(slice(0, 50)))
     lengths = x.square().sum(1).sqrt()
     assert torch.allclose(lengths, torch.full((50,), text.FEATURES**0.5))
+
+
+def test_a_stream_moves_its_inputs_once(small: Config) -> None:
+    stream = streams.load(small)
+    moved = stream.to("meta")
+    parts = [getattr(task, name) for task in moved.tasks for name in PARTS]
+    assert len({id(part.x) for part in parts}) == 1
+    assert (
+        {part.x.device.type for part in parts} == {moved.mean.device.type} == {"meta"}
+    )
+    assert {t.device.type for p in parts for t in (p.y, p.ids)} == {"cpu"}
+    assert stream.tasks[0].train.x.device.type == "cpu"
+    here = stream.to("cpu")
+    index = torch.arange(5)
+    for before, after in zip(stream.tasks, here.tasks, strict=True):
+        assert torch.equal(before.train.raw(index), after.train.raw(index))

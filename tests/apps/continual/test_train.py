@@ -195,3 +195,12 @@ def test_a_task_smaller_than_a_batch(small):
     assert [row["steps"] for row in result.history] == [1] * 6
     state = training.build(small, streams.load(small))
     assert state.plan.total == 6 * (154 // 17)
+
+
+def test_half_precision_rounds_the_products_and_not_the_weights(small) -> None:
+    config = replace(small, strategy="derpp", epochs=1)
+    exact, rounded = train(config), train(replace(config, precision="bf16"))
+    assert {p.dtype for p in rounded.model.parameters()} == {torch.float32}
+    pairs = zip(exact.model.parameters(), rounded.model.parameters(), strict=True)
+    gap = max(float((a - b).abs().max().detach()) for a, b in pairs)
+    assert 0 < gap < 0.05
