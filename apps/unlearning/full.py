@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -200,14 +200,20 @@ def chosen_rows(rows: Rows, choice: str) -> dict[tuple[int, str, str, str], dict
     }
 
 
-def gaps_closed(rows: Rows, forget: str, choice: str = "smallest", sparse="omp"):
-    """{seed: dense minus sparse gap, mean of four methods}, of seeds that have all."""
+def gaps_closed(
+    rows: Rows,
+    forget: str,
+    choice: str = "smallest",
+    sparse: str = "omp",
+    methods: Sequence[str] = FOUR,
+) -> dict[int, float]:
+    """{seed: dense minus sparse gap, mean of the methods}, of seeds that have all."""
     found = chosen_rows(rows, choice)
     closed = {}
     for seed in sorted({row["seed"] for row in rows}):
         pairs = [
             [found.get((seed, forget, pruner, method)) for pruner in ("dense", sparse)]
-            for method in FOUR
+            for method in methods
         ]
         if all(row is not None for pair in pairs for row in pair):
             closed[seed] = float(np.mean([gap(a) - gap(b) for a, b in pairs]))
