@@ -136,23 +136,70 @@ def test_masked_gradients_freeze_weights(tiny, monkeypatch, optimizer) -> None:
     assert frozen.count(0) < len(frozen) / 2
 
 
-def test_a_gradient_mask_keeps_the_largest_and_thaws() -> None:
+def check_gradient_mask(kind: type[GradientMask]) -> None:
+    """Three in ten with the largest gradients move, with momentum; chosen every 2."""
     model = torch.nn.Linear(10, 1, bias=False)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     sparsifier = Sparsifier(model, optimizer, Static(0.0))
-    masks = GradientMask(share=0.3, every=2)
-    grads = [torch.arange(10.0), torch.arange(10.0).flip(0), torch.arange(10.0).flip(0)]
-    found = []
-    for grad in grads:
+    masks = kind(share=0.3, every=2)
+    rising = 1 + torch.arange(10.0)
+    moved = []
+    for grad in (rising, rising.flip(0), rising.flip(0), rising):
         model.weight.grad = grad[None].clone()
+        before = model.weight.detach().clone()
         masks.update(sparsifier, lambda: sparsifier.grads)
-        found.append(sparsifier.trainable["weight"].nonzero()[:, 1].tolist())
         sparsifier.before_step()
         optimizer.step()
         sparsifier.after_step()
-    assert found == [[7, 8, 9], [7, 8, 9], [0, 1, 2]]
+        moved.append((model.weight != before)[0].nonzero()[:, 0].tolist())
+    assert moved == [[7, 8, 9], [7, 8, 9], [0, 1, 2], [0, 1, 2]]
     masks.thaw(sparsifier)
     assert sparsifier.trainable["weight"].all()
+
+
+def test_a_gradient_mask_keeps_the_largest_and_thaws() -> None:
+    check_gradient_mask(GradientMask)
+
+
+class Multiplies(GradientMask):
+    """As the release does it: gradients are masked, and momentum goes on."""
+
+    def update(self, sparsifier, score) -> None:
+        super().update(sparsifier, score)
+        for name, trained in sparsifier.trainable.items():
+            sparsifier.model.get_parameter(name).grad.mul_(trained)
+        self.thaw(sparsifier)
+
+
+class Smallest(GradientMask):
+    def update(self, sparsifier, score) -> None:
+        super().update(sparsifier, lambda: {n: -g for n, g in score().items()})
+
+
+class Once(GradientMask):
+    """Never chooses again."""
+
+    def update(self, sparsifier, score) -> None:
+        super().update(sparsifier, score)
+        self.since = 1
+
+
+class Always(GradientMask):
+    """Chooses in every step."""
+
+    def update(self, sparsifier, score) -> None:
+        self.since = 0
+        super().update(sparsifier, score)
+
+
+class NeverThaws(GradientMask):
+    def thaw(self, sparsifier) -> None: ...
+
+
+@pytest.mark.parametrize("mutant", [Multiplies, Smallest, Once, Always, NeverThaws])
+def test_broken_gradient_masks_fail(mutant) -> None:
+    with pytest.raises(AssertionError):
+        check_gradient_mask(mutant)
 
 
 def test_removal_shortens_epochs_as_planned(tiny) -> None:
