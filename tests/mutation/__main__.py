@@ -17,6 +17,7 @@ from tests.mutation import child, pool, scores
 from tests.mutation.lines import KERNELS, Lines, digest
 from tests.mutation.operators import mutants
 
+BOOK = Path("book/results/contracts/mutation.json")
 SUITE = ("tests/sparsekit", "tests/mutants")
 COPIED = ("sparsekit", "apps", "tests", "benchmarks", "pyproject.toml")
 LEFT_OUT = (
@@ -33,6 +34,11 @@ def main() -> None:
     results = folder / "results.jsonl"
     if options.report:
         print(scores.text(scores.read(results, Path.cwd())))
+        if options.keep:
+            from sparsekit import atomic  # here: a child must import the package itself
+
+            table = scores.table(results, Path.cwd())
+            atomic.write_text(BOOK, json.dumps(table, indent=1) + "\n")
         return
     deadline = time.monotonic() + options.seconds
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -68,6 +74,7 @@ def _arguments() -> argparse.Namespace:
     add("--check", action="store_true", help="leave out tests that fail here anyway")
     add("--again", action="store_true", help="also try again the faults that survived")
     add("--report", action="store_true", help="print scores and survivors, run nothing")
+    add("--keep", action="store_true", help="with --report: put it into the book")
     return parser.parse_args()
 
 

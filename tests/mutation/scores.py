@@ -36,6 +36,76 @@ def unfinished(
     return survived + [m for m, result in pairs if result is None]
 
 
+PARTS = {
+    "execution/kernels": "compiled kernels",
+    "execution": "sparse layers",
+    "data_pruning": "data pruning",
+    "methods": "methods",
+    "integrations": "integrations",
+}
+
+
+def part(file: str) -> str:
+    """Which part of the package a file belongs to."""
+    for folder, name in PARTS.items():
+        if file.startswith(f"sparsekit/{folder}/"):
+            return name
+    return "masks, sparsifier and what they need"
+
+
+def table(path: Path, tree: Path) -> dict[str, Any]:
+    """The table of the book's page of contracts, from all results of a file.
+
+    What survived may have been tried again, after a test was written or mended: the
+    last column says of how many, and how many of these were noticed then.
+    """
+    last = read(path, tree)
+    first: Results = {}
+    for line in path.read_text("utf-8").splitlines():
+        result = json.loads(line)
+        key = result["file"], result["number"]
+        if key in last and result["source"] == last[key]["source"]:
+            first.setdefault(key, result)
+    rows: dict[str, Counter[str]] = {}
+    for key, result in first.items():
+        for name in (part(key[0]), "all"):
+            count = rows.setdefault(name, Counter())
+            count["faults"] += 1
+            if result["result"] in NOTICED:
+                count["noticed"] += 1
+            elif last[key] != result:
+                count["again"] += 1
+                count["mended"] += last[key]["result"] in NOTICED
+    shown = {
+        name: {
+            "faults": f"{count['faults']:,}",
+            "noticed": f"{count['noticed'] / count['faults']:.0%}",
+            "tried again": f"{count['again']:,}",
+            "noticed then": f"{count['mended']:,}",
+            "together": f"{together(count):.0%}",
+        }
+        for name, count in sorted(rows.items(), key=lambda row: -row[1]["faults"])
+    }
+    return {"what": WHAT, "columns": COLUMNS, "rows": shown}
+
+
+WHAT = "Faults planted in `sparsekit/`, a fair sample of all, and what the tests said."
+COLUMNS = {
+    "faults": "how many were tried",
+    "noticed": "share that a test noticed, as the tests were",
+    "tried again": "of those that survived, after tests were written for them",
+    "noticed then": "how many of these the tests notice now",
+    "together": "share noticed now, if those not tried again are as those that were",
+}
+
+
+def together(count: Counter[str]) -> float:
+    """Share noticed now: what was noticed, and as much of the rest as of its sample."""
+    survived = count["faults"] - count["noticed"]
+    mended = survived * count["mended"] / max(1, count["again"])
+    return (count["noticed"] + mended) / count["faults"]
+
+
 def text(results: Results) -> str:
     """A line a file, the sum, and a line a survivor."""
     counts: dict[str, Counter[str]] = {}

@@ -128,6 +128,14 @@ def test_a_fault_is_planted_in_the_process_that_imports_it(planted: bool) -> Non
     assert done.stdout.split() == (["None", "None"] if planted else ["1", "5"])
 
 
+def test_the_package_is_not_imported_before_a_fault_is_planted() -> None:
+    program = "import sys, tests.mutation.__main__; print('sparsekit' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.stdout == "False\n", done.stderr
+
+
 def test_scores_forget_files_that_changed(tmp_path: Path) -> None:
     digest.cache_clear()
     (tmp_path / "a.py").write_text("A = 1\n")
@@ -144,6 +152,11 @@ def test_scores_forget_files_that_changed(tmp_path: Path) -> None:
     found = scores.read(path, tmp_path)
     assert {key[1]: row["result"] for key, row in found.items()} == {
         0: "killed", 1: "survived",
+    }  # fmt: skip
+    table = scores.table(path, tmp_path)
+    assert table["rows"]["all"] == {
+        "faults": "2", "noticed": "0%", "tried again": "1", "noticed then": "1",
+        "together": "100%",
     }  # fmt: skip
     shown = scores.text(found)
     assert "  50.0%       1        0         1  all" in shown

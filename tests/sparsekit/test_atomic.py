@@ -1,6 +1,8 @@
 """A file is the old or the new one, whatever happens while it is written."""
 
 import errno
+import os
+import stat
 import subprocess
 import sys
 import threading
@@ -137,3 +139,54 @@ def test_writers_and_readers_at_once_never_meet_half_a_file(file: Path) -> None:
     assert seen <= {OLD, NEW}
     assert seen
     assert [path.name for path in file.parent.iterdir()] == ["file"]
+
+
+def test_content_and_name_reach_the_disk_in_this_order(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is synced, takes its name, the folder is synced; nothing stays open."""
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def sync(handle: int) -> None:
+        done.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        fsync(handle)
+
+    def rename(old: Path, new: Path) -> None:
+        done.append("name")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", rename)
+    before = open_files()
+    atomic.write_bytes(file, NEW)
+    atomic.require_writable(file)
+    assert done == ["file", "name", "folder"]
+    assert open_files() == before
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir())) if Path("/proc").is_dir() else 0
+
+
+def test_a_folder_that_cannot_be_synced_is_no_error(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "no sync here")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    atomic.write_bytes(file, NEW)
+    assert file.read_bytes() == NEW
+
+
+def test_a_place_is_tried_without_a_trace(file: Path) -> None:
+    """A folder, a file that is there, a path of which only a part is there."""
+    folder = file.parent
+    for place in (folder, file, folder / "a", folder / "a/b/c"):
+        atomic.require_writable(place)
+        assert_unharmed(file)
+    with pytest.raises(OSError, match="a part of the path is a file, not a folder"):
+        atomic.require_writable(file / "below")
+    assert_unharmed(file)
