@@ -7,9 +7,9 @@ from typing import Any
 from safetensors.numpy import load_file
 
 VARYING = {
-    "command", "commit", "date", "dirty", "memory_mb", "milliseconds", "peak_rss_mb",
-    "retrain_seconds", "run time", "score_seconds", "seconds", "train_seconds",
-    "unlearn_seconds",
+    "clock", "command", "commit", "date", "dirty", "memory_mb", "milliseconds",
+    "peak_rss_mb", "retrain_seconds", "run time", "score_seconds", "seconds",
+    "train_seconds", "unlearn_seconds",
 }  # fmt: skip
 # Tables for people hold seconds; a database, keys and signatures are made anew.
 SKIPPED = (".txt", ".png", ".sqlite", ".pem", ".db", ".lock")
@@ -40,6 +40,7 @@ def _content(file: Path) -> Any:
             arrays = load_file(file)
         except Exception:  # a type that numpy does not know
             return file.read_bytes()
+        arrays = _steady(arrays)
         return {k: (str(v.dtype), v.shape, v.tobytes()) for k, v in arrays.items()}
     return file.read_bytes()
 

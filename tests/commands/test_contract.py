@@ -251,7 +251,9 @@ def error_line(name: str, done: Done) -> str:
     start = f"sparsekit {name}: error: "
     lines = re.split(r"[\r\n]+", done.err.strip())  # a bar of progress ends in \r
     # argparse prints its usage first.
-    own = [line for line in lines if not re.match(r"usage: |\s|.*run/s]", line)]
+    own = [
+        line for line in lines if not re.match(r"usage: |\s|.*(run/s|s/run)\]", line)
+    ]
     assert len(own) == 1, done.err[-1500:]
     assert own[0].startswith(start), own[0]
     return own[0].removeprefix(start)
