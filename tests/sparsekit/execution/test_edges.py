@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from sparsekit.execution import calls, channels, model_file
+from sparsekit.execution import calls, channels, export, model_file
 from sparsekit.execution.calls import average_pool, max_pool
 from sparsekit.execution.model_file import MOST_SIDE, DamagedFile
 
@@ -177,3 +177,20 @@ def test_a_window_is_not_larger_than_the_image(kernel: tuple[int, int]) -> None:
     assert pooled((8, 9)) == (3, 1, 1)
     with pytest.raises(DamagedFile, match="is larger than"):
         pooled(kernel)
+
+
+class Scaled(nn.Module):
+    """x + 2 x, which is no plain addition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.add(self.a(x), self.b(x), alpha=2)
+
+
+def test_an_addition_with_options_is_named(tmp_path) -> None:
+    with pytest.raises(ValueError, match="an addition has two tensors and no options"):
+        export.save(Scaled().eval(), torch.randn(2, 4), tmp_path / "a.safetensors")
+    assert not list(tmp_path.iterdir())
