@@ -21,8 +21,8 @@ class Row:
     a run one of whose inputs, `absent`, is not there. writes: what the small run
     writes; "" for nothing. again: words after a kill; default: the same.
     not_here: {column: why it does not apply, or where it is tested}. prepare: makes
-    what else is needed in the folder. slow: seconds, so that what repeats the small run
-    is left to CI.
+    what else is needed in the folder. slow: it takes
+    seconds, and is left to SPARSEKIT_CONTRACTS=all.
     """
 
     words: str = ""
