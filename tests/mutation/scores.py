@@ -91,8 +91,8 @@ def table(path: Path, tree: Path) -> dict[str, Any]:
 
 WHAT = (
     "Faults planted in `sparsekit/`, a fair sample of about 8,600, and what the tests "
-    "said. The first share is a lower bound: for some faults, of constants that are set "
-    "on import, no test was chosen, which was mended before survivors were tried again."
+    "said. The first share is a lower bound: for some faults, of constants set on "
+    "import, no test was chosen, which was mended before survivors were tried again."
 )
 COLUMNS = {
     "faults": "how many were tried",
