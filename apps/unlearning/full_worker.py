@@ -39,6 +39,7 @@ from apps.unlearning.unlearning import unlearn
 from sparsekit import atomic
 from sparsekit.methods.oneshot import OneShot
 
+FREE = {"lr": 1e-9, "bound": False}
 Trained = tuple[Data, nn.Module, dict[str, Tensor], nn.Module]
 
 
@@ -231,7 +232,7 @@ class Worker:
         """Seconds of an epoch of retraining and of every method, nothing compiled.
 
         An untrained network serves: what it has learned changes no method's time, but
-        that of gradient ascent, which takes all epochs here.
+        that of gradient ascent, which takes all epochs here (and no look at its bound).
         """
         config = replace(config, forget=FORGET["class"])
         loaded = self.data(config)
@@ -248,7 +249,7 @@ class Worker:
                 fit(fitted, problem.retain, config.recipe, seed=0, masks=masks, end=1)
 
         def forget(name: str) -> None:
-            options = COMMON[name] | ({"lr": 1e-9} if name == "gradient_ascent" else {})
+            options = COMMON[name] | (FREE if name == "gradient_ascent" else {})
             with self.precision(name):
                 build(name, options).run(replace(problem, model=copy.deepcopy(model)))
 
