@@ -5,13 +5,13 @@
     python -m benchmarks.keep scale        # and keep it, for book/scale.md
 
 Each point runs in a process of its own on one thread: seconds of one unit of work, the
-median of several, and the peak of resident memory above that of the process before the
+fastest of several, and the peak of resident memory above that of the process before the
 work was set up. Tables and graphs are made up (numbers drawn, as many interactions a
 user as in MovieLens' smaller sets), since only their size matters here; the tasks are
 scikit-learn's digits with permuted pixels.
 
-The growth of a series is the slope of log(y) over log(x) between its last two points:
-1 is linear.
+The growth of a series is the slope of log(y) over log(x), by least squares; 1 is
+linear.
 """
 
 import argparse
@@ -23,7 +23,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -38,14 +37,14 @@ Measure = Callable[[int], Point]
 
 
 def timed(work: Callable[[], Any], at_least: float = 1.0) -> float:
-    """Median seconds of a call, over a second of calls and no fewer than three."""
+    """Seconds of the fastest call, in a second of calls and no fewer than three."""
     work()  # compiles, warms up
     times: list[float] = []
     while len(times) < 3 or sum(times) < at_least:
         began = time.perf_counter()
         work()
         times.append(time.perf_counter() - began)
-    return median(times)
+    return min(times)
 
 
 def interactions(rows: int) -> Any:
@@ -149,8 +148,8 @@ def stream(strategy: str, **options: Any) -> Measure:
             data = seen * 64 if strategy == "joint" else 0  # pixels of a digit
             kept.append(buffer + data + tensor_bytes(state.strategy.state_dict()))
 
-        result = train(config, watch)
-        return result.cost["train_seconds"], kept[-1]
+        seconds = [train(config, watch).cost["train_seconds"] for _ in range(3)]
+        return min(seconds), kept[-1]
 
     return measure
 
@@ -212,9 +211,9 @@ def measure(name: str, sizes: tuple[int, ...]) -> list[dict[str, float]]:
 
 
 def growth(points: list[dict[str, float]], key: str) -> float:
-    """Slope of log(key) over log(x) between the last two points."""
-    (a, b) = points[-2:]
-    return math.log(b[key] / a[key]) / math.log(b["x"] / a["x"])
+    """Slope of log(key) over log(x), by least squares."""
+    x, y = (np.log([point[k] for point in points]) for k in ("x", key))
+    return float(np.polyfit(x, y, 1)[0])
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -272,6 +271,8 @@ def duration(seconds: float) -> str:
         return f"{seconds * 1e3:.2g} ms" if seconds < 0.1 else f"{seconds * 1e3:.0f} ms"
     if seconds < 200:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
     if seconds < 200_000:
         return f"{seconds / 3600:.1f} h"
     return f"{seconds / 86400:.0f} days"
