@@ -117,7 +117,8 @@ def _process(rank: int, folder: str, *what: Any) -> None:
 def together(*what: Any) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(_process, (folder, *what), nprocs=2)
-        return [torch.load(f"{folder}/{rank}.pt") for rank in range(2)]
+        paths = [f"{folder}/{rank}.pt" for rank in range(2)]
+        return [torch.load(path, weights_only=True) for path in paths]
 
 
 def alone(*what: Any) -> dict[str, Any]:

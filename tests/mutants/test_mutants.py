@@ -61,7 +61,7 @@ LOSSES = {
 
 VALUES = {
     values.LeavesMoments: "step 3 .* with momentum: .* differ",
-    values.LeavesGradient: "step 3 .* with momentum: .* differ",
+    values.LeavesGradient: "step 3 in values mode with .* differ",
     values.InheritsMoments: "step 3 .* with momentum: .* differ",
     values.LeavesTrainable: "trainable mask|drops frozen",
     values.LetsFrozenDrift: "'weight .* differ",
