@@ -17,6 +17,7 @@ def test_size_is_the_published_one() -> None:
 
 
 def test_prune_zeroes_the_smallest_weights_of_1x1_convolutions() -> None:
+    torch.manual_seed(0)  # an initial weight may be zero by chance
     model = efficientnet.EfficientNetLite0()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     found = efficientnet.prune(model, 0.9)
@@ -31,4 +32,4 @@ def test_prune_zeroes_the_smallest_weights_of_1x1_convolutions() -> None:
             assert int((~kept).sum()) == round(0.9 * weight.numel())
             assert old[~kept].abs().max() <= old[kept].abs().min()
         else:
-            assert kept.all()
+            assert torch.equal(weight, old)
