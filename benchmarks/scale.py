@@ -213,7 +213,7 @@ def measure(name: str, sizes: tuple[int, ...]) -> list[dict[str, float]]:
 def growth(points: list[dict[str, float]], key: str) -> float:
     """Slope of log(key) over log(x), by least squares."""
     x, y = (np.log([point[k] for point in points]) for k in ("x", key))
-    return float(np.polyfit(x, y, 1)[0])
+    return round(float(np.polyfit(x, y, 1)[0]), 2) + 0.0  # no -0.00
 
 
 def markdown(report: dict[str, Any]) -> str:
