@@ -42,6 +42,10 @@ class Training:
 
     def __post_init__(self) -> None:
         self.shared = processes.shared(self.model)
+        if self.config.compile:
+            if processes.count() > 1:
+                raise ValueError("compile is for one process: leave it out")
+            self.shared = torch.compile(self.model, dynamic=False)
 
     @property
     def device(self) -> str:
