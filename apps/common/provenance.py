@@ -33,6 +33,16 @@ def provenance(profile: str) -> dict[str, Any]:
     }
 
 
+def stored_provenance(profile: str, commit: str | None = None) -> dict[str, Any]:
+    """Without the command, whose paths have no place in results that are kept.
+
+    commit: of the code, where there is no checkout to ask.
+    """
+    found = provenance(profile)
+    del found["command"]
+    return found if commit is None else found | {"commit": commit, "dirty": False}
+
+
 # The code of a process is what it was when the process began, so once is enough.
 @lru_cache(maxsize=1)
 def code_version(root: Path = ROOT) -> tuple[str | None, bool | None]:

@@ -2,12 +2,14 @@
 
 mean_interval([0.91, 0.93, 0.92])            over seeds, Student t
 paired_interval(ours, theirs)                over seeds that both used
+paired(values, "ours", "theirs")             the differences themselves, by seed
 bootstrap_interval(rows, statistic=median)   any statistic of a sample
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import sub
 from typing import Any
 
 import numpy as np
@@ -86,6 +88,27 @@ def paired_interval(a: Values, b: Values, confidence: float = 0.95) -> Interval:
             f"{len(second)}"
         )
     return mean_interval(first - second, confidence)
+
+
+def paired(
+    values: Mapping[tuple[Any, int], float],
+    a: Any,
+    b: Any,
+    operation: Callable[[float, float], float] = sub,
+) -> dict[int, float]:
+    """{seed: value of a - value of b}, over the seeds that both have.
+
+    values: {(label, seed): value}. operation: another than the difference, say truediv.
+
+    >>> paired({("ours", 0): 5, ("theirs", 0): 3, ("ours", 1): 4}, "ours", "theirs")
+    {0: 2}
+    """
+    seeds = sorted(seed for label, seed in values if label == a)
+    return {
+        seed: operation(values[a, seed], values[b, seed])
+        for seed in seeds
+        if (b, seed) in values
+    }
 
 
 def bootstrap_interval(

@@ -29,12 +29,21 @@ import torch
 from torch import multiprocessing
 
 from apps.common.config import settings
+from apps.common.full import (
+    Script,
+    add_merge_flags,
+    add_run_flags,
+    kept,
+    read_rows,
+    read_runs,
+    write_json,
+    write_runs,
+)
 from apps.common.ledger import Ledger
-from apps.common.provenance import provenance
+from apps.common.statistics import paired
 from apps.continual.config import Config, preset
 from apps.continual.result import Result
 from apps.continual.train import train
-from sparsekit import atomic
 
 CHAPTER = "sparcl"
 NAME = f"{CHAPTER}-runs"
@@ -160,7 +169,7 @@ def run(arguments: argparse.Namespace) -> None:
             print(f"failed: {row['recipe']}: {row['error']}", flush=True)
             continue
         rows.append(row)
-        write(arguments.out, rows, arguments.commit)
+        write_runs(arguments.out, {"rows": rows}, arguments.commit)
         speed = row["steps"] / row["cost"]["train_seconds"]
         print(
             f"{time.time() - began:5.0f} s  {row['recipe']:12} {row['buffer']:3} "
@@ -223,35 +232,20 @@ def key(row: dict[str, Any]) -> Key:
     return row["recipe"], row["buffer"], row["seed"]
 
 
-def write(out: Path, rows: list[dict[str, Any]], commit: str | None) -> None:
-    origin = provenance("full")
-    origin.pop("command")  # its paths have no place in stored results
-    if commit is not None:
-        origin |= {"commit": commit, "dirty": False}
-    out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"provenance": origin, "rows": rows}, indent=1)
-    atomic.write_text(out / "runs.json", text + "\n")
-
-
-def read_rows(out: Path) -> list[dict[str, Any]]:
-    return json.loads((out / "runs.json").read_text())["rows"]
-
-
 def read_ablation(results: Path) -> dict[str, Any]:
     """{metric: values and seeds} of the parts of SparCL on Split-MNIST, kept beside."""
-    path = results / "full" / f"{CHAPTER}-ablation.json"
+    path = kept(results, f"{CHAPTER}-ablation")
     return json.loads(path.read_text())["metrics"] if path.is_file() else {}
 
 
 def of_study(path: Path, arm: str) -> dict[int, float]:
     """{seed: accuracy - dense accuracy} of `benchmarks.continual_width`, width 32."""
-    found: dict[str, dict[int, float]] = {arm: {}, "dense": {}}
+    values = {}
     for row in json.loads(path.read_text())["rows"]:
         same = row["width"] == 32 and row.get("epochs", 5) == 5
-        if same and row.get("part", "test") == "test" and row["arm"] in found:
-            found[row["arm"]][row["seed"]] = row["accuracy"]
-    both = sorted(set(found[arm]) & set(found["dense"]))
-    return {seed: found[arm][seed] - found["dense"][seed] for seed in both}
+        if same and row.get("part", "test") == "test":
+            values[row["arm"], row["seed"]] = row["accuracy"]
+    return paired(values, arm, "dense")
 
 
 def merge(
@@ -272,21 +266,16 @@ def merge(
         if len(values) > 1:
             raise ValueError(f"the parts differ in {name}: {sorted(map(str, values))}")
     rows = sorted(found.values(), key=lambda r: (ORDER.index(key(r)[:2]), r["seed"]))
-    origin = json.loads((parts[0] / "runs.json").read_text())["provenance"]
-    path = results / "full" / f"{NAME}.json"
-    text = json.dumps({"provenance": origin, "rows": rows}, indent=1)
-    atomic.write_text(path, text + "\n")
+    origin = read_runs(parts[0])["provenance"]
+    path = write_json(kept(results, NAME), {"provenance": origin, "rows": rows})
     ledger = Ledger(CHAPTER, "full", folder=results, provenance=origin)
     for metric, (operation, what, first, second, buffer) in METRICS.items():
-        pairs = {
-            seed: [found.get((name, buffer, seed)) for name in (first, second)]
-            for seed in sorted({row["seed"] for row in rows})
+        measured = {
+            (row["recipe"], row["seed"]): (row["metrics"] | row["cost"])[what]
+            for row in rows
+            if row["buffer"] == buffer
         }
-        values = {
-            seed: operation(*((row["metrics"] | row["cost"])[what] for row in both))
-            for seed, both in pairs.items()
-            if None not in both
-        }
+        values = paired(measured, first, second, operation)
         if len(values) >= LEAST_SEEDS:
             ledger.record(metric, list(values.values()), seeds=list(values))
     for metric, arm in STUDY.items() if study is not None else ():
@@ -300,12 +289,10 @@ def merge(
 def main(argv: list[str] | None = None) -> int:
     """Returns 2 for a usage error."""
     names = list(dict.fromkeys(name for name, _ in ORDER))
-    parser = argparse.ArgumentParser(prog="python -m apps.continual.full")
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    running = verbs.add_parser("run", help="train, within the time")
-    running.add_argument("--out", type=Path, required=True)
+    script = Script("apps.continual.full")
+    running = script.verb("run", run, "train, within the time")
+    add_run_flags(running)
     running.add_argument("--done", type=Path, nargs="*", default=[])
-    running.add_argument("--minutes", type=float, default=9.0)
     running.add_argument("--workers", type=int, default=8)
     running.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     running.add_argument("--recipes", nargs="+", choices=names, default=names)
@@ -316,22 +303,15 @@ def main(argv: list[str] | None = None) -> int:
     running.add_argument("--part", help="validation, to choose settings")
     running.add_argument("--dataset", help="another one, for a trial")
     running.add_argument("--width", type=int, help="fewer filters, for a trial")
-    running.add_argument("--commit", help="of the code, where there is no checkout")
-    merging = verbs.add_parser("merge", help="parts into the book's results")
-    merging.add_argument("parts", type=Path, nargs="+")
-    merging.add_argument("--results", type=Path, required=True)
+    merging = script.verb("merge", print_merged, "parts into the book's results")
+    add_merge_flags(merging)
     merging.add_argument("--study", type=Path, help="continual_width.json")
-    arguments = parser.parse_args(argv)
-    try:
-        if arguments.verb == "run":
-            run(arguments)
-        else:
-            where = (arguments.parts, arguments.results, arguments.study)
-            print(*merge(*where), sep="\n")
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return script.run(argv)
+
+
+def print_merged(arguments: argparse.Namespace) -> None:
+    where = (arguments.parts, arguments.results, arguments.study)
+    print(*merge(*where), sep="\n")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ Beside torch and numpy it needs safetensors, scipy, tqdm, and Pillow for JPEGs.
 """
 
 import argparse
+import math
 import sys
 import time
 from dataclasses import replace
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from apps.common.full import Script, add_merge_flags, add_run_flags, kept
 from apps.data_pruning.comparison import (
     FULL,
     Comparison,
@@ -66,9 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
     # Share by share over all seeds: what is missing at the end is missing for all.
     for budget in arguments.budgets:
         for keep in arguments.keeps:
-            minutes = arguments.minutes
-            if minutes is not None:
-                minutes -= (time.perf_counter() - began) / 60
+            spent = (time.perf_counter() - began) / 60
             comparison = compare(
                 config,
                 arguments.strategies,
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
                 budgets=[budget],
                 baselines=(),
                 out=arguments.out,
-                minutes=minutes,
+                minutes=arguments.minutes - spent,
                 watch=watch,
             )
     if arguments.commit is not None:
@@ -102,7 +102,7 @@ def store(comparison: Comparison, results: Path) -> list[Path]:
         found = comparison.values(label, keep, budget)
         name = f"accuracy:{label}:{keep:g}:{budget}"
         ledger.note(name, list(found.values()), seeds=list(found))
-    table = results / "full" / f"{CHAPTER}-runs.json"
+    table = kept(results, f"{CHAPTER}-runs")
     # The command's paths have no place in stored results.
     origin = {k: v for k, v in comparison.provenance.items() if k != "command"}
     atomic.write_text(table, replace(comparison, provenance=origin).to_json())
@@ -111,12 +111,11 @@ def store(comparison: Comparison, results: Path) -> list[Path]:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns 2 for a usage error."""
-    parser = argparse.ArgumentParser(prog="python -m apps.data_pruning.full")
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    running = verbs.add_parser("run", help="measure, within the time")
-    running.add_argument("--out", type=Path, required=True)
+    script = Script("apps.data_pruning.full")
+    running = script.verb("run", run, "measure, within the time")
+    add_run_flags(running)
+    running.set_defaults(minutes=math.inf)
     running.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    running.add_argument("--minutes", type=float)
     running.add_argument("--strategies", nargs="+", default=STRATEGIES)
     running.add_argument("--keeps", type=float, nargs="+", default=KEEPS)
     running.add_argument("--budgets", nargs="+", default=("steps", "epochs"))
@@ -124,23 +123,15 @@ def main(argv: list[str] | None = None) -> int:
     running.add_argument("--profile", default="full")
     running.add_argument("--epochs", type=int)
     running.add_argument("--no-compile", action="store_true")
-    running.add_argument("--commit", help="of the code, where there is no checkout")
-    merging = verbs.add_parser("merge", help="parts into the book's results")
-    merging.add_argument("parts", type=Path, nargs="+")
-    merging.add_argument("--results", type=Path, required=True)
-    arguments = parser.parse_args(argv)
-    try:
-        if arguments.verb == "run":
-            run(arguments)
-        else:
-            comparison = merge([load_comparison(part) for part in arguments.parts])
-            print(comparison.table())
-            for path in store(comparison, arguments.results):
-                print(path)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    merging = script.verb("merge", print_merged, "parts into the book's results")
+    add_merge_flags(merging)
+    return script.run(argv)
+
+
+def print_merged(arguments: argparse.Namespace) -> None:
+    comparison = merge([load_comparison(part) for part in arguments.parts])
+    print(comparison.table())
+    print(*store(comparison, arguments.results), sep="\n")
 
 
 if __name__ == "__main__":

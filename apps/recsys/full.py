@@ -34,8 +34,18 @@ import torch
 
 from apps.common.arrays import open_arrays
 from apps.common.config import settings
+from apps.common.full import (
+    Script,
+    add_merge_flags,
+    add_run_flags,
+    kept,
+    read_rows,
+    read_runs,
+    write_json,
+    write_runs,
+)
 from apps.common.ledger import Ledger
-from apps.common.provenance import provenance
+from apps.common.statistics import paired
 from apps.recsys.budget import budget
 from apps.recsys.compression.packed import PackedGraph
 from apps.recsys.config import Config
@@ -115,7 +125,7 @@ def run(arguments: argparse.Namespace) -> None:
             result = train(config)
             pace = max(pace, (time.perf_counter() - started) / steps)
             rows.append(as_row(name, result))
-            write(out, rows, arguments.commit)
+            write_runs(out, {"rows": rows}, arguments.commit)
             if seed == arguments.seeds[0]:
                 write_table(out / f"{name}.npz", result)
             values = {k: result.metrics[k].value for k in ("recall@20", "ndcg@20")}
@@ -173,19 +183,6 @@ def write_table(path: Path, result: Result) -> None:
     atomic.write(path, lambda file: np.savez_compressed(file, **arrays))
 
 
-def write(out: Path, rows: list[dict[str, Any]], commit: str | None) -> None:
-    origin = provenance("full")
-    origin.pop("command")  # its paths have no place in stored results
-    if commit is not None:
-        origin |= {"commit": commit, "dirty": False}
-    text = json.dumps({"provenance": origin, "rows": rows}, indent=1)
-    atomic.write_text(out / "runs.json", text + "\n")
-
-
-def read_rows(out: Path) -> list[dict[str, Any]]:
-    return json.loads((out / "runs.json").read_text())["rows"]
-
-
 def merge(parts: list[Path], results: Path) -> list[Path]:
     """One table of the runs of all parts, in the order of `recipes`, and the ledger.
 
@@ -194,26 +191,24 @@ def merge(parts: list[Path], results: Path) -> list[Path]:
     order = list(recipes())
     rows = [row for part in parts for row in read_rows(part)]
     rows.sort(key=lambda row: (order.index(row["recipe"]), row["seed"]))
-    origin = json.loads((parts[0] / "runs.json").read_text())["provenance"]
-    path = results / "full" / f"{NAME}.json"
-    text = json.dumps({"provenance": origin, "rows": rows}, indent=1)
-    atomic.write_text(path, text + "\n")
+    origin = read_runs(parts[0])["provenance"]
+    path = write_json(kept(results, NAME), {"provenance": origin, "rows": rows})
     return [path, record(results)]
 
 
 def record(results: Path) -> Path:
     """The ledger, of what is stored in `results`, in the seeds that have it."""
-    runs = json.loads((results / "full" / f"{NAME}.json").read_text())
+    runs = json.loads(kept(results, NAME).read_text())
     ledger = Ledger(CHAPTER, "full", folder=results, provenance=runs["provenance"])
-    values = [row["metrics"]["ndcg@20"]["value"] for row in runs["rows"]]
-    names = [(row["recipe"], row["seed"]) for row in runs["rows"]]
-    found = dict(zip(names, values, strict=True))
+    found = {
+        (row["recipe"], row["seed"]): row["metrics"]["ndcg@20"]["value"]
+        for row in runs["rows"]
+    }
     for metric, (operation, first, second) in METRICS.items():
-        seeds = sorted(s for name, s in found if name == first and (second, s) in found)
-        if seeds:
-            values = [operation(found[first, s], found[second, s]) for s in seeds]
-            ledger.record(metric, values, seeds=seeds)
-    path = results / "full" / f"{BUDGET}.json"
+        values = paired(found, first, second, operation)
+        if values:
+            ledger.record(metric, list(values.values()), seeds=list(values))
+    path = kept(results, BUDGET)
     if path.exists():
         curve = json.loads(path.read_text())
         eighth = next(b for b in curve["budgets"] if b["bytes"] == curve["eighth"])
@@ -246,8 +241,7 @@ def budget_of(tables: list[Path], results: Path, config: Config) -> list[Path]:
     print(curve.table())
     content = curve.content() | {"eighth": eighth}
     content["provenance"].pop("command", None)  # its paths have no place there
-    path = results / "full" / f"{BUDGET}.json"
-    atomic.write_text(path, json.dumps(content, indent=1) + "\n")
+    path = write_json(kept(results, BUDGET), content)
     return [path, record(results)]
 
 
@@ -287,54 +281,43 @@ def pack_and_test(parts: list[Path], results: Path, dataset: str) -> Path:
                 }
             )
             print(json.dumps(rows[-1]), flush=True)
-    path = results / "full" / f"{BYTES}.json"
-    atomic.write_text(path, json.dumps({"rows": rows}, indent=1) + "\n")
-    return path
+    return write_json(kept(results, BYTES), {"rows": rows})
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns 2 for a usage error."""
-    parser = argparse.ArgumentParser(prog="python -m apps.recsys.full")
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    running = verbs.add_parser("run", help="train, within the time")
-    running.add_argument("--out", type=Path, required=True)
-    running.add_argument("--minutes", type=float, default=9.0)
+    names = list(recipes())
+    script = Script("apps.recsys.full")
+    running = script.verb("run", run, "train, within the time")
+    add_run_flags(running)
     running.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    running.add_argument(
-        "--recipes", nargs="+", choices=list(recipes()), default=list(recipes())
-    )
+    running.add_argument("--recipes", nargs="+", choices=names, default=names)
     running.add_argument("--device", default="cuda")
     running.add_argument("--epochs", type=int, help="fewer, for a trial")
     running.add_argument("--dataset", help="another one, for a trial")
-    running.add_argument("--commit", help="of the code, where there is no checkout")
-    merging = verbs.add_parser("merge", help="parts into the book's results")
-    merging.add_argument("parts", type=Path, nargs="+")
-    merging.add_argument("--results", type=Path, required=True)
-    packing = verbs.add_parser("bytes", help="tables in few bits, tested again")
-    packing.add_argument("parts", type=Path, nargs="+")
-    packing.add_argument("--results", type=Path, required=True)
-    packing.add_argument("--dataset", default="gowalla", help="that of the runs")
-    packing = verbs.add_parser("budget", help="the recipes for fewer bytes")
-    packing.add_argument("tables", type=Path, nargs="+", help="published.npz")
-    packing.add_argument("--results", type=Path, required=True)
-    packing.add_argument("--dataset", default="gowalla", help="that of the runs")
-    arguments = parser.parse_args(argv)
-    try:
-        if arguments.verb == "run":
-            run(arguments)
-        elif arguments.verb == "merge":
-            print(*merge(arguments.parts, arguments.results), sep="\n")
-        elif arguments.verb == "budget":
-            config = replace(PUBLISHED, dataset=arguments.dataset)
-            paths = budget_of(arguments.tables, arguments.results, config)
-            print(*paths, sep="\n")
-        else:
-            where = (arguments.parts, arguments.results, arguments.dataset)
-            print(pack_and_test(*where))
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    merging = script.verb("merge", print_merged, "parts into the book's results")
+    add_merge_flags(merging)
+    packing = script.verb("bytes", print_packed, "tables in few bits, tested again")
+    add_merge_flags(packing)
+    spending = script.verb("budget", print_budget, "the recipes for fewer bytes")
+    spending.add_argument("tables", type=Path, nargs="+", help="published.npz")
+    spending.add_argument("--results", type=Path, required=True)
+    for parser in (packing, spending):
+        parser.add_argument("--dataset", default="gowalla", help="that of the runs")
+    return script.run(argv)
+
+
+def print_merged(arguments: argparse.Namespace) -> None:
+    print(*merge(arguments.parts, arguments.results), sep="\n")
+
+
+def print_packed(arguments: argparse.Namespace) -> None:
+    print(pack_and_test(arguments.parts, arguments.results, arguments.dataset))
+
+
+def print_budget(arguments: argparse.Namespace) -> None:
+    config = replace(PUBLISHED, dataset=arguments.dataset)
+    print(*budget_of(arguments.tables, arguments.results, config), sep="\n")
 
 
 if __name__ == "__main__":

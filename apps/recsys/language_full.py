@@ -28,8 +28,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from apps.common.full import Script, add_merge_flags, add_run_flags, kept
 from apps.common.ledger import Ledger
-from apps.common.provenance import provenance
+from apps.common.provenance import stored_provenance
+from apps.common.statistics import paired
 from apps.recsys import ablation
 from apps.recsys.ablation import PENALTIES, TRIALS, VARIANTS, trained
 from apps.recsys.augmentation import LLMRecSettings
@@ -213,10 +215,7 @@ def alone(path: Path) -> Iterator[bool]:
 
 
 def write(path: Path, row: dict[str, Any], commit: str | None) -> None:
-    origin = provenance("full")
-    origin.pop("command")  # its paths have no place in stored results
-    if commit is not None:
-        origin |= {"commit": commit, "dirty": False}
+    origin = stored_provenance("full", commit)
     atomic.write_text(path, json.dumps({"provenance": origin, "row": row}) + "\n")
 
 
@@ -234,18 +233,18 @@ def merge(folders: list[Path], results: Path, made: Path) -> list[Path]:
         "rows": [rows[key] for key in order],
         "choices": [row for split in splits for row in choices(made, split)],
     }
-    path = results / "full" / f"{TABLE}.json"
+    path = kept(results, TABLE)
     lines = [f'{{"provenance": {json.dumps(origin)}']
     for name, table in tables.items():
         lines.append(f'"{name}": [\n' + ",\n".join(map(json.dumps, table)) + "\n]")
     atomic.write_text(path, ",\n".join(lines) + "}\n")
     ledger = Ledger(CHAPTER, "full", folder=results, provenance=origin)
     for metric in METRICS:
-        splits, values = differences(list(rows.values()), *METRICS[metric])
-        if len(splits) < LEAST:
-            print(f"{metric}: on {len(splits)} splits, too few to decide a claim")
+        values = differences(list(rows.values()), *METRICS[metric])
+        if len(values) < LEAST:
+            print(f"{metric}: on {len(values)} splits, too few to decide a claim")
         else:
-            ledger.record(metric, values, seeds=splits)
+            ledger.record(metric, list(values.values()), seeds=list(values))
     return [path, ledger.path]
 
 
@@ -273,52 +272,45 @@ def choices(made: Path, split: int) -> list[dict[str, Any]]:
 
 def differences(
     rows: list[dict[str, Any]], ours: str, theirs: str, name: str
-) -> tuple[list[int], list[float]]:
-    """Splits that have both, and the difference in a metric or slice on each."""
+) -> dict[int, float]:
+    """{split: difference in a metric or slice}, of splits that have both."""
     found = {(r["name"], r["split"]): r["metrics"][name] for r in rows}
-    splits = sorted(s for n, s in found if n == ours and (theirs, s) in found)
-    return splits, [found[ours, s] - found[theirs, s] for s in splits]
+    return paired(found, ours, theirs)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns 2 for a usage error."""
-    parser = argparse.ArgumentParser(prog="python -m apps.recsys.language_full")
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    preparing = verbs.add_parser("prepare", help="what the variants are mixed from")
+    script = Script("apps.recsys.language_full")
+    what = "what the variants are mixed from"
+    preparing = script.verb("prepare", prepare, what)
     preparing.add_argument("--to", type=Path, required=True)
     preparing.add_argument("--lm", type=int, nargs=2, default=[100, 105])
-    running = verbs.add_parser("run", help="train, within the time")
+    running = script.verb("run", run, "train, within the time")
+    add_run_flags(running)
     running.add_argument("--made", type=Path, required=True, help="by prepare")
-    running.add_argument("--out", type=Path, required=True)
-    running.add_argument("--minutes", type=float, default=9.0)
     running.add_argument("--names", nargs="+", help="variants; default: all")
     running.add_argument("--device", default="cuda")
     running.add_argument("--epochs", type=int, help="fewer, for a trial")
-    running.add_argument("--commit", help="of the code, where there is no checkout")
     for verb in (preparing, running):
         verb.add_argument(
             "--splits", type=int, nargs=2, default=[100, 110], help="from, and up to"
         )
-    merging = verbs.add_parser("merge", help="parts into the book's results")
-    merging.add_argument("folders", type=Path, nargs="+")
+    merging = script.verb("merge", print_merged, "parts into the book's results")
+    add_merge_flags(merging)
     merging.add_argument("--made", type=Path, required=True)
-    merging.add_argument("--results", type=Path, required=True)
-    arguments = parser.parse_args(argv)
-    try:
-        if arguments.verb == "prepare":
-            from apps.recsys.preparation import make  # models, which a GPU box has not
+    return script.run(argv)
 
-            splits, lm = range(*arguments.splits), range(*arguments.lm)
-            make(arguments.to, Source(), splits, lm=lm)
-        elif arguments.verb == "run":
-            run(arguments)
-        else:
-            where = (arguments.folders, arguments.results, arguments.made)
-            print(*merge(*where), sep="\n")
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+def prepare(arguments: argparse.Namespace) -> None:
+    from apps.recsys.preparation import make  # models, which a GPU box has not
+
+    splits, lm = range(*arguments.splits), range(*arguments.lm)
+    make(arguments.to, Source(), splits, lm=lm)
+
+
+def print_merged(arguments: argparse.Namespace) -> None:
+    where = (arguments.parts, arguments.results, arguments.made)
+    print(*merge(*where), sep="\n")
 
 
 if __name__ == "__main__":

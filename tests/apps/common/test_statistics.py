@@ -1,6 +1,7 @@
 """Intervals against scipy, closed forms and simulated coverage."""
 
 import math
+from operator import truediv
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from apps.common.statistics import (
     Interval,
     bootstrap_interval,
     mean_interval,
+    paired,
     paired_interval,
 )
 
@@ -174,3 +176,21 @@ def test_bad_arguments_are_named() -> None:
 
 def test_an_interval_prints_itself() -> None:
     assert str(Interval(0.92, 0.91, 0.93, 5)) == "0.92 [0.91, 0.93], n = 5"
+
+
+measured = st.dictionaries(
+    st.tuples(st.sampled_from(["ours", "theirs", "dense"]), st.integers(0, 5)),
+    st.floats(1, 100),
+)
+
+
+@given(measured)
+def test_pairs_are_of_seeds_that_both_have(values) -> None:
+    found = paired(values, "ours", "theirs")
+    ratios = paired(values, "ours", "theirs", truediv)
+    assert list(found) == list(ratios) == sorted(found)
+    for seed in range(6):
+        a, b = values.get(("ours", seed)), values.get(("theirs", seed))
+        assert (seed in found) == (a is not None and b is not None)
+        if seed in found:
+            assert (found[seed], ratios[seed]) == (a - b, a / b)

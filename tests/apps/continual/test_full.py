@@ -78,7 +78,7 @@ def test_parts_of_other_settings_do_not_merge(images, tmp_path: Path, capsys):
     assert run(images, tmp_path / "a", *flags) == 0
     row = full.read_rows(tmp_path / "a")[0]
     row["settings"]["epochs"] = 7
-    full.write(tmp_path / "b", [row | {"seed": 1}], None)
+    full.write_runs(tmp_path / "b", {"rows": [row | {"seed": 1}]})
     parts = [str(tmp_path / part) for part in "ab"]
     assert full.main(["merge", *parts, "--results", str(tmp_path)]) == 2
     assert "differ in epochs" in capsys.readouterr().err

@@ -133,9 +133,8 @@ def test_differences_are_of_the_same_split():
             ("a", 1, 0.5), ("a", 2, 0.7), ("a", 3, 0.9), ("b", 2, 0.4), ("b", 1, 0.1),
         )
     ]  # fmt: skip
-    splits, values = language_full.differences(rows, "a", "b", "ndcg@20")
-    assert splits == [1, 2]
-    np.testing.assert_allclose(values, [0.4, 0.3])
+    found = language_full.differences(rows, "a", "b", "ndcg@20")
+    assert found == {1: pytest.approx(0.4), 2: pytest.approx(0.3)}
 
 
 def test_usage_errors(made, tmp_path, capsys):
