@@ -76,7 +76,7 @@ def test_runs_are_read_back_without_the_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"rows": []}', "[" * 100_000])
 def test_damaged_runs_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "runs.json").write_text(text)
-    with pytest.raises(ValueError, match="runs.json"):
+    with pytest.raises(ValueError, match=r"runs\.json"):
         read_runs(tmp_path)
 
 
