@@ -14,11 +14,16 @@ from apps.common.statistics import Interval, Values, mean_interval
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
 
+SENTENCE = 40  # characters: what is longer than this wraps
+
 
 def table(
     rows: Sequence[Mapping[str, Any]], formats: Mapping[str, str] | None = None
 ) -> "Styler":
-    """Rows as a table without row numbers; text is kept on one line.
+    """Rows as a table without row numbers.
+
+    Numbers and short words stay on one line; a column with a text of more than
+    SENTENCE characters wraps.
 
     rows: dicts with the same keys, which become the header. formats: {column: format},
     such as {"seconds": "{:.1f}"}.
@@ -33,11 +38,19 @@ def table(
     if unknown:
         raise ValueError(f"no column {unknown[0]!r}; the table has {list(rows[0])}")
     style = pd.DataFrame([dict(row) for row in rows]).style.format(formats or {})
+    long = [
+        column
+        for column in rows[0]
+        if any(len(str(row.get(column, ""))) > SENTENCE for row in rows)
+    ]
     cells = "padding: 0.2em 0.6em; text-align: left; font-size: 0.92em"
+    style.set_properties(
+        subset=long, **{"white-space": "normal", "min-width": f"{SENTENCE // 3 + 1}em"}
+    )
     return style.hide(axis="index").set_table_styles(
         [
             {"selector": "th, td", "props": cells},
-            # :where has no weight, so that set_properties may say otherwise.
+            # :where has no weight, so that the cells of long texts may say otherwise.
             {"selector": ":where(td)", "props": "white-space: nowrap"},
         ]
     )
