@@ -22,13 +22,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from apps.common.config import settings
+from apps.common.full import (
+    Rows,
+    Script,
+    add_merge_flags,
+    add_run_flags,
+    kept,
+    read_runs,
+    write_json,
+    write_runs,
+)
 from apps.common.ledger import Ledger
-from apps.common.provenance import processor, provenance
+from apps.common.statistics import paired
 from apps.unlearning.config import Config
 from apps.unlearning.full_plan import Task, plan, work
-from apps.unlearning.full_settings import FORGET, base
+from apps.unlearning.full_settings import FINER, FORGET, base
 from sparsekit import atomic
 
 CHAPTER = "prune-first-then-unlearn"
@@ -36,31 +47,37 @@ NAME = f"{CHAPTER}-cifar10"
 FOUR = ("finetune", "gradient_ascent", "fisher", "influence")
 NAMES = ("UA", "MIA", "RA", "TA")
 SEEDS = 3  # that a claim needs
-LISTS = ("search", "refine", "seeds", "class_only", "random_only", "control")
-Rows = list[dict[str, Any]]
+SEARCHES = ("search", "refine", "finer")
+LISTS = (*SEARCHES, "seeds", "class_only", "random_only", "control")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Starts the workers, gathers what they have, ends them in time."""
+    if torch.cuda.is_available():
+        torch.cuda.init()  # the trainings are the workers', but this one says where
     until = time.monotonic() + 60 * arguments.minutes
     out: Path = arguments.out
     folder = arguments.work or out / "work"
     folder.mkdir(parents=True, exist_ok=True)
     for left in (*folder.glob("*.taken"), *folder.glob("*.failed")):
         left.unlink()  # of a run that was ended
+    earlier: Rows = []
     if arguments.chosen is not None:
-        earlier = json.loads(arguments.chosen.read_text())
-        for found in earlier["search"]:
-            name = f"{source(found)}-{found['forget']}-{found['pruner']}"
-            atomic.write_text(folder / f"{name}.json", json.dumps(found))
-        # Where grids were moved, their search is what counts.
-        sources = sorted({source(found) for found in earlier["search"]})
-        arguments.earlier = arguments.source = sources[0]
-    for name in ("search", "refine"):
+        earlier = json.loads(arguments.chosen.read_text())["search"]
+        earlier.sort(key=source, reverse=True)
+        # Where a grid was moved or made finer, that search is what counts.
+        arguments.earlier = arguments.source = source(earlier[-1])
+    for name in SEARCHES:
         for seed in getattr(arguments, name):
             arguments.source = f"{name}-{seed}"
     if not arguments.source:
         raise ValueError("give --search SEED, or --chosen runs.json of an earlier run")
+    own = {task.name for task in tasks_of(arguments)}
+    for found in earlier:
+        for place in (source(found), arguments.source):
+            name = f"{place}-{found['forget']}-{found['pruner']}"
+            if name not in own:
+                atomic.write_text(folder / f"{name}.json", json.dumps(found))
     command = [sys.executable, "-m", "apps.unlearning.full", "work", *flags(arguments)]
     workers = []
     for number in range(arguments.workers):
@@ -95,16 +112,13 @@ def flags(arguments: argparse.Namespace) -> list[str]:
 
 def begin_work(arguments: argparse.Namespace) -> None:
     """A worker: `run` starts several."""
-    import torch
-
     from apps.unlearning.full_worker import Worker
 
     torch.backends.cudnn.benchmark = True
-    config, (source, earlier) = (
-        configured(arguments),
-        (arguments.source, arguments.earlier),
+    config, source = configured(arguments), arguments.source
+    worker = Worker(
+        arguments.work, config, source, arguments.earlier, arguments.compile
     )
-    worker = Worker(arguments.work, config, source, earlier, arguments.compile)
     work(arguments.work, tasks_of(arguments), source, worker.run)
 
 
@@ -124,8 +138,9 @@ def configured(arguments: argparse.Namespace) -> Config:
 def tasks_of(arguments: argparse.Namespace) -> list[Task]:
     only = {"class": arguments.class_only, "random": arguments.random_only}
     tasks = plan(
-        search=arguments.search, refine=arguments.refine, seeds=arguments.seeds,
-        only=only, control=arguments.control, timed=arguments.timed,
+        search=arguments.search, refine=arguments.refine, finer=arguments.finer,
+        seeds=arguments.seeds, only=only, control=arguments.control,
+        timed=arguments.timed,
     )  # fmt: skip
     skipped = tuple(arguments.skip)
     return [task for task in tasks if not task.name.startswith(skipped)]
@@ -138,28 +153,16 @@ def gather(folder: Path, arguments: argparse.Namespace) -> None:
         for path in sorted(folder.glob("*.json"))
     }
     content = {
-        "provenance": origin(arguments.commit),
         "settings": settings(configured(arguments)),
         "timing": [found[n]["timed"] for n in found if n.startswith("timing")],
-        "search": [found[n] for n in found if n.startswith(("search", "refine"))],
+        "search": [found[n] for n in found if n.startswith(SEARCHES)],
         "rows": [row for n in found for row in found[n].get("rows", [])],
         "seconds": {n: found[n].get("seconds") for n in found},
         "loss": {n: found[n]["loss"] for n in found if "loss" in found[n]},
         "compiled": {n: v["compiled"] for n, v in found.items() if "compiled" in v},
         "failed": {p.stem: p.read_text()[-2000:] for p in folder.glob("*.failed")},
     }
-    text = json.dumps(content, indent=1)
-    atomic.write_text(arguments.out / "runs.json", text + "\n")
-
-
-def origin(commit: str | None) -> dict[str, Any]:
-    import torch
-
-    found = provenance("full")
-    if torch.cuda.is_available():
-        found["device"] = f"{processor()}, {torch.cuda.get_device_name()}"
-    found.pop("command")  # its paths have no place in stored results
-    return found if commit is None else found | {"commit": commit, "dirty": False}
+    write_runs(arguments.out, content, arguments.commit)
 
 
 def merge(parts: Iterable[Path], results: Path) -> list[Path]:
@@ -167,7 +170,7 @@ def merge(parts: Iterable[Path], results: Path) -> list[Path]:
 
     Where it comes from is said by the first part.
     """
-    contents = [json.loads((part / "runs.json").read_text()) for part in parts]
+    contents = [read_runs(part) for part in parts]
     merged = {name: contents[0][name] for name in ("provenance", "settings")}
     merged["timing"] = [timed for content in contents for timed in content["timing"]]
     searches = {
@@ -176,8 +179,7 @@ def merge(parts: Iterable[Path], results: Path) -> list[Path]:
     merged["search"] = [searches[name] for name in sorted(searches)]
     rows = [row for content in contents for row in content["rows"]]
     merged["rows"] = sorted(rows, key=lambda row: (row["seed"], *key(row)))
-    path = results / "full" / f"{NAME}.json"
-    atomic.write_text(path, json.dumps(merged, indent=1) + "\n")
+    path = write_json(kept(results, NAME), merged)
     return [path, record(merged, results)]
 
 
@@ -192,11 +194,16 @@ def gap(row: dict[str, Any]) -> float:
 
 
 def chosen_rows(rows: Rows, choice: str) -> dict[tuple[int, str, str, str], dict]:
-    """{(seed, forget, pruner, method): row} of one choice of settings."""
+    """{(seed, forget, pruner, method): row} of one choice of settings.
+
+    choice: "finer" takes the first choice of methods that had no finer grid.
+    """
+    first = choice == "finer"
     return {
         (row["seed"], *key(row), row["method"]): row
         for row in rows
         if choice in row["choice"]
+        or (first and row["method"] not in FINER and "smallest" in row["choice"])
     }
 
 
@@ -243,17 +250,11 @@ def measured(merged: dict[str, Any]) -> dict[str, dict[int, float]]:
         for seed, value in closed["class"].items()
         if seed in closed["random"]
     }
+    chosen = chosen_rows(merged["rows"], "smallest")
     ua = {
-        (seed, method): row["unlearned"]["UA"]
-        for (seed, *cell, method), row in chosen_rows(
-            merged["rows"], "smallest"
-        ).items()
+        (method, seed): row["unlearned"]["UA"]
+        for (seed, *cell, method), row in chosen.items()
         if cell == ["class", "dense"]
-    }
-    l1 = {
-        seed: value - ua[seed, "finetune"]
-        for (seed, method), value in ua.items()
-        if method == "l1_sparse"
     }
     epochs, slower = merged["settings"]["epochs"], []
     for timed in merged["timing"]:
@@ -263,52 +264,45 @@ def measured(merged: dict[str, Any]) -> dict[str, dict[int, float]]:
         "dense_minus_sparse_gap:cifar10": both,
         "dense_minus_sparse_gap:cifar10_class": closed["class"],
         "dense_minus_sparse_gap:cifar10_random": closed["random"],
-        "l1_minus_finetune_ua:cifar10_class": l1,
+        "dense_minus_sparse_gap:cifar10_class_finer": gaps_closed(
+            merged["rows"], "class", "finer"
+        ),
+        "l1_minus_finetune_ua:cifar10_class": paired(ua, "l1_sparse", "finetune"),
         "run_time_share:cifar10": dict(enumerate(slower)),
     }
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns 2 for a usage error."""
-    parser = argparse.ArgumentParser(prog="python -m apps.unlearning.full")
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb in ("run", "work"):
-        running = verbs.add_parser(verb)
-        running.add_argument("--out", type=Path, required=verb == "run")
-        running.add_argument("--work", type=Path, help="for large files; OUT/work")
+    script = Script("apps.unlearning.full")
+    running = script.verb("run", run, "start workers, end them in time")
+    add_run_flags(running)
+    running.add_argument("--chosen", type=Path, help="runs.json with a search")
+    running.add_argument("--workers", type=int, default=4)
+    running.add_argument("--gpus", type=int, nargs="*", help="default: all visible")
+    working = script.verb("work", begin_work, "a worker, as `run` starts it")
+    for parser in (running, working):
+        parser.add_argument("--work", type=Path, help="for large files; OUT/work")
         for name in LISTS:
             flag = f"--{name.replace('_', '-')}"
-            running.add_argument(flag, type=int, nargs="*", default=[])
-        running.add_argument(
+            parser.add_argument(flag, type=int, nargs="*", default=[])
+        parser.add_argument(
             "--skip", nargs="*", default=[], help="tasks whose name begins so"
         )
-        running.add_argument("--source", default="", help=argparse.SUPPRESS)
-        running.add_argument("--earlier", default="", help=argparse.SUPPRESS)
-        running.add_argument("--chosen", type=Path, help="runs.json with a search")
-        running.add_argument("--timed", action="store_true", help="time methods first")
-        running.add_argument("--minutes", type=float, default=9.0)
-        running.add_argument("--workers", type=int, default=4)
-        running.add_argument("--gpus", type=int, nargs="*", help="default: all visible")
-        running.add_argument("--compile", action="store_true")
-        running.add_argument("--profile", default="laptop", help="smoke for a trial")
-        running.add_argument("--epochs", type=int, help="others, for a trial")
-        running.add_argument("--dataset", help="another one, for a trial")
-        running.add_argument("--commit", help="of the code, where is no checkout")
-    merging = verbs.add_parser("merge", help="parts into the book's results")
-    merging.add_argument("parts", type=Path, nargs="+")
-    merging.add_argument("--results", type=Path, required=True)
-    arguments = parser.parse_args(argv)
-    try:
-        if arguments.verb == "run":
-            run(arguments)
-        elif arguments.verb == "work":
-            begin_work(arguments)
-        else:
-            print(*merge(arguments.parts, arguments.results), sep="\n")
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        parser.add_argument("--source", default="", help=argparse.SUPPRESS)
+        parser.add_argument("--earlier", default="", help=argparse.SUPPRESS)
+        parser.add_argument("--timed", action="store_true", help="time methods first")
+        parser.add_argument("--compile", action="store_true")
+        parser.add_argument("--profile", default="laptop", help="smoke for a trial")
+        parser.add_argument("--epochs", type=int, help="others, for a trial")
+        parser.add_argument("--dataset", help="another one, for a trial")
+    merging = script.verb("merge", print_merged, "parts into the book's results")
+    add_merge_flags(merging)
+    return script.run(argv)
+
+
+def print_merged(arguments: argparse.Namespace) -> None:
+    print(*merge(arguments.parts, arguments.results), sep="\n")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ tasks from the same list, in its order, so that the first ones decide the most:
 * retrain: the reference of a forget set, with the mask of a pruner
 * search: settings of every method, on validation records of a seed that serves no else
 * refine: grids that were moved, on validation records of one of the seeds that measure
+* finer: a finer grid, on validation records of the seed that measures nothing
 * unlearn, usable, published: the methods with the first and the second choice of
   settings, and with the paper's
 """
@@ -66,6 +67,7 @@ def plan(
     *,
     search: Sequence[int] = (),
     refine: Sequence[int] = (),
+    finer: Sequence[int] = (),
     seeds: Sequence[int] = (),
     only: Mapping[str, Sequence[int]] | None = None,
     control: Sequence[int] = (),
@@ -74,11 +76,13 @@ def plan(
     """All tasks, in the order in which they should be begun.
 
     search: the seed that settings are chosen with, if they are not known. refine: of
-    `seeds`, the one that moved grids are tried with. only: {forget set: further seeds}.
-    control: seeds with random masks as well, of the class alone.
+    `seeds`, the one that moved grids are tried with. finer: the seed that a finer grid
+    is tried with, of the class alone. only: {forget set: further seeds}. control: seeds
+    with random masks as well, of the class alone.
     """
     tasks = [Task("timing")] if timed else []
     cells: list[tuple[int, tuple[str, ...]]] = [(s, (*FORGET,)) for s in search]
+    cells += [(seed, ("class",)) for seed in finer]
     measured = [(seed, (*FORGET,)) for seed in seeds]
     measured += [
         (seed, (name,)) for name, some in (only or {}).items() for seed in some
@@ -88,10 +92,10 @@ def plan(
             tasks += [Task(pruner, seed)]
             tasks += [Task("retrain", seed, name, pruner) for name in names]
         pairs = list(product(PRUNERS, names))
-        for kind, some in (("search", search), ("refine", refine)):
+        for kind, some in (("search", search), ("refine", refine), ("finer", finer)):
             if seed in some:
                 tasks += [Task(kind, seed, name, pruner) for pruner, name in pairs]
-        if seed not in search:
+        if seed not in (*search, *finer):
             tasks += [Task("unlearn", seed, name, pruner) for pruner, name in pairs]
     for kind in ("usable", "published"):
         tasks += [

@@ -34,6 +34,10 @@ MOVED: dict[str, list[dict[str, Any]]] = {
     "fisher": [{"alpha": x} for x in (5e-8, 1e-7, 1.5e-7, 2e-7, 3e-7, 5e-7)],
 }
 AGAIN = {"class": ("gradient_ascent", "influence"), "random": tuple(MOVED)}
+# Ten rates a decade for the method that has no middle when a class is forgotten.
+FINER: dict[str, list[dict[str, Any]]] = {
+    "gradient_ascent": [{"lr": float(f"{10 ** (n / 10 - 6):.3g}")} for n in range(21)],
+}
 PUBLISHED: dict[str, dict[str, Any]] = {  # ten epochs, whatever that costs here
     "finetune": {"epochs": 10, "lr": 0.01},
     "gradient_ascent": {"epochs": 5, "lr": 1e-4, "batchnorm": "train", "bound": False},

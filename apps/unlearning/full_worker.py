@@ -23,6 +23,7 @@ from apps.unlearning.full_settings import (
     CANDIDATES,
     COMMON,
     DECIMALS,
+    FINER,
     FORGET,
     MOVED,
     PROVENANCE,
@@ -132,6 +133,14 @@ class Worker:
         found = self.search(task, config, grids)
         return found | {"chosen": before | found["chosen"]}
 
+    def _finer(self, task: Task, config: Config) -> dict[str, Any]:
+        """The smallest gap of a finer grid, a third choice beside the earlier two."""
+        chosen = self.chosen(self.earlier, task)
+        found = self.search(task, config, FINER)
+        for name in FINER:
+            chosen[name]["finer"] = found["chosen"][name]["smallest"]
+        return found | {"chosen": chosen}
+
     def chosen(self, source: str, task: Task) -> dict[str, Any]:
         path = self.folder / f"{searched(source, task.forget, task.pruner)}.json"
         return json.loads(path.read_text())["chosen"]
@@ -177,23 +186,24 @@ class Worker:
         }  # fmt: skip
 
     def _unlearn(self, task: Task, config: Config) -> dict[str, Any]:
-        """The first choice, which is the second as well where the two agree."""
+        """The first choice, and that of a finer grid."""
         chosen = self.chosen(self.source, task)
-        asked = []
-        for name in methods(task.pruner):
-            both = chosen[name]
-            same = both["smallest"] == both["usable"]
-            choice = ["smallest", "usable"] if same else ["smallest"]
-            asked.append((name, choice, COMMON[name] | both["smallest"]))
+        asked = [
+            (name, choices, COMMON[name] | options)
+            for name in methods(task.pruner)
+            for choices, options in distinct(chosen[name])
+            if choices != ["usable"]
+        ]
         return self.rows(task, config, asked)
 
     def _usable(self, task: Task, config: Config) -> dict[str, Any]:
         """The second choice where it is another."""
         chosen = self.chosen(self.source, task)
         asked = [
-            (name, ["usable"], COMMON[name] | both["usable"])
-            for name, both in chosen.items()
-            if both["smallest"] != both["usable"]
+            (name, choices, COMMON[name] | options)
+            for name in methods(task.pruner)
+            for choices, options in distinct(chosen[name])
+            if choices == ["usable"]
         ]
         return self.rows(task, config, asked) if asked else {"rows": []}
 
@@ -386,6 +396,22 @@ def of_model(samples: dict[str, dict[str, Tensor]]) -> dict[str, float]:
 def methods(pruner: str) -> list[str]:
     """l1-sparse starts from a dense network."""
     return [name for name in COMMON if name != "l1_sparse" or pruner == "dense"]
+
+
+def distinct(chosen: dict[str, dict]) -> list[tuple[list[str], dict[str, Any]]]:
+    """A method's settings, each with the names of the choices that agree on it.
+
+    >>> distinct({"smallest": {"lr": 1}, "usable": {"lr": 2}, "finer": {"lr": 1}})
+    [(['smallest', 'finer'], {'lr': 1}), (['usable'], {'lr': 2})]
+    """
+    found: list[tuple[list[str], dict[str, Any]]] = []
+    for choice, options in chosen.items():
+        alike = [names for names, others in found if others == options]
+        if alike:
+            alike[0].append(choice)
+        else:
+            found.append(([choice], options))
+    return found
 
 
 def prepared(name: str, problem: Problem) -> Callable[[Any, Problem], nn.Module]:

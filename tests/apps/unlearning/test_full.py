@@ -12,8 +12,8 @@ import torch
 from apps.unlearning import data, full
 from apps.unlearning.config import Config
 from apps.unlearning.full_plan import Task, plan, work
-from apps.unlearning.full_settings import CANDIDATES, COMMON, base
-from apps.unlearning.full_worker import Worker, choices, prepared
+from apps.unlearning.full_settings import CANDIDATES, COMMON, FINER, base
+from apps.unlearning.full_worker import Worker, choices, distinct, prepared
 from apps.unlearning.pruning import Pruner, train_original
 from apps.unlearning.train import builder, train
 from apps.unlearning.unlearner import build
@@ -182,6 +182,53 @@ def test_what_decides_the_claims(tmp_path):
     stored = json.loads(path.read_text())
     assert "l1_minus_finetune_ua:cifar10_class" not in path.read_text()
     assert stored["profile"] == "full"
+
+
+def test_a_finer_grid_is_a_third_choice_beside_the_earlier_two(worker, tmp_path):
+    folder = tmp_path / "work"
+    found = {
+        name: json.loads((worker.folder / f"search-100-{name}.json").read_text())
+        for name in ("class-dense", "class-omp", "random-dense", "random-omp")
+    }
+    earlier = [part | {"kind": "search"} for part in found.values()]
+    earlier += [part | {"kind": "refine", "seed": 0} for part in found.values()]
+    runs = tmp_path / "runs.json"
+    runs.write_text(json.dumps({"search": earlier}))
+    asked = f"run --chosen {runs} --out {tmp_path} --workers 0 --finer 100 --seeds 3"
+    full.main([*asked.split(), "--skip", "usable", "published"])
+    names = sorted(path.stem for path in folder.glob("*.json"))
+    # What this run does not search for itself is the earlier run's.
+    assert names == sorted(
+        [f"{place}-{name}" for place in ("refine-0", "search-100") for name in found]
+        + ["finer-100-random-dense", "finer-100-random-omp"]
+    )
+    config = replace(worker.config, seed=100)
+    for name in ("dense-100.pt", "retrain-100-class-dense.pt"):
+        (folder / name).write_bytes((worker.folder / name).read_bytes())
+    finer = Worker(folder, config, "finer-100", "refine-0")
+    rows = finer.run(Task("finer", 100, "class", "dense"))
+    assert [r["options"] for r in rows["candidates"]] == FINER["gradient_ascent"]
+    best = min(rows["candidates"], key=lambda r: r["gap"])["options"]
+    chosen = found["class-dense"]["chosen"]
+    chosen["gradient_ascent"]["finer"] = best
+    assert rows["chosen"] == chosen
+    asked = distinct(chosen["gradient_ascent"])
+    assert sorted(n for names, _ in asked for n in names) == sorted(
+        ["smallest", "usable", "finer"]
+    )
+
+
+def test_the_gap_by_the_finer_grid_takes_other_methods_as_they_were():
+    rows = [
+        row(0, "class", pruner, method, ua)
+        for pruner, ua in (("dense", 0.8), ("omp", 0.4))
+        for method in full.FOUR
+    ]
+    assert full.gaps_closed(rows, "class", "finer") == {}
+    finer = row(0, "class", "omp", "gradient_ascent", 0.0) | {"choice": ["finer"]}
+    rows += [finer, finer | {"pruner": "dense"}]
+    found = full.gaps_closed(rows, "class", "finer")
+    assert found == {0: pytest.approx(3 * 0.1 / 4)}
 
 
 def test_the_network_is_that_of_the_paper_in_a_fifth_of_its_epochs():
