@@ -42,18 +42,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, book = parse(argv), Book()
     out = (args.out or book.build / "book").resolve()
     try:
-        make(args, book, out)
+        failed = make(args, book, out)
     except (ChapterError, RunError, SiteError) as error:
         print(f"\n{error}\n\nThe book was not built.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        print("\ninterrupted; what has run is kept", file=sys.stderr)
         return 130
-    return 0
+    if failed is None:
+        return 0
+    names = ", ".join(failure.chapter for failure in failed.failures)
+    print(f"\n{failed}\n\nThe book was built without: {names}", file=sys.stderr)
+    return 1
 
 
-def make(args: argparse.Namespace, book: Book, out: Path) -> None:
-    """Run and render; print the times, the scoreboard and where the book is."""
+def make(args: argparse.Namespace, book: Book, out: Path) -> RunError | None:
+    """Run and render; print the times, the scoreboard and where the book is.
+
+    Where some chapters of the whole book fail, the others are rendered and the error
+    is returned.
+    """
     began = time.perf_counter()
     chapters = book.chapters()
     if args.chapter:
@@ -66,11 +74,17 @@ def make(args: argparse.Namespace, book: Book, out: Path) -> None:
         wanted = chapters
     names = ", ".join(chapter.name for chapter in wanted) or "no chapters yet"
     print(f"Profile {args.profile}: {names}", flush=True)
-    runs = run_chapters(wanted, args.profile, book, jobs=args.jobs)
+    failed = None
+    try:
+        runs = run_chapters(wanted, args.profile, book, jobs=args.jobs)
+    except RunError as error:
+        if args.no_site or len(error.failures) == len(wanted):
+            raise
+        runs, failed = {}, error  # those that ran through are in the cache
     ran = time.perf_counter()
     if args.no_site:
         print(f"Chapters {ran - began:.1f} s")
-        return
+        return None
     others = [chapter for chapter in chapters if chapter.name not in runs]
     runs |= cached_runs(others, args.profile, book)
     rows = read_rows(book)
@@ -80,13 +94,16 @@ def make(args: argparse.Namespace, book: Book, out: Path) -> None:
     built = time.perf_counter()
     print(f"Chapters {ran - began:.1f} s, site {built - ran:.1f} s\n")
     if not strict:
-        left = ", ".join(c.name for c in chapters if c.name not in runs)
-        print(f"A draft: not run in this build: {left}; {len(warnings)} warnings")
-        print(*sorted(warnings, key=lambda w: args.chapter not in w), sep="\n")
+        left = [chapter.name for chapter in chapters if chapter.name not in runs]
+        print(f"A draft without results of: {', '.join(left)}")
+        # Of those pages, warnings are no news.
+        told = [w for w in warnings if not any(f"/{name}." in w for name in left)]
+        print(*sorted(told, key=lambda w: args.chapter not in w), "", sep="\n")
     if rows:
         print(scoreboard.summary(rows) + "\n")
     print(f"Open {out / 'index.html'}")
     print(f"or   python3 -m http.server --directory {out} 8000")
+    return failed
 
 
 if __name__ == "__main__":

@@ -96,6 +96,25 @@ def test_every_broken_chapter_fails_and_the_good_one_does_not(outcome):
     assert set(failures) == set(BROKEN)
 
 
+def test_the_book_is_built_without_a_chapter_that_fails(tmp_path, monkeypatch, capsys):
+    broken = BROKEN["divides"] + "\nIt is {glue:text}`unmeasured`.\n"
+    book = make_book(tmp_path, {"divides": broken, "good": GOOD})
+    monkeypatch.setattr("book.engine.__main__.Book", lambda: book)
+    assert main(["--profile", "smoke"]) == 1
+    told = capsys.readouterr()
+    assert "A draft without results of: divides\n" in told.out
+    assert "unmeasured" not in told.out  # expected of a page without results
+    assert "divides, code cell 3: ZeroDivisionError" in told.err
+    assert told.err.endswith("The book was built without: divides\n")
+    pages = tmp_path / "build" / "book" / "chapters"
+    assert "This chapter was not run in this build" in (
+        (pages / "divides.html").read_text()
+    )
+    assert "smoke 2" in (pages / "good.html").read_text()
+    assert main(["--profile", "smoke", "--chapter", "divides"]) == 1
+    assert capsys.readouterr().err.endswith("The book was not built.\n")
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "cell", "words"),
     [
