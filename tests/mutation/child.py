@@ -1,6 +1,7 @@
 """One process a fault: forked after the slow imports, ended when a test fails."""
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -22,21 +23,32 @@ SLOW_TO_IMPORT = (
     "torch.distributed", "torch.multiprocessing", "torch.func",
     "torch.utils.flop_counter",
     "torch.utils.data", "torch.nn.utils.prune", "torch.export", "numba.extending",
+    "matplotlib.pyplot", "lightning.pytorch", "transformers.trainer",
 )  # fmt: skip
+PLUGINS = ("pytest_timeout", "_hypothesis_pytestplugin")  # others take time to load
+OPTIONS = [
+    "-q", "-p", "no:cacheprovider", "-o", "addopts=",
+    *(word for name in PLUGINS for word in ("-p", name)),
+]  # fmt: skip
 
 
 def preload() -> None:
     for name in SLOW_TO_IMPORT:
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(Exception):  # not installed, or not fit for this torch
             importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # pytest collects garbage when it ends: not among all of this
 
 
 class Chosen:
-    """Runs the chosen tests only, in their order, and notes how they end."""
+    """Runs the chosen tests only, in their order, and notes how they end.
 
-    def __init__(self, tests: Sequence[str] | None, begin: Callable[[str], None]):
-        self.order = None if tests is None else {t: i for i, t in enumerate(tests)}
-        self.begin = begin
+    With a `part` (i, n) they are every n-th test of their files, from the i-th.
+    """
+
+    def __init__(self, tests: Sequence[str], part: tuple[int, int] | None, notes: Any):
+        self.order = {test: i for i, test in enumerate(tests)}
+        self.part, self.notes = part, notes
         self.failed: list[str] = []
         self.seconds: dict[str, float] = {}
 
@@ -52,12 +64,16 @@ class Chosen:
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         order = self.order
-        if order is not None:
+        if self.part:
+            first, step = self.part
+            items[:] = items[first::step]
+        else:
             items[:] = [item for item in items if item.nodeid in order]
             items.sort(key=lambda item: order[item.nodeid])
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        self.begin(nodeid)
+        if self.notes:
+            self.notes.begin(nodeid)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
@@ -67,7 +83,10 @@ class Chosen:
             self.seconds[report.nodeid] = took
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        self.begin("")
+        if self.notes:
+            self.notes.begin("")
+            if nodeid in self.seconds and nodeid not in self.failed:
+                self.notes.passed(nodeid, self.seconds[nodeid])
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
@@ -78,12 +97,12 @@ def run_tests(
     tree: Path,
     environment: dict[str, str],
     groups: Sequence[Sequence[str]],
-    whole_files: bool = False,
+    part: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """In a forked process: {"failed": tests, "seconds": {test: seconds}}.
 
-    Groups of tests run one after the other, until one fails. With `whole_files` a group
-    is a list of files, and all their tests run to the end.
+    Groups of tests run one after the other, until one fails. With a `part` a group is a
+    list of files, of which that part of the tests runs to the end.
     """
     here = os.getcwd()
     given = [
@@ -100,27 +119,28 @@ def run_tests(
         "SPARSEKIT_CACHE": private,
         "HYPOTHESIS_STORAGE_DIRECTORY": private,
         "TMPDIR": private,
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         **environment,
     }
     tempfile.tempdir = private
     os.chdir(tree)
     sys.modules.pop("sitecustomize", None)
     start = importlib.import_module("sitecustomize")
-    begin = start.recorder.begin if start.recorder else lambda test: None
-    options = ["-q", "-p", "no:cacheprovider", "-o", "addopts=", "-o", "timeout=600"]
+    limit = 600 if part is None else 90
+    options = [*OPTIONS, "-o", f"timeout={limit}"]
     failed: list[str] = []
     seconds: dict[str, float] = {}
     try:
         for group in groups:
             files = list(dict.fromkeys(test.split("::")[0] for test in group))
-            chosen = Chosen(None if whole_files else group, begin)
-            stop = [] if whole_files else ["-x"]
+            chosen = Chosen(group, part, start.recorder)
+            stop = [] if part else ["-x"]
             code = pytest.main([*options, *stop, *files], plugins=[chosen])
             failed += chosen.failed
             seconds |= chosen.seconds
             if code not in (0, 5) and not failed:
                 failed.append(f"pytest ended with {code!r}")
-            if failed and not whole_files:
+            if failed and not part:
                 break
     finally:
         shutil.rmtree(private, ignore_errors=True)

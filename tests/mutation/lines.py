@@ -49,26 +49,30 @@ class Lines:
         path.write_text(json.dumps(saved), "utf-8")
 
     def add(self, recorded: Iterable[str]) -> None:
-        """Lines of text as the recorder writes them: test, file, line."""
+        """Lines of text as the recorder writes them: test, file, line or seconds."""
         for text in recorded:
             test, file, line = text.rstrip("\n").split("\t")
+            if not file:
+                self.tests[test] = float(line)
+                continue
             lines = self.runs.setdefault(file, defaultdict(set))
             lines.setdefault(int(line), set()).add(test)
 
     def tests_of(self, file: str, first: int, last: int) -> set[str]:
-        """Tests that run one of the lines; for line 0, the import, all of the file's.
-
-        Compiled kernels are not seen: the tests that use the modules which import them.
-        """
+        """Tests that run one of the lines; for line 0, on import, all of the file's."""
+        if not first or self.sources.get(file) != digest(self.tree / file):
+            return self.users(file) or self.indirect(file)
         lines = self.runs.get(file, {})
-        changed = self.sources.get(file) != digest(self.tree / file)
         found = set().union(*(lines.get(n, set()) for n in range(first, last + 1)))
-        if file.startswith(KERNELS) and (not first or not found):
-            users = importers(self.tree, file)
-            return set().union(*(self._users(user) for user in users))
-        return self._users(file) if changed or not first else found & self.tests.keys()
+        return found & self.tests.keys()
 
-    def _users(self, file: str) -> set[str]:
+    def indirect(self, file: str) -> set[str]:
+        """Tests that run a module which imports the file: compiled code is not seen."""
+        users = [f for f in importers(self.tree, file) if not f.startswith(KERNELS)]
+        return set().union(*map(self.users, users))
+
+    def users(self, file: str) -> set[str]:
+        """Tests that run any line of a file."""
         return set().union(*self.runs.get(file, {}).values()) & self.tests.keys()
 
 
@@ -78,19 +82,26 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.exists() else ""
 
 
+def digests(tree: Path, folders: Iterable[str]) -> str:
+    """Of all Python files in some folders."""
+    files = sorted(path for folder in folders for path in (tree / folder).rglob("*.py"))
+    text = "".join(f"{path.relative_to(tree)} {digest(path)}\n" for path in files)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 @cache
-def importers(tree: Path, kernel: str) -> set[str]:
-    """Files outside the kernels that import one, themselves or through another."""
-    names = {kernel.removesuffix(".py").replace("/", ".")}
+def importers(tree: Path, file: str) -> set[str]:
+    """Files of the package that import one, themselves or through a kernel."""
+    names = {file.removesuffix(".py").replace("/", ".")}
     files = {
         str(path.relative_to(tree)): _imported(path)
-        for path in sorted((tree / "sparsekit/execution").rglob("*.py"))
+        for path in sorted((tree / "sparsekit").rglob("*.py"))
     }
     found: set[str] = set()
     while True:
         new = {f for f, uses in files.items() if uses & names} - found
         if not new:
-            return {f for f in found if not f.startswith(KERNELS)}
+            return found
         found |= new
         names |= {f.removesuffix(".py").replace("/", ".") for f in new if KERNELS in f}
 

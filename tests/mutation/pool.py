@@ -12,6 +12,8 @@ from typing import Any
 
 from tests.mutation.child import fork
 
+GRACE = 30.0  # seconds; without them faults that survive would be cut off more often
+
 
 @dataclass
 class Job:
@@ -29,13 +31,15 @@ def run(
 ) -> Iterator[tuple[Job, dict[str, Any] | None, float]]:
     """Yields (job, result, seconds) as jobs end; the result is None after the limit.
 
-    Past the deadline (of time.monotonic) what still runs is ended without a result.
+    No job begins in the last GRACE seconds before the deadline (of time.monotonic);
+    past it what still runs is ended without a result.
     """
     waiting, running = iter(jobs), dict[int, Job]()
+    begin_until = deadline - min(GRACE, (deadline - time.monotonic()) / 4)
     n, more = 0, True
     try:
         while more or running:
-            while more and len(running) < workers and time.monotonic() < deadline:
+            while more and len(running) < workers and time.monotonic() < begin_until:
                 job = next(waiting, None)
                 if job is None:
                     more = False
@@ -43,7 +47,7 @@ def run(
                 job.log, n = folder / f"{n % (2 * workers)}-{n}.log", n + 1
                 job.started = time.monotonic()
                 running[fork(job.work, job.log)] = job
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= (deadline if running else begin_until):
                 return
             time.sleep(0.02)
             for pid, job in list(running.items()):

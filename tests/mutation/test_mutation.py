@@ -84,9 +84,12 @@ def test_lines_in_which_a_fault_is_noticed() -> None:
 def test_tests_of_a_line_of_an_import_and_of_a_changed_file(tmp_path: Path) -> None:
     (tmp_path / "sparsekit/execution").mkdir(parents=True)
     (tmp_path / "sparsekit/a.py").write_text("A = 1\n")
-    lines = Lines(tmp_path, {"t1": 1.0, "t2": 2.0})
-    lines.add(["\tsparsekit/a.py\t1\n", "t1\tsparsekit/a.py\t5\n"])
+    (tmp_path / "sparsekit/b.py").write_text("B = 1\n")
+    (tmp_path / "sparsekit/c.py").write_text("from sparsekit.b import B\n")
+    lines = Lines(tmp_path, {})
+    lines.add(["\tsparsekit/a.py\t1\n", "t1\tsparsekit/a.py\t5\n", "t1\t\t1.0\n"])
     lines.add(["t2\tsparsekit/a.py\t6\n", "failed\tsparsekit/a.py\t5\n"])
+    lines.add(["t2\tsparsekit/c.py\t2\n", "t2\t\t2.0\n"])
     lines.write(tmp_path / "lines.json")
     read = Lines.read(tmp_path / "lines.json", tmp_path)
     assert read.tests == {"t1": 1.0, "t2": 2.0}
@@ -94,6 +97,7 @@ def test_tests_of_a_line_of_an_import_and_of_a_changed_file(tmp_path: Path) -> N
     assert read.tests_of("sparsekit/a.py", 5, 6) == {"t1", "t2"}
     assert read.tests_of("sparsekit/a.py", 0, 0) == {"t1", "t2"}
     assert read.tests_of("sparsekit/a.py", 1, 4) == set()
+    assert read.tests_of("sparsekit/b.py", 0, 0) == {"t2"}  # which runs an importer
     digest.cache_clear()
     (tmp_path / "sparsekit/a.py").write_text("A = 2\n")
     assert read.tests_of("sparsekit/a.py", 5, 5) == {"t1", "t2"}
@@ -153,11 +157,41 @@ def test_scores_forget_files_that_changed(tmp_path: Path) -> None:
     assert {key[1]: row["result"] for key, row in found.items()} == {
         0: "killed", 1: "survived",
     }  # fmt: skip
-    table = scores.table(path, tmp_path)
-    assert table["rows"]["all"] == {
-        "faults": "2", "noticed": "0%", "tried again": "1", "noticed then": "1",
-        "together": "100%",
-    }  # fmt: skip
     shown = scores.text(found)
     assert "  50.0%       1        0         1  all" in shown
     assert "a.py:1: constant: 1 -> 2  (3 tests)" in shown
+
+
+def test_scores_of_parts_are_weighted_by_their_faults(tmp_path: Path) -> None:
+    """Methods: 2 faults of 30 tried; the rest: 4 of 10, of which one was tried anew."""
+    digest.cache_clear()
+    files = {"sparsekit/methods/a.py": 30, "sparsekit/b.py": 10}
+    rows = []
+    for file, n in files.items():
+        path = tmp_path / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"x{i} = {i}\n" for i in range(n)))
+        rows += [
+            {"file": file, "source": digest(path), "number": i, "result": result}
+            for i, result in enumerate(["survived", "killed", "survived", "killed"])
+        ]
+    del rows[2:4]
+    old = [row | {"suite": "old"} for row in rows[:-1]]
+    new = [
+        row | {"suite": "new"} for row in [rows[-1], {**rows[2], "result": "killed"}]
+    ]
+    path = tmp_path / "results.jsonl"
+    path.write_text("".join(f"{scores.json.dumps(row)}\n" for row in old + new))
+    table = scores.table(path, tmp_path)["rows"]
+    rest = table["masks, sparsifier and what they need"]
+    assert (rest["faults"], rest["tried"]) == ("10", "4")
+    assert rest["at first"].startswith("50 % [")
+    assert rest["now"].startswith("75 % [")
+    assert rest["new"].startswith("100 % [") and rest["new"].endswith("] of 1")
+    both = table[scores.ALL]
+    assert (both["faults"], both["tried"], both["new"]) == ("40", "6", "–")
+    # 0.75 * 1/2 + 0.25 * 3/4 = 0.5625. Variances: 3/6 * 3/6 / 6 * 28/30 of methods,
+    # 5/8 * 3/8 / 8 * 6/10 of the rest.
+    reach = 1.96 * (0.75**2 * 0.25 / 6 * 28 / 30 + 0.25**2 * 15 / 64 / 8 * 0.6) ** 0.5
+    low, high = 0.5625 - reach, 0.5625 + reach
+    assert both["now"] == f"56 % [{100 * low:.0f} %, {100 * high:.0f} %] of 6"
