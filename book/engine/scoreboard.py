@@ -36,11 +36,28 @@ def number(value: float | None) -> str:
 
 
 def measured(row: Row) -> str:
-    """`value [low, high]`, or an en dash."""
+    """`value [low, high]` with as many decimals each, or an en dash.
+
+    Half of the interval has two digits, no number more than four, and an end that is not
+    0 is not shown as 0.
+    """
     value, low, high = (finite(row.get(key)) for key in ("value", "low", "high"))
     if value is None or low is None or high is None:
         return number(value)
-    return f"{number(value)} [{number(low)}, {number(high)}]"
+    largest = max(abs(value), abs(low), abs(high))
+    half = (high - low) / 2
+    finest = 1 - exponent(half) if half else math.inf
+    decimals = int(max(0, min(finest, 3 - exponent(largest))))
+    while decimals < 9 and any(end and not round(end, decimals) for end in (low, high)):
+        decimals += 1  # 0 is the border of most rules
+    # Adding 0 after rounding leaves no "-0.0".
+    ends = (f"{round(v, decimals) + 0.0:,.{decimals}f}" for v in (value, low, high))
+    return "{} [{}, {}]".format(*ends)
+
+
+def exponent(value: float) -> int:
+    """The power of ten of a number's first digit; 0 for 0."""
+    return math.floor(math.log10(value)) if value > 0 else 0
 
 
 def finite(value: float | None) -> float | None:
@@ -57,22 +74,27 @@ def cell(text: object) -> str:
 
 
 def counts(rows: Iterable[Row]) -> str:
-    """`3 hold, 1 does not hold, 2 inconclusive, 41 planned`."""
+    """`3 hold, 1 does not hold, 2 are inconclusive`."""
     count = Counter(row["verdict"] for row in rows)
     unknown = set(count) - set(VERDICTS)
     if unknown:
         raise ValueError(f"unknown verdicts {sorted(unknown)}; known: {VERDICTS}")
-    return ", ".join(f"{count[v]} {v}" for v in VERDICTS)
+    holds, fails, unsure = (count[verdict] for verdict in VERDICTS[:3])
+    return (
+        f"{holds} {'holds' if holds == 1 else 'hold'}, "
+        f"{fails} {'does' if fails == 1 else 'do'} not hold, "
+        f"{unsure} {'is' if unsure == 1 else 'are'} inconclusive"
+    )
 
 
 def told(rows: Sequence[Row]) -> str:
-    """How many papers and claims there are, and the verdicts on them."""
-    n_tested = len({row["paper"] for row in rows if row["verdict"] != "planned"})
+    """How many claims of how many papers are tested, and the verdicts on them."""
+    tested = [row for row in rows if row["verdict"] != "planned"]
     n_papers = len({row["paper"] for row in rows})
-    n_claims = sum(row["verdict"] != "planned" for row in rows)
+    n_tested = len({row["paper"] for row in tested})
     return (
-        f"{n_papers} papers; {n_claims} claims of {n_tested} of them are tested: "
-        f"{counts(rows)}"
+        f"Claims of {n_tested} of the {n_papers} papers are tested so far, "
+        f"{len(tested)} in all: {counts(tested)}."
     )
 
 
@@ -123,7 +145,7 @@ def badge(row: Row) -> str:
 def source(row: Row, papers: Mapping[int, Row], citations: Mapping[int, str]) -> str:
     """Number, title, citation and part of the paper; a finding's reference."""
     if row["paper"] is None:
-        return cell(row.get("reference") or "–")
+        return cell(row.get("reference") or "a question of this book")
     paper = papers[row["paper"]]
     text = f"{row['paper']}. {cell(paper['title'])}"
     if row["paper"] in citations:
@@ -148,9 +170,11 @@ def origin(row: Row) -> str:
         row.get("profile") if row.get("value") is not None else "",
         row.get("source"),
     ]
+    if row["verdict"] == "planned":
+        return "no chapter yet, so nothing is measured"
     told = ", ".join(cell(fact) for fact in facts if fact)
     lines = [measured(row), told]
-    if row["verdict"] != "planned" and row.get("would_change"):
+    if row.get("would_change"):
         lines.append(f"Would change it: {cell(row['would_change'])}")
     return "<br>".join(line for line in lines if line)
 

@@ -22,6 +22,7 @@ from book.engine.chapter import Chapter, read_contents
 from book.engine.runs import ROOT, Book
 
 SHARED = ROOT / "book"  # pages, configuration and style of any book built here
+VERDICTS = "<!-- verdicts -->"  # on the first page: how many claims hold
 WARNING = re.compile(r"(?:WARNING|ERROR|CRITICAL|SEVERE)\b:?")
 
 
@@ -93,6 +94,10 @@ def stage(
         notebook = staged(chapter, runs.get(chapter.name))
         nbformat.write(notebook, folder / "chapters" / f"{chapter.name}.ipynb")
     names = {chapter.name for chapter in chapters}
+    of_papers = [row for row in rows if row["paper"] is not None]
+    first = folder / f"{toc['root']}.md"
+    text = first.read_text("utf-8").replace(VERDICTS, scoreboard.told(of_papers))
+    first.write_text(text, encoding="utf-8")
     template = folder / "scoreboard.md"
     if template.is_file():
         text = scoreboard.page(

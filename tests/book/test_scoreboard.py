@@ -44,10 +44,28 @@ def test_numbers_have_three_digits(value, text):
 
 
 def test_a_value_without_an_interval_is_shown_alone():
-    assert scoreboard.measured(ROW) == "0.0123 [0.00100, 0.0200]"
+    assert scoreboard.measured(ROW) == "0.0123 [0.0010, 0.0200]"
     assert scoreboard.measured({**ROW, "low": None}) == "0.0123"
     assert scoreboard.measured({**ROW, "low": math.nan}) == "0.0123"
     assert scoreboard.measured(PLANNED) == "–"
+
+
+@pytest.mark.parametrize(
+    ("ends", "text"),
+    [
+        ((-0.00171, -0.00309, -0.00033), "-0.0017 [-0.0031, -0.0003]"),
+        ((0.98, 0.96, 1.0), "0.980 [0.960, 1.000]"),
+        ((0.0061, 0.00002, 0.0122), "0.00610 [0.00002, 0.01220]"),
+        ((0.637, 0.637, 0.637), "0.6370 [0.6370, 0.6370]"),
+        ((12.3, 4.0, 20.6), "12.3 [4.0, 20.6]"),
+        ((12345.6, 12000.0, 12691.2), "12,346 [12,000, 12,691]"),
+        ((-0.0004, -0.02, 0.02), "0.000 [-0.020, 0.020]"),
+        ((0.0, 0.0, 0.0), "0.000 [0.000, 0.000]"),
+    ],
+)
+def test_ends_of_an_interval_have_as_many_decimals_as_its_mean(ends, text):
+    row = dict(zip(("value", "low", "high"), ends, strict=True))
+    assert scoreboard.measured({**ROW, **row}) == text
 
 
 def test_text_cannot_break_the_table():
@@ -67,7 +85,10 @@ def test_page_has_every_claim_and_links_only_to_pages_of_this_build():
     assert "Would change it: 5 seeds" in built
     assert "{ref}`rule and data <claim-a>`" in built
     assert "claim-2" not in planned
-    assert "**2 papers; 1 claims of 1 of them are tested: 1 holds, " in page
+    assert (
+        "**Claims of 1 of the 2 papers are tested so far, 1 in all: 1 holds, 0" in page
+    )
+    assert "no chapter yet" in planned
     assert "{.verdict .planned}" in planned
     assert "](chapters" not in planned
     alone = scoreboard.page(TEMPLATE, [ROW], PAPERS, set(), {})
@@ -78,7 +99,7 @@ def test_page_has_every_claim_and_links_only_to_pages_of_this_build():
 def test_findings_are_apart_from_the_papers_and_do_not_count():
     finding = {**ROW, "paper": None, "reference": "Evci, 2020", "id": "f"}
     page = scoreboard.page(TEMPLATE, [PLANNED, finding], PAPERS, set(), {})
-    assert "0 holds, 0 does not hold, 0 inconclusive, 1 planned**" in page
+    assert "0 in all: 0 hold, 0 do not hold, 0 are inconclusive.**" in page
     assert page.index("Evci, 2020") > page.index("DASS")
     assert "f: 0.0123" in scoreboard.summary([PLANNED, finding])
 
@@ -87,10 +108,10 @@ def test_summary_says_every_verdict_and_why():
     unsure = {**ROW, "verdict": "inconclusive", "why": "2 seeds, 5 are needed"}
     text = scoreboard.summary([ROW, unsure, PLANNED])
     assert text.splitlines()[0] == (
-        "Scoreboard: 1 holds, 0 does not hold, 1 inconclusive, 1 planned"
+        "Scoreboard: 1 holds, 0 do not hold, 1 is inconclusive"
     )
     assert len(text.splitlines()) == 3
-    assert "#32 a: 0.0123 [0.00100, 0.0200] (laptop, 5 seeds; rule: > 0)" in text
+    assert "#32 a: 0.0123 [0.0010, 0.0200] (laptop, 5 seeds; rule: > 0)" in text
     assert "2 seeds, 5 are needed" in text
 
 
