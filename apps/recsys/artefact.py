@@ -27,6 +27,7 @@ import numpy as np
 
 from apps.recsys import container
 from apps.recsys.container import Arrays, DamagedFile
+from apps.recsys.interactions import title_column
 from apps.recsys.ragged import Ids, Ragged, Texts
 from apps.recsys.scoring import FactorScorer, FoldIn, LinearScorer, lengths
 from apps.recsys.tables import Table, from_arrays
@@ -72,8 +73,8 @@ class Artefact:
 
     @property
     def title_column(self) -> str | None:
-        """The first text column named like "title", else None."""
-        return next((name for name in self.texts if "title" in name.lower()), None)
+        """The column of texts that are titles, else None."""
+        return title_column(self.texts)
 
     def check(self) -> None:
         """ValueError, naming the part, unless all parts fit and lie in their range."""

@@ -14,6 +14,7 @@ from apps.recsys.forgetting.request import Forgotten
 from apps.recsys.models.shared_rows import SHARING
 from apps.recsys.reading import BadRows, Columns
 from apps.recsys.splits import Dataset
+from sparsekit.spelling import choice
 
 PRESETS = Path(__file__).parent / "presets"
 MODELS = ("lightgcn", "llmrec", "mf", "multvae", "neumf")
@@ -26,7 +27,9 @@ class Source(RunConfig):
     """Interactions and their split. Every field is a flag and a key of a preset.
 
     Args:
-        dataset: ml100k, gowalla, or a file: .csv, .tsv, .parquet, .inter.
+        dataset: ml100k, gowalla, or a file: .csv, .tsv, .inter (also .gz), .parquet.
+        catalogue: a file of the items, a row each: titles to show and to read, columns
+            to filter by. .csv, .tsv (also .gz), .parquet; ids as in `columns`.
         test: a file with the test part; then `dataset` is the training part.
         split: random (10 % of each user are test, 10 % validation), leave_one_out or
             global_time.
@@ -35,20 +38,25 @@ class Source(RunConfig):
         rating: the least that counts as liked; default: 4 for ml100k, else all rows.
         core: interactions that each user and item must have; 1 for no such limit.
         columns: names in the file: user, item, rating, timestamp; unit of times.
+        where: column=value, rows that count, as event=buy or event=buy,cart.
         separator: of a text file; default: by its suffix.
+        encoding: of text files.
         bad_rows: raise, or drop and count them.
         without: a forgotten.json that `forget` wrote: whom and what to leave out, after
             the split, so that all others stay in their parts.
     """
 
     dataset: str = "ml100k"
+    catalogue: Path | None = None
     test: str | None = None
     split: Literal["random", "leave_one_out", "global_time"] = "random"
     split_seed: int = 0
     rating: float | None = None
     core: int = 1
     columns: dict[str, str] = field(default_factory=dict)
+    where: dict[str, str] = field(default_factory=dict)
     separator: str | None = None
+    encoding: str = "utf-8"
     bad_rows: BadRows = "raise"
     without: Path | None = None
 
@@ -56,10 +64,8 @@ class Source(RunConfig):
         """The data set in its three parts."""
         unknown = sorted(set(self.columns) - set(Columns.__dataclass_fields__))
         if unknown:
-            raise ValueError(
-                f"columns: {unknown[0]!r} is none of "
-                f"{', '.join(Columns.__dataclass_fields__)}"
-            )
+            refused, known = f"no column {unknown[0]!r}", Columns.__dataclass_fields__
+            raise ValueError(choice(f"columns: {refused}", unknown[0], known))
         if self.core < 1:
             raise ValueError(f"core must be at least 1, got {self.core}")
         changed = (self.rating, self.core, self.split, self.test)
@@ -79,7 +85,10 @@ class Source(RunConfig):
             test=self.test,
             columns=Columns(**self.columns),
             separator=self.separator,
+            encoding=self.encoding,
             bad_rows=self.bad_rows,
+            where=self.where,
+            catalogue=self.catalogue,
         )
         if self.without is None:
             return whole
@@ -182,7 +191,8 @@ def preset(name: str, profile: str = "laptop", **changes: Any) -> Config:
 def check(config: Config) -> None:
     """ValueError for a setting out of range, before any work."""
     if config.model not in MODELS:
-        raise ValueError(f"model must be {', '.join(MODELS)}, got {config.model!r}")
+        refused = f"model {config.model!r} is unknown"
+        raise ValueError(choice(refused, config.model, MODELS))
     if config.model == "llmrec" and config.augmentation is None:
         raise ValueError("model llmrec needs augmentation, the file `augment` made")
     if config.sharing != "none":

@@ -4,9 +4,11 @@ data = load("ml100k")                            # ratings >= 4, random 80/10/10
 data = load("ml100k", split="leave_one_out")
 data = load("gowalla")                           # $SPARSEKIT_DATA, its own split
 data = load("clicks.csv", Preparation(core=5), split="global_time")
+data = load("clicks.csv", where={"event": "buy"}, catalogue="items.csv")
 """
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +19,9 @@ from apps.common import datasets, wheels
 from apps.common.arrays import open_arrays
 from apps.recsys import interactions, splits
 from apps.recsys.interactions import Interactions, Keep
-from apps.recsys.reading import BadRows, Columns, read, side_table
+from apps.recsys.reading import BadRows, Columns, read
+from apps.recsys.side_tables import catalogue as catalogue_of
+from apps.recsys.side_tables import side_table
 from apps.recsys.splits import Dataset
 
 NAMES = ("ml100k", "gowalla")
@@ -58,32 +62,58 @@ def load(
     test: str | Path | None = None,
     columns: Columns | None = None,
     separator: str | None = None,
+    encoding: str = "utf-8",
     bad_rows: BadRows = "raise",
+    where: Mapping[str, str] | None = None,
+    catalogue: str | Path | None = None,
 ) -> Dataset:
     """A data set with its three parts.
 
     source: "ml100k", "gowalla" or a file (see `read`). preparation: default ratings of
     at least 4 for ml100k, all else as it is. test: a file with the test part; then the
-    source is the training part and `split` does not matter, as for gowalla.
+    source is the training part and `split` does not matter, as for gowalla. columns ...
+    where: see `reading.read`. catalogue: a file of the items, see `side_tables`; its
+    ids are in the column that those of the interactions are in.
 
     Raises ValueError and FileNotFoundError that name the fix.
     """
+    if source in NAMES and (where or catalogue is not None):
+        raise ValueError(f"where and catalogue are for files of your own, not {source}")
     if source == "gowalla":
         return gowalla(seed=seed)
-    settings = {"columns": columns, "separator": separator, "bad_rows": bad_rows}
+
+    def described(path: str | Path) -> Interactions:
+        log = read(
+            path, columns, separator=separator, encoding=encoding, bad_rows=bad_rows,
+            where=where,
+        )  # fmt: skip
+        if catalogue is None:
+            return log
+        key = (columns or Columns()).item
+        table = catalogue_of(catalogue, log.item_ids, key=key, encoding=encoding)
+        return replace(log, item_table=table)
+
     if source == "ml100k":
         log = (preparation or LIKED)(ml100k())
     else:
-        log = (preparation or Preparation())(read(source, **settings))
+        log = (preparation or Preparation())(described(source))
     if test is not None:
         # A core would leave out test items of the file: it is not applied there.
         prepare = replace(preparation or Preparation(), core=1)
-        return splits.given(log, prepare(read(test, **settings)), seed=seed)
+        return splits.given(log, prepare(described(test)), seed=seed)
     return split_by(log, split, seed)
 
 
 def split_by(log: Interactions, split: Split, seed: int = 0) -> Dataset:
-    """The split of that name with its default shares."""
+    """The split of that name with its default shares.
+
+    Raises ValueError for fewer than two users or two items: nothing can be ranked.
+    """
+    if len(log.user_ids) < 2 or len(log.item_ids) < 2:
+        raise ValueError(
+            f"{log.name} has {len(log.user_ids)} user(s) and {len(log.item_ids)} "
+            "item(s): nothing to compare; are the columns the right ones?"
+        )
     if split == "random":
         return splits.random_ratio(log, seed=seed)
     if split == "leave_one_out":

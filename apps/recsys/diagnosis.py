@@ -12,14 +12,17 @@ TRIED = {",": "','", "\t": "'\\t'", ";": "';'", "|": "'|'"}
 
 
 class BadTable:
-    """Collects bad rows of a table of n rows, by reason."""
+    """Collects bad rows of a table, by reason.
 
-    def __init__(self, path: Path, n: int):
-        self.path, self.n = path, n
+    wanted: [N] bool, the rows that count; what is wrong with others does not matter.
+    """
+
+    def __init__(self, path: Path, wanted: np.ndarray):
+        self.path, self.wanted = path, wanted
         self.reasons: dict[str, np.ndarray] = {}
 
     def note(self, wrong: np.ndarray, reason: str) -> None:
-        rows = np.flatnonzero(wrong)
+        rows = np.flatnonzero(wrong & self.wanted)
         if len(rows):
             self.reasons[reason] = rows
 
@@ -29,7 +32,7 @@ class BadTable:
         Raises ValueError for policy "raise".
         """
         if not self.reasons:
-            return None
+            return None if self.wanted.all() else np.flatnonzero(self.wanted)
         if policy == "raise":
             lines = [
                 f"{reason} in {_named(rows)}" for reason, rows in self.reasons.items()
@@ -39,7 +42,7 @@ class BadTable:
                 "counted); repair them, or leave them out with bad_rows='drop' "
                 "(--bad-rows drop)"
             )
-        kept = np.ones(self.n, bool)
+        kept = self.wanted.copy()
         for reason, rows in self.reasons.items():
             rows = rows[kept[rows]]  # a row counts once, for its first reason
             kept[rows] = False
@@ -58,7 +61,7 @@ def diagnose(file: Any, roles: Mapping[str, str]) -> str | None:
     header = file.header()
     quoting = csv.QUOTE_MINIMAL if file.quotes else csv.QUOTE_NONE
     wrong: list[tuple[int, int]] = []
-    with open(file.path, encoding=file.encoding, newline="") as lines:
+    with file.lines() as lines:
         for number, line in enumerate(lines, start=1):
             if number == 1 or not line.strip("\r\n"):
                 continue
@@ -83,7 +86,10 @@ def unknown_columns(path: Path, role: str, name: str, header: list[str]) -> str:
     if len(header) == 1:
         for separator, spelled in TRIED.items():
             if separator in header[0]:
-                return f"{message}: its separator seems to be {spelled}"
+                return (
+                    f"{message}: its separator seems to be {spelled} "
+                    f"(--separator {spelled})"
+                )
     return f"{message}: name it with Columns({role}=...) (--columns {role}=NAME)"
 
 

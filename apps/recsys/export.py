@@ -15,6 +15,7 @@ import scipy.sparse as sp
 
 from apps.recsys import fold_in as folding
 from apps.recsys.artefact import Artefact, Tags
+from apps.recsys.interactions import title_column
 from apps.recsys.models import closed_form
 from apps.recsys.models.closed_form import Model
 from apps.recsys.models.factors import Factors
@@ -25,6 +26,7 @@ from apps.recsys.tables import Table, encode
 
 Users = Literal["vectors", "histories", "nothing"]
 MOST_VALUES = 1000  # of a column to filter by
+FEW = 20  # items, each of which may well have another value
 LIST_COLUMNS = ("class", "genre", "genres", "category", "categories", "tags")
 SEPARATORS = ("|", ";", ",")
 
@@ -187,8 +189,9 @@ def columns_of(
 ) -> tuple[dict[str, Texts], dict[str, Tags]]:
     """Titles to show and columns to filter by, of an item table (pandas).
 
-    A column named like "title" becomes texts. Other columns of text become tags if they
-    have at most 1,000 values. separators: {column: what is between its values}; without
+    A column named like "title" becomes texts, and the `title_column`. Other columns of
+    text become tags if they have at most 1,000 values, unless each item has another
+    one: that is no category. separators: {column: what is between its values}; without
     it a column named genre, class, category or tags is split at the first of "|", ";"
     and "," that occurs in it, else at spaces, and others are not. Numbers are left out.
     """
@@ -196,16 +199,18 @@ def columns_of(
     tags: dict[str, Tags] = {}
     if table is None:
         return texts, tags
+    titles = title_column(table.columns[1:])
     for column in table.columns[1:]:
         cells = ["" if cell is None or cell != cell else cell for cell in table[column]]
         if not all(isinstance(cell, str) for cell in cells):
             continue
-        if "title" in column.lower():
+        if column == titles or "title" in column.lower():
             texts[column] = Texts.of(cells)
             continue
         separator = (separators or {}).get(column) or _separator(column, cells)
         found = tags_of(cells, separator)
-        if len(found.values) <= MOST_VALUES:
+        distinct = len(found.values) == len(found.items.values)
+        if len(found.values) <= MOST_VALUES and not (distinct and len(cells) > FEW):
             tags[column] = found
     return texts, tags
 

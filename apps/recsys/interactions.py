@@ -10,6 +10,8 @@ that the order of a file's rows does not matter: by number if all ids are whole 
 else by text.
 """
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -48,13 +50,25 @@ class Interactions:
 
     @property
     def titles(self) -> np.ndarray | None:
-        """[I] object, from the first column of the item table named like "title"."""
+        """[I] object, from the item table's `title_column`."""
         if self.item_table is None:
             return None
-        for column in self.item_table.columns:
-            if "title" in column:
-                return self.item_table[column].to_numpy(object)
-        return None
+        column = title_column(self.item_table.columns[1:])
+        return None if column is None else self.item_table[column].to_numpy(object)
+
+
+def title_column(columns: Iterable[str]) -> str | None:
+    """The column that holds titles: the first named like "title", else a "name".
+
+    >>> title_column(["sku", "Product title"]), title_column(["brand", "product_name"])
+    ('Product title', 'product_name')
+    """
+    columns = list(columns)
+    for wanted in (r"title", r"(^|\W|_)name$"):
+        for column in columns:
+            if re.search(wanted, column, re.IGNORECASE):
+                return column
+    return None
 
 
 def without_duplicates(log: Interactions, keep: Keep = "last") -> Interactions:

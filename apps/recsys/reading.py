@@ -2,20 +2,28 @@
 
     read("ratings.csv")                       # columns user_id, item_id, ...
     read("log.parquet", Columns(user="u", item="sku", timestamp="at", unit="ms"))
+    read("shop.csv.gz", where={"event": "buy,cart"})
     read("ml-100k.inter")                     # with .user and .item beside it
 
 A bad row (missing id, rating or time; not a number; negative time; wrong number of
 fields) is an error that names the rows, or with `bad_rows="drop"` left out and counted.
 """
 
-from dataclasses import dataclass
+import codecs
+import csv
+import gzip
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 
+from apps.recsys.cells import ids, numbers, times
 from apps.recsys.diagnosis import BadTable, diagnose, unknown_columns
 from apps.recsys.interactions import Interactions, id_order
+from apps.recsys.side_tables import side_table
+from sparsekit.spelling import choice
 
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".inter": "\t"}
 UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
@@ -29,7 +37,7 @@ class Columns:
 
     rating, timestamp: may be absent under their default names; None to ignore them.
     unit: of numeric timestamps since 1970: s, ms, us or ns. Text in ISO 8601 is
-    understood too.
+    understood too; without a zone it is UTC.
     """
 
     user: str = "user_id"
@@ -42,8 +50,13 @@ class Columns:
         if self.unit not in UNITS:
             raise ValueError(f"unit must be {', '.join(UNITS)}, got {self.unit!r}")
 
-    def present(self, header: list[str], path: Path) -> dict[str, str]:
-        """{"user": its column, ...} of those that the file has."""
+    def present(
+        self, header: list[str], path: Path, others: Mapping[str, str]
+    ) -> dict[str, str]:
+        """{"user": its column, ...} of those that the file has; `others` too."""
+        for name in others:
+            if name not in header:
+                raise ValueError(choice(f"{path} has no column {name!r}", name, header))
         default, found = Columns(), {}
         for role in ("user", "item", "rating", "timestamp"):
             name = getattr(self, role)
@@ -63,12 +76,15 @@ def read(
     separator: str | None = None,
     encoding: str = "utf-8",
     bad_rows: BadRows = "raise",
+    where: Mapping[str, str] | None = None,
 ) -> Interactions:
     """Interactions of a file; duplicates stay, see `without_duplicates`.
 
-    path: .csv, .tsv, .inter (then .user and .item beside it are side information),
-    .parquet. separator: of a text file, default by its suffix. In CSV and TSV an id may
-    stand in double quotes and then hold separators.
+    path: .csv, .tsv, .inter (then .user and .item beside it are side information), each
+    also as .gz; .parquet. separator: of a text file, default by its suffix. In CSV and
+    TSV an id may stand in double quotes and then hold separators. where: {column: value
+    or values, with commas between}, which rows count; the others may be as bad as they
+    like.
 
     Raises ValueError that names file, row and fix; FileNotFoundError.
     """
@@ -77,16 +93,32 @@ def read(
         raise FileNotFoundError(f"no file {path}")
     if bad_rows not in ("raise", "drop"):
         raise ValueError(f"bad_rows must be raise or drop, got {bad_rows!r}")
+    where = dict(where or {})
     if path.suffix == ".parquet":
-        table, dropped = _read_parquet(path, columns), {}
+        table, dropped = _read_parquet(path, columns, where), {}
     else:
-        if separator is None and path.suffix not in SEPARATORS:
-            known = ", ".join((*SEPARATORS, ".parquet"))
-            raise ValueError(f"{path}: give its separator, or use a suffix of {known}")
-        text = TextFile(path, separator or SEPARATORS[path.suffix], encoding)
-        table, dropped = text.read(columns, bad_rows)
-    log = _encode(table, path, columns, bad_rows, dropped)
-    return _with_tables(log, path) if path.suffix == ".inter" else log
+        table, dropped = text_file(path, separator, encoding).read(
+            columns, where, bad_rows
+        )
+    log = _encode(table, path, columns, where, bad_rows, dropped)
+    return _with_tables(log, path) if _suffix(path) == ".inter" else log
+
+
+def text_file(path: Path, separator: str | None, encoding: str) -> "TextFile":
+    """The file, its separator by its suffix if none is given."""
+    if separator is None and _suffix(path) not in SEPARATORS:
+        known = ", ".join((*SEPARATORS, ".parquet"))
+        raise ValueError(f"{path}: give its separator, or use a suffix of {known}")
+    try:
+        codecs.lookup(encoding)
+    except LookupError:
+        raise ValueError(f"no encoding {encoding!r}; try utf-8 or cp1252") from None
+    return TextFile(path, separator or SEPARATORS[_suffix(path)], encoding)
+
+
+def _suffix(path: Path) -> str:
+    """Of what is in the file: .csv for clicks.csv and clicks.csv.gz."""
+    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
 
 
 @dataclass(frozen=True)
@@ -99,29 +131,40 @@ class TextFile:
 
     @property
     def quotes(self) -> bool:
-        return self.path.suffix != ".inter"  # atomic files know none
+        return _suffix(self.path) != ".inter"  # atomic files know none
+
+    def lines(self) -> IO[str]:
+        """The open file, unpacked if it is packed."""
+        opened = gzip.open if self.path.suffix == ".gz" else open
+        return opened(self.path, "rt", encoding=self.encoding, newline="")
 
     def header(self) -> list[str]:
         """Names of the columns; without the types that atomic files add."""
         try:
-            with open(self.path, encoding=self.encoding, newline="") as file:
+            with self.lines() as file:
                 line = file.readline().rstrip("\r\n").removeprefix("\ufeff")
         except UnicodeDecodeError:
             raise ValueError(self._not_decodable()) from None
+        except (EOFError, gzip.BadGzipFile) as error:
+            raise ValueError(f"{self.path}: {error}") from None
         if not line:
             raise ValueError(f"{self.path} is empty: it needs a header and rows")
-        names = line.split(self.separator)
         if self.quotes:
-            names = [name.strip('"') for name in names]
-        return [n.split(":")[0] if self.path.suffix == ".inter" else n for n in names]
+            return next(csv.reader([line], delimiter=self.separator))
+        return [name.split(":")[0] for name in line.split(self.separator)]
 
-    def read(self, columns: Columns, bad_rows: BadRows) -> tuple[Any, dict[str, int]]:
-        """An Arrow table with columns user, item, rating, timestamp as there are."""
+    def read(
+        self, columns: Columns, where: Mapping[str, str], bad_rows: BadRows
+    ) -> tuple[Any, dict[str, int]]:
+        """An Arrow table with columns user, item, rating, timestamp as there are.
+
+        The columns of `where` are there under names of `_condition`.
+        """
         import pyarrow as pa
-        from pyarrow import csv
+        from pyarrow.csv import ConvertOptions, ParseOptions, ReadOptions, read_csv
 
         header = self.header()
-        roles = columns.present(header, self.path)
+        roles = columns.present(header, self.path, where)
         dropped: dict[str, int] = {}
 
         def skip(row: Any) -> str:
@@ -130,34 +173,35 @@ class TextFile:
             )
             return "skip"
 
-        types = {roles["user"]: pa.string(), roles["item"]: pa.string()}
-        for role in ("rating", "timestamp"):
-            if role in roles:
-                types[roles[role]] = pa.string()
+        needed = list(dict.fromkeys([*roles.values(), *where]))
         try:
-            table = csv.read_csv(
+            table = read_csv(
                 self.path,
-                read_options=csv.ReadOptions(
+                read_options=ReadOptions(
                     column_names=header, skip_rows=1, encoding=self.encoding,
                     block_size=1 << 24,
                 ),
-                parse_options=csv.ParseOptions(
+                parse_options=ParseOptions(
                     delimiter=self.separator,
                     quote_char='"' if self.quotes else False,
                     invalid_row_handler=skip if bad_rows == "drop" else None,
                 ),
-                convert_options=csv.ConvertOptions(
-                    include_columns=list(roles.values()), column_types=types
+                convert_options=ConvertOptions(
+                    include_columns=needed,
+                    column_types=dict.fromkeys(needed, pa.string()),
                 ),
             )  # fmt: skip
         except (pa.ArrowInvalid, UnicodeDecodeError) as error:
             if "codec" in str(error) or "UTF8" in str(error):
                 raise ValueError(self._not_decodable()) from None
             raise ValueError(diagnose(self, roles) or f"{self.path}: {error}") from None
-        return table.select(list(roles.values())).rename_columns(list(roles)), dropped
+        except OSError as error:  # a packed file that is cut off
+            raise ValueError(f"{self.path}: {error}") from None
+        return _by_role(table, roles, where), dropped
 
     def _not_decodable(self) -> str:
-        with open(self.path, "rb") as file:
+        opened = gzip.open if self.path.suffix == ".gz" else open
+        with opened(self.path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 try:
                     line.decode(self.encoding)
@@ -165,45 +209,88 @@ class TextFile:
                     byte = line[error.start]
                     return (
                         f"{self.path}, line {number}: byte {byte:#04x} is not "
-                        f"{self.encoding}; save it as utf-8, or "
-                        "read(..., encoding='latin-1')"
+                        f"{self.encoding}; save it as utf-8, or say which it is: "
+                        "encoding='latin-1' (--encoding latin-1)"
                     )
         return f"{self.path} is not {self.encoding}; save it as utf-8"
 
 
-def _read_parquet(path: Path, columns: Columns) -> Any:
+def _read_parquet(path: Path, columns: Columns, where: Mapping[str, str]) -> Any:
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
-        roles = columns.present(parquet.read_schema(path).names, path)
-        table = parquet.read_table(path, columns=list(roles.values()))
+        roles = columns.present(parquet.read_schema(path).names, path, where)
+        needed = list(dict.fromkeys([*roles.values(), *where]))
+        table = parquet.read_table(path, columns=needed)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is no Parquet file: {error}") from None
-    return table.select(list(roles.values())).rename_columns(list(roles))
+    return _by_role(table, roles, where)
+
+
+def _by_role(table: Any, roles: Mapping[str, str], where: Mapping[str, str]) -> Any:
+    """Columns named by what they are for; a column may be for several things."""
+    import pyarrow as pa
+
+    names = {**roles, **{_condition(name): name for name in where}}
+    return pa.table({role: table[name] for role, name in names.items()})
+
+
+def _condition(column: str) -> str:
+    return f"where {column}"
+
+
+def _meeting(
+    table: Any, path: Path, where: Mapping[str, str], dropped: dict[str, int]
+) -> np.ndarray:
+    """[N] bool: the rows that meet every condition; the others are counted."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    wanted = np.ones(table.num_rows, bool)
+    for name, values in where.items():
+        column = pc.cast(table[_condition(name)], pa.string())
+        listed = [value.strip() for value in values.split(",")]
+        met = pc.is_in(column, pa.array(listed)).to_numpy()
+        if not met.any():
+            there = [v for v in pc.unique(column).to_pylist()[:1000] if v is not None]
+            refused = f"{path}: no row has {name} {values!r}"
+            raise ValueError(choice(refused, values, there[:10]))
+        others = int((wanted & ~met).sum())
+        if others:
+            dropped[f"{name} is not {' or '.join(listed)}"] = others
+        wanted &= met
+    if not wanted.any():
+        raise ValueError(f"{path}: no row meets all of where")
+    return wanted
 
 
 def _encode(
-    table: Any, path: Path, columns: Columns, bad_rows: BadRows, dropped: dict[str, int]
+    table: Any,
+    path: Path,
+    columns: Columns,
+    where: Mapping[str, str],
+    bad_rows: BadRows,
+    dropped: dict[str, int],
 ) -> Interactions:
     """Columns of the table as numbers; a bad row is refused, or dropped and counted."""
     if table.num_rows == 0:
         raise ValueError(f"{path} has a header but no rows")
-    bad = BadTable(path, table.num_rows)
-    users, user_ids = _ids(table["user"])
-    items, item_ids = _ids(table["item"])
+    bad = BadTable(path, _meeting(table, path, where, dropped))
+    users, user_ids = ids(table["user"])
+    items, item_ids = ids(table["item"])
     bad.note(users < 0, "user id is missing")
     bad.note(items < 0, "item id is missing")
     ratings = timestamps = None
     names = table.column_names
     if "rating" in names:
-        ratings, wrong = _numbers(table["rating"])
+        ratings, wrong = numbers(table["rating"])
         bad.note(wrong, "rating is missing or no finite number")
     if "timestamp" in names:
-        timestamps, wrong = _times(table["timestamp"], UNITS[columns.unit])
+        timestamps, wrong = times(table["timestamp"], UNITS[columns.unit])
         bad.note(wrong, "timestamp is missing, no number and no ISO 8601 time")
         bad.note(timestamps < 0, "timestamp is negative")
-        late = timestamps > LATEST
+        late = (timestamps > LATEST) & bad.wanted
         if late.any():
             raise ValueError(
                 f"{path}: timestamp of row {late.argmax() + 1} lies after the year "
@@ -216,13 +303,8 @@ def _encode(
         timestamps = None if timestamps is None else timestamps[kept]
     users, user_ids = _in_order(users, user_ids)
     items, item_ids = _in_order(items, item_ids)
-    if len(user_ids) < 2 or len(item_ids) < 2:
-        raise ValueError(
-            f"{path} has {len(user_ids)} user(s) and {len(item_ids)} item(s): nothing "
-            "to compare; are the columns the right ones?"
-        )
     return Interactions(
-        name=path.stem,
+        name=path.name.removesuffix(".gz").removesuffix(_suffix(path)),
         users=users,
         items=items,
         user_ids=user_ids,
@@ -231,29 +313,6 @@ def _encode(
         timestamps=timestamps,
         dropped=dropped,
     )
-
-
-def _ids(column: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Codes [N] int32, -1 where the id is missing or empty, and the ids as text."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if pa.types.is_floating(column.type):
-        whole = pc.cast(column, pa.int64(), safe=False)
-        # 7.0 is how pandas writes 7 when a neighbour is missing.
-        if pc.all(pc.equal(pc.cast(whole, column.type), column)).as_py():
-            column = whole
-    if not pa.types.is_string(column.type):
-        column = pc.cast(column, pa.string())
-    encoded = column.dictionary_encode().combine_chunks()
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.unify_dictionaries().chunk(0)
-    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    ids = encoded.dictionary.to_numpy(zero_copy_only=False).astype(object)
-    empty = np.flatnonzero(ids == "")
-    if len(empty):
-        codes = np.where(codes == empty[0], np.int32(-1), codes)
-    return codes.astype(np.int32, copy=False), ids
 
 
 def _in_order(codes: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -265,68 +324,12 @@ def _in_order(codes: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return new[codes], ids[used]
 
 
-def _numbers(column: Any) -> tuple[np.ndarray, np.ndarray]:
-    """[N] float64, and [N] bool where there is no finite number."""
-    import pandas as pd
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    try:
-        values = pc.cast(column, pa.float64()).to_numpy()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        series = pd.Series(column.to_pylist(), dtype=object)
-        values = pd.to_numeric(series, errors="coerce").to_numpy(np.float64)
-    return values, ~np.isfinite(values)
-
-
-def _times(column: Any, per_second: float) -> tuple[np.ndarray, np.ndarray]:
-    """[N] float64 seconds since 1970, and [N] bool where there is no time."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        values, wrong = _numbers(column)
-        if not wrong.all():
-            return values / per_second, wrong
-        try:
-            column = pc.cast(column, pa.timestamp("us"))
-        except pa.ArrowInvalid:
-            return values, wrong
-    if pa.types.is_temporal(column.type):
-        moments = pc.cast(pc.cast(column, pa.timestamp("us"), safe=False), pa.int64())
-        values, wrong = _numbers(moments)
-        return values / 1e6, wrong
-    values, wrong = _numbers(column)
-    return values / per_second, wrong
-
-
 def _with_tables(log: Interactions, path: Path) -> Interactions:
     """With the side information of .user and .item files, if they are there."""
-    from dataclasses import replace
-
+    bare = path.with_suffix("") if path.suffix == ".gz" else path
     tables = {
-        f"{kind}_table": side_table(path.with_suffix(f".{kind}"), ids)
+        f"{kind}_table": side_table(bare.with_suffix(f".{kind}"), ids)
         for kind, ids in (("user", log.user_ids), ("item", log.item_ids))
-        if path.with_suffix(f".{kind}").is_file()
+        if bare.with_suffix(f".{kind}").is_file()
     }
     return replace(log, **tables)
-
-
-def side_table(source: Any, ids: np.ndarray) -> Any:
-    """An atomic file's table with a row for each of `ids`; first column: the id.
-
-    source: path or open file. Tokens stay text ("07001" is a zip code), floats become
-    numbers. Ids that the file lacks have missing values; of a repeated id the first row
-    counts.
-    """
-    import pandas as pd
-
-    table = pd.read_csv(source, sep="\t", dtype=str, quoting=3, keep_default_na=False)
-    for column in list(table.columns):
-        name, _, kind = column.partition(":")
-        if kind == "float":
-            table[column] = pd.to_numeric(table[column], errors="coerce")
-        table = table.rename(columns={column: name})
-    key = table.columns[0]
-    table = table.drop_duplicates(key).set_index(key)
-    return table.reindex(ids).rename_axis(key).reset_index()

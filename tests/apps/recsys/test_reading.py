@@ -1,7 +1,9 @@
 """Files read as they should be, and refused in words that help."""
 
 import csv
+import gzip
 import math
+from datetime import UTC, datetime, timedelta, timezone
 
 import numpy as np
 import pandas as pd
@@ -133,6 +135,97 @@ def test_times(tmp_path):
     assert log.timestamps.tolist() == [1e9, 1e9 + 0.25]
 
 
+@given(
+    moments=st.lists(st.integers(0, 4 * 10**9), min_size=2, max_size=8),
+    hours=st.lists(st.integers(-12, 14), min_size=8, max_size=8),
+    forms=st.lists(st.integers(0, 5), min_size=8, max_size=8),
+)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_spelling_of_a_time_is_the_same_second(tmp_path, moments, hours, forms):
+    """As exported: Z, an offset, none (UTC), a blank for T, a number; also mixed."""
+    lines = ["user_id,item_id,timestamp"]
+    for row, (second, hour, form) in enumerate(zip(moments, hours, forms)):  # noqa: B905
+        zone = timezone(timedelta(hours=hour))
+        local = datetime.fromtimestamp(second, zone)
+        utc = datetime.fromtimestamp(second, UTC)
+        text = [
+            local.isoformat(), utc.strftime("%Y-%m-%dT%H:%M:%SZ"), str(second),
+            utc.strftime("%Y-%m-%d %H:%M:%S"), utc.strftime("%Y%m%dT%H%M%SZ"),
+            local.strftime("%Y-%m-%dT%H:%M:%S.000000%z"),
+        ][form]  # fmt: skip
+        lines.append(f"u{row},i{row},{text}")
+    log = read(put(tmp_path, "\n".join(lines) + "\n"))
+    assert log.timestamps[np.argsort(log.users)].tolist() == moments
+
+
+@pytest.mark.parametrize("word", ["now", "today", "yesterday", "NaT", "", "12 May"])
+def test_words_are_no_times(tmp_path, word):
+    text = f"user_id,item_id,timestamp\na,x,2026-01-01T00:00:00Z\nb,y,{word}\n"
+    with pytest.raises(ValueError, match="no ISO 8601 time in row 2"):
+        read(put(tmp_path, text))
+
+
+def test_packed_files(tmp_path):
+    """The same as unpacked: rows, name, side tables, complaints."""
+    path = put(tmp_path, gzip.compress(GOOD.encode()), "shop.csv.gz")
+    log, plain = read(path), read(put(tmp_path, GOOD, "shop.csv"))
+    assert rows(log) == rows(plain)
+    assert log.name == plain.name == "shop"
+    put(tmp_path, "item_id:token\ttitle:token\nx\tAn x\n", "a.item")
+    atomic = "user_id:token\titem_id:token\nu\tx\nv\ty\n"
+    log = read(put(tmp_path, gzip.compress(atomic.encode()), "a.inter.gz"))
+    assert log.titles[0] == "An x"
+    torn = GOOD + "b,x\n"
+    with pytest.raises(ValueError, match="line 5: 2 field"):
+        read(put(tmp_path, gzip.compress(torn.encode()), "torn.csv.gz"))
+    latin = GOOD.encode() + b"b,caf\xe9,1,1\n"
+    with pytest.raises(ValueError, match="line 5: byte 0xe9"):
+        read(put(tmp_path, gzip.compress(latin), "latin.csv.gz"))
+    with pytest.raises(ValueError, match=r"false.csv.gz: Not a gzip"):
+        read(put(tmp_path, GOOD, "false.csv.gz"))
+    with pytest.raises(ValueError, match=r"cut.csv.gz: "):
+        read(put(tmp_path, gzip.compress(GOOD.encode())[:-12], "cut.csv.gz"))
+
+
+def test_a_quoted_header_and_columns_for_two_things(tmp_path):
+    text = '"the ""user"", here",sku\na,x\nb,y\n'
+    log = read(put(tmp_path, text), Columns(user='the "user", here', item="sku"))
+    assert rows(log) == [("a", "x"), ("b", "y")]
+    assert rows(read(put(tmp_path, text), Columns(user="sku", item="sku"))) == [
+        ("x", "x"), ("y", "y"),
+    ]  # fmt: skip
+
+
+EVENTS = """user_id,item_id,event,timestamp
+a,x,buy,1
+a,y,view,soon
+,z,view,2
+b,y,cart,3
+b,x,buy,4
+b,x,"view",5
+"""
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_rows_that_count(tmp_path, form):
+    path = put(tmp_path, EVENTS)
+    if form == "parquet":
+        pd.read_csv(path).to_parquet(tmp_path / "log.parquet")
+        path = tmp_path / "log.parquet"
+    log = read(path, where={"event": "buy, cart"})  # bad rows of others do not matter
+    assert rows(log) == [("a", "x"), ("b", "y"), ("b", "x")]
+    assert log.timestamps.tolist() == [1, 3, 4]
+    assert log.dropped == {"event is not buy or cart": 3}
+    with pytest.raises(ValueError, match=r"did you mean 'buy'.* buy, view, cart"):
+        read(path, where={"event": "buys"})
+    with pytest.raises(ValueError, match="no column 'evnt'; did you mean 'event'"):
+        read(path, where={"evnt": "buy"})
+    with pytest.raises(ValueError, match="user id is missing in row 3"):
+        read(path, where={"event": "view"})
+    log = read(path, where={"event": "buy", "user_id": "a,b"}, bad_rows="drop")
+    assert rows(log) == [("a", "x"), ("b", "x")]
+
+
 BAD = """user_id,item_id,rating,timestamp
 a,x,4,1
 ,x,4,1
@@ -178,7 +271,6 @@ def test_parquet_with_missing_values(tmp_path):
     [
         ("", "is empty"),
         ("user_id,item_id\n", "no rows"),
-        ("user_id,item_id\na,x\na,y\n", "1 user"),
         ("user_id;item_id\na;x\nb;y\n", "separator seems to be ';'"),
         ("user_id\titem_id\na\tx\nb\ty\n", r"separator seems to be '\\t'"),
         ("user,item_id\na,x\nb,y\n", r"no column 'user_id'.*Columns\(user="),
@@ -207,6 +299,8 @@ def test_other_refusals(tmp_path):
         Columns(unit="min")
     with pytest.raises(ValueError, match="raise or drop"):
         read(path, bad_rows="skip")
+    with pytest.raises(ValueError, match="no encoding 'klingon'"):
+        read(path, encoding="klingon")
 
 
 def test_other_encodings_and_separators(tmp_path):
