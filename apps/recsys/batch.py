@@ -1,6 +1,7 @@
-"""Lists for many users into a Parquet file, a block of users at a time.
+"""Lists for many users into a Parquet or CSV file, a block of users at a time.
 
     rows = write("lists.parquet", load("model.safetensors"), k=20)
+    rows = write("lists.csv", artefact, filters=Filters(where={"category": "Mugs"}))
 
 One row a recommendation: user, rank (from 1), item, score, source (see
 `Recommendations`). Neither users x items nor all lists are ever in memory.
@@ -8,7 +9,7 @@ One row a recommendation: user, rank (from 1), item, score, source (see
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import scipy.sparse as sp
@@ -16,7 +17,7 @@ import scipy.sparse as sp
 from apps.recsys.artefact import Artefact
 from apps.recsys.export import matrix_of
 from apps.recsys.fold_in import folded
-from apps.recsys.recommender import UnknownId
+from apps.recsys.recommender import BadQuestion, Filters, Recommender
 from apps.recsys.scoring import FactorScorer, LinearScorer, best
 from apps.recsys.topk import Ranking, top_k_factors, top_k_scores
 from sparsekit import atomic
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
 
 BLOCK = 2048  # users
 SOURCES = ("trained", "folded", "popularity")
-# Users [B] and their histories -> their lists, and [B] bool: all scores are 0.
-Rank = Callable[[np.ndarray, sp.csr_array], tuple[Ranking, np.ndarray]]
+# Users [B], their histories and what is masked -> lists, and [B] bool: no score.
+Rank = Callable[
+    [np.ndarray, sp.csr_array, sp.csr_array | None], tuple[Ranking, np.ndarray]
+]
 
 
 def write(
@@ -37,22 +40,32 @@ def write(
     users: Sequence[str] | None = None,
     *,
     exclude_seen: bool = True,
+    filters: Filters | None = None,
     block: int = BLOCK,
 ) -> int:
     """Create or replace a file with the k best items of each user; the number of rows.
 
-    users: ids, default all of the file. exclude_seen: whether items of the history are
-    left out. The lists are those of `Recommender.recommend`.
+    path: .parquet or .csv. users: ids, default all of the file. exclude_seen: whether
+    items of the history are left out. filters: what items must be. The lists are those
+    of `Recommender.recommend`.
 
-    Raises UnknownId for a user that the file does not have, ValueError for k < 1.
+    Raises BadQuestion for a user that the file does not have and for filters that make
+    no sense, ValueError for another kind of file and for k < 1.
     """
-    import pyarrow.parquet as pq
-
+    path = Path(path)
+    writer_of = _writer(path)
     if k < 1 or block < 1:
         raise ValueError(f"k and block must be at least 1, got {k} and {block}")
-    rows = _rows(artefact, users)
+    recommender = Recommender(artefact)
+    allowed = np.flatnonzero(recommender.passing(filters or Filters()))
+    if not len(allowed):
+        raise BadQuestion("no item passes all filters")
+    rows = np.arange(len(artefact.user_ids))
+    if users is not None:
+        rows = np.array([recommender.row_of(user) for user in users], np.int64)
     history = matrix_of(artefact.history, len(artefact.item_ids))
-    rank = _ranking(artefact, k, exclude_seen)
+    rank = _ranking(artefact, k, allowed)
+    popularity = artefact.popularity[allowed].astype(np.float32)
     names = _names(artefact)
     model = artefact.model
     is_trained = isinstance(model, FactorScorer) and model.users is not None
@@ -60,63 +73,66 @@ def write(
 
     def fill(file: BinaryIO) -> None:
         nonlocal written
-        with pq.ParquetWriter(file, _schema()) as writer:
+        with writer_of(file, _schema()) as writer:
             for start in range(0, len(rows), block):
                 chosen = rows[start : start + block]
                 own = history[chosen]
-                found, silent = rank(chosen, own)
+                seen = own[:, allowed] if exclude_seen else None
+                found, silent = rank(chosen, own, seen)
                 sources = np.where(silent, 2, 0 if is_trained else 1)
-                _with_popularity(
-                    artefact, found, np.flatnonzero(silent),
-                    own if exclude_seen else None,
-                )  # fmt: skip
+                _with_popularity(popularity, found, np.flatnonzero(silent), seen)
+                found.items[found.items >= 0] = allowed[found.items[found.items >= 0]]
                 table = _table(artefact, names, chosen, found, sources)
                 writer.write_table(table)
                 written += table.num_rows
 
-    atomic.write(Path(path), fill)
+    atomic.write(path, fill)
     return written
 
 
-def _rows(artefact: Artefact, users: Sequence[str] | None) -> np.ndarray:
-    if users is None:
-        return np.arange(len(artefact.user_ids))
-    found = [artefact.user_ids.find(user) for user in users]
-    for user, row in zip(users, found, strict=True):
-        if row is None:
-            raise UnknownId(f"no user {user!r} in the file")
-    return np.array(found, np.int64)
+def _writer(path: Path) -> "Callable[[BinaryIO, pa.Schema], Any]":
+    """What writes tables into a file of that kind."""
+    from pyarrow.csv import CSVWriter
+    from pyarrow.parquet import ParquetWriter
+
+    writers = {".parquet": ParquetWriter, ".csv": CSVWriter}
+    if path.suffix not in writers:
+        raise ValueError(f"{path}: lists are .parquet or .csv")
+    return writers[path.suffix]
 
 
-def _ranking(artefact: Artefact, k: int, exclude_seen: bool) -> Rank:
-    """How users of a block are ranked."""
+def _ranking(artefact: Artefact, k: int, allowed: np.ndarray) -> Rank:
+    """How users of a block are ranked. allowed: rising items; others are left out."""
     model = artefact.model
     if isinstance(model, FactorScorer):
         items = model.items.rows(slice(None))
+        offered = items[allowed]
 
         def by_factors(
-            users: np.ndarray, own: sp.csr_array
+            users: np.ndarray, own: sp.csr_array, seen: sp.csr_array | None
         ) -> tuple[Ranking, np.ndarray]:
-            known = own if exclude_seen else None
             if model.users is None:
                 vectors = folded(model.fold_in, own, items)
-                return top_k_factors(vectors, items, k, known), ~vectors.any(1)
-            found = top_k_factors(model.users.rows(users), items, k, known)
-            return found, np.diff(own.indptr) == 0
+                silent = ~vectors.any(1)
+            else:
+                vectors = model.users.rows(users)
+                silent = np.diff(own.indptr) == 0
+            return top_k_factors(vectors, offered, k, seen), silent
 
         return by_factors
     weights = _weights(model)
 
-    def by_weights(users: np.ndarray, own: sp.csr_array) -> tuple[Ranking, np.ndarray]:
+    def by_weights(
+        users: np.ndarray, own: sp.csr_array, seen: sp.csr_array | None
+    ) -> tuple[Ranking, np.ndarray]:
         silent = np.empty(len(users), bool)
 
         def scores(rows: np.ndarray) -> np.ndarray:
             found = (own[rows] @ weights).toarray()
             silent[rows] = ~found.any(1)
-            return found
+            return found[:, allowed]
 
-        known = own if exclude_seen else None
-        return top_k_scores(scores, k, known, n_users=len(users)), silent
+        return top_k_scores(scores, k, seen, n_users=len(users)), silent
 
     return by_weights
 
@@ -128,10 +144,9 @@ def _weights(model: LinearScorer) -> sp.csr_array:
 
 
 def _with_popularity(
-    artefact: Artefact, found: Ranking, rows: np.ndarray, seen: sp.csr_array | None
+    popularity: np.ndarray, found: Ranking, rows: np.ndarray, seen: sp.csr_array | None
 ) -> None:
     """Writes lists by popularity into these rows. seen: CSR [B, I], what is masked."""
-    popularity = artefact.popularity.astype(np.float32)
     for row in rows:
         scores = popularity.copy()
         if seen is not None:

@@ -119,7 +119,7 @@ class Recommender:
         _check_count("reasons", reasons, 0)
         if user is None and history is None:
             raise BadQuestion("give a user, a history, or both")
-        row = None if user is None else self._user(user)
+        row = None if user is None else self.row_of(user)
         seen = self._items(history or (), "history", unknown)
         if row is not None:
             own = self.artefact.history[row]
@@ -128,7 +128,8 @@ class Recommender:
             if len(since):
                 row = None  # the trained vector does not know of it
         scores, source = self._scores(row, seen)
-        self._mask(scores, filters, unknown)
+        if filters is not None:
+            scores[~self.passing(filters, unknown)] = -np.inf
         if exclude_seen:
             scores[seen] = -np.inf
         chosen = best(scores, k)
@@ -160,7 +161,8 @@ class Recommender:
         _check_count("k", k, 1)
         (index,) = self._items([item], "item", "raise")
         scores = self.model.similar(int(index))
-        self._mask(scores, filters, unknown)
+        if filters is not None:
+            scores[~self.passing(filters, unknown)] = -np.inf
         scores[index] = -np.inf
         return tuple(
             self._recommendation(i, scores[i]) for i in best(scores, k).tolist()
@@ -178,23 +180,20 @@ class Recommender:
                 return folded, "folded"
         return self.artefact.popularity.astype(np.float32), "popularity"
 
-    def _mask(
-        self, scores: np.ndarray, filters: Filters | None, unknown: Unknown
-    ) -> None:
-        if filters is None:
-            return
-        allowed = np.ones(len(scores), bool)
+    def passing(self, filters: Filters, unknown: Unknown = "raise") -> np.ndarray:
+        """[I] bool: the items that pass. Raises as `recommend`."""
+        allowed = np.ones(len(self.artefact.item_ids), bool)
         if filters.only is not None:
             allowed[:] = False
             allowed[self._items(filters.only, "only", unknown)] = True
         if len(filters.without):
             allowed[self._items(filters.without, "without", unknown)] = False
         for column, values in filters.where.items():
-            passes = np.zeros(len(scores), bool)
+            passes = np.zeros(len(allowed), bool)
             for value in [values] if isinstance(values, str) else values:
                 passes[self._tagged(column, value)] = True
             allowed &= passes
-        scores[~allowed] = -np.inf
+        return allowed
 
     def _tagged(self, column: str, value: str) -> np.ndarray:
         tags = self.artefact.tags.get(column)
@@ -211,7 +210,8 @@ class Recommender:
             )
         return items
 
-    def _user(self, user: str) -> int:
+    def row_of(self, user: str) -> int:
+        """The index of a user of the file. Raises UnknownId."""
         row = self.artefact.user_ids.find(user)
         if row is None:
             raise UnknownId(

@@ -8,9 +8,11 @@ other machines, augmentations and the answers of language models (`augment`).
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from apps.common.arrays import open_arrays
 from apps.common.config import parse
 from apps.recsys.artefact import Artefact, load
 from apps.recsys.config import Config
@@ -86,8 +88,10 @@ def _why(path: Path, request: Request) -> str | None:
             return _in_artefact(load(path), request)
         except ValueError:  # other tensors
             return None
-    if path.suffix == ".parquet":
+    if path.suffix in (".parquet", ".csv"):
         return _in_lists(path, request)
+    if path.suffix == ".npz":
+        return _in_vectors(path, request)
     return None
 
 
@@ -118,15 +122,11 @@ def _holds(artefact: Artefact, user: str, item: str) -> bool:
 def _in_lists(path: Path, request: Request) -> str | None:
     """Of a table with columns user and item, as `recommend --out` writes it."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
         named = {"user": set(request.users), "item": set(request.items)}
-        if not set(named) <= set(file.schema_arrow.names):
-            return None
         hits = dict.fromkeys(named, 0)
-        for batch in file.iter_batches(columns=list(named)):
+        for batch in _batches(path, list(named)):
             for column, ids in named.items():
                 values = batch.column(column).to_pylist()
                 hits[column] += sum(str(value) in ids for value in values)
@@ -135,3 +135,34 @@ def _in_lists(path: Path, request: Request) -> str | None:
     if any(hits.values()):
         return f"lists with {hits['user']} rows of users, {hits['item']} of items"
     return None
+
+
+def _in_vectors(path: Path, request: Request) -> str | None:
+    """Of plain arrays, as `export --out` writes them."""
+    try:
+        with open_arrays(path, "items", "item_ids") as arrays:
+            named = (
+                arrays[f"{s}_ids"] for s in ("user", "item") if f"{s}_ids" in arrays
+            )
+            ids = {str(one) for array in named for one in array}
+    except (ValueError, OSError):  # other arrays, or none
+        return None
+    users, items = (len(ids & set(part)) for part in (request.users, request.items))
+    if users or items:
+        return f"vectors of {users} users and {items} items of the request"
+    return None
+
+
+def _batches(path: Path, columns: list[str]) -> Iterator[Any]:
+    """Parts of a table, with these columns; none if it lacks one."""
+    import pyarrow as pa
+    from pyarrow.csv import ConvertOptions, open_csv
+    from pyarrow.parquet import ParquetFile
+
+    if path.suffix == ".parquet":
+        file = ParquetFile(path)
+        has_all = set(columns) <= set(file.schema_arrow.names)
+        return file.iter_batches(columns=columns) if has_all else iter(())
+    as_text = dict.fromkeys(columns, pa.string())
+    reader = open_csv(path, convert_options=ConvertOptions(column_types=as_text))
+    return iter(reader if set(columns) <= set(reader.schema.names) else ())

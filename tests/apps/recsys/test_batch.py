@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
@@ -11,7 +12,7 @@ from apps.recsys.export import artefact_of, factors_of
 from apps.recsys.models.closed_form import ItemKNN
 from apps.recsys.models.factors import Factors
 from apps.recsys.ragged import ragged
-from apps.recsys.recommender import Recommender, UnknownId
+from apps.recsys.recommender import Filters, Recommender, UnknownId
 from apps.recsys.scoring import FoldIn
 from apps.recsys.tables import encode
 from tests.apps.recsys.artefacts import dataset, vectors
@@ -65,6 +66,26 @@ def test_the_lists_are_the_recommenders(artefact, exclude_seen, k, tmp_path):
     assert len(sources) == 2
 
 
+@pytest.mark.parametrize(
+    "filters",
+    [
+        Filters(where={"genre": "War"}, without=("i3", "i7")),
+        Filters(only=("i46", "i2", "i12")),
+    ],
+)
+def test_filtered_lists_are_the_recommenders(artefact, filters, tmp_path):
+    path = tmp_path / "lists.csv"
+    batch.write(path, artefact, 9, filters=filters, block=7)
+    table = pd.read_csv(path, dtype=str)
+    assert list(table) == ["user", "rank", "item", "score", "source"]
+    recommender = Recommender(artefact)
+    for user in artefact.user_ids:
+        rows = table[table["user"] == user]
+        found = recommender.recommend(user, k=9, filters=filters)
+        assert rows["item"].tolist() == [r.item for r in found.items]
+        assert set(rows["source"]) <= {found.source}
+
+
 def test_chosen_users(artefact, tmp_path):
     path = tmp_path / "lists.parquet"
     assert batch.write(path, artefact, 2, ["u/9", "u/3"]) == 4
@@ -75,3 +96,9 @@ def test_chosen_users(artefact, tmp_path):
         batch.write(path, artefact, 0)
     assert batch.write(path, artefact, 2, []) == 0
     assert pq.read_table(path).num_rows == 0
+    with pytest.raises(ValueError, match=r"lists are \.parquet or \.csv"):
+        batch.write(tmp_path / "lists.xlsx", artefact)
+    with pytest.raises(ValueError, match="no item passes"):
+        batch.write(path, artefact, filters=Filters(only=()))
+    with pytest.raises(UnknownId, match="without: no item 'x'"):
+        batch.write(path, artefact, filters=Filters(without=("x",)))

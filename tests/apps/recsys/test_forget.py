@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from apps.recsys import cli
+from apps.recsys import cli, plain_vectors
 from apps.recsys.artefact import load, save
 from apps.recsys.config import Config
 from apps.recsys.export import artefact_of, factors_of, matrix_of
@@ -352,6 +352,12 @@ def test_what_still_holds_them(old, tmp_path):
     assert (
         run("recommend", "--file", artefact, "--k", 3, "--out", runs / "l.parquet") == 0
     )
+    lists = runs / "l.csv"
+    assert run("recommend", "--file", artefact, "--k", 2, "--out", lists) == 0
+    plain_vectors.write(runs / "v.npz", load(artefact))
+    np.savez(runs / "other.npz", items=np.eye(3))
+    (runs / "torn.npz").write_bytes(b"PK")
+    (runs / "notes.csv").write_text("user,note\n42,x\n")
     (runs / "notes.safetensors").write_bytes(b"no tensors")
     (runs / "other.parquet").write_bytes(b"no table")
     pd.DataFrame({"user": ["x"], "item": ["y"]}).to_parquet(runs / "x.parquet")
@@ -361,9 +367,12 @@ def test_what_still_holds_them(old, tmp_path):
     assert names == {
         "old/config.toml", "old/log.jsonl", "old/model.safetensors", "old/result.json",
         "old/users.safetensors", "model.safetensors", "nobody.safetensors", "l.parquet",
+        "l.csv", "v.npz",
     }  # fmt: skip
     why = {one.path.name: one.why for one in found}
     assert why["l.parquet"] == "lists with 15 rows of users, 0 of items"
+    assert why["l.csv"] == "lists with 10 rows of users, 0 of items"
+    assert why["v.npz"] == "vectors of 5 users and 0 items of the request"
     clean = runs / "clean.safetensors"
     assert (
         run("export", "--run", runs / "new", "--users", "nothing", "--out", clean) == 0
