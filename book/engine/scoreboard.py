@@ -10,6 +10,7 @@ from typing import Any
 
 VERDICTS = ("holds", "does not hold", "inconclusive", "planned")
 PAPERS, FINDINGS = "<!-- papers -->", "<!-- findings -->"
+TINY = 1e-12  # what rounding leaves of a difference of equal numbers
 Row = Mapping[str, Any]
 
 
@@ -32,14 +33,16 @@ def number(value: float | None) -> str:
     """Three significant digits: 0.0123, 1.23, 123; an en dash for no value."""
     if value is None:
         return "–"
+    if abs(value) < TINY:
+        value = 0.0
     return f"{value:#.3g}".rstrip(".") if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def measured(row: Row) -> str:
     """`value [low, high]` with as many decimals each, or an en dash.
 
-    Half of the interval has two digits, no number more than four, and an end that is not
-    0 is not shown as 0.
+    Half of the interval has two digits, no number more than four, and an end that is
+    not 0 is not shown as 0.
     """
     value, low, high = (finite(row.get(key)) for key in ("value", "low", "high"))
     if value is None or low is None or high is None:
