@@ -36,7 +36,8 @@ TEMPLATE = f"# S\n\n{scoreboard.PAPERS}\n\n{scoreboard.FINDINGS}\n"
     ("value", "text"),
     [
         (0.01234, "0.0123"), (1.0, "1.00"), (12.345, "12.3"), (123.4, "123"),
-        (-0.5, "-0.500"), (0.0, "0.00"), (-1.9e-17, "0.00"), (12345.6, "12,346"), (None, "–"),
+        (-0.5, "-0.500"), (0.0, "0.00"), (-1.9e-17, "0.00"), (12345.6, "12,346"),
+        (None, "–"),
     ],
 )  # fmt: skip
 def test_numbers_have_three_digits(value, text):
