@@ -11,7 +11,8 @@ in runs.json at once; a training that --out or --done holds is not repeated. `me
 writes the table of all runs for the chapter, and what decides its claims.
 
 The settings are those of SparCL's release (the preset sparcl-cifar10): none was chosen
-here. Shorter are `--epochs` of a task, with stages of one epoch, and `--train-size`.
+here. Shorter are `--epochs` of a task, in five stages, and `--train-size`. With
+`--compile` a step has fewer kernels to launch.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import json
 import queue
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from operator import sub, truediv
 from pathlib import Path
@@ -48,28 +49,41 @@ from apps.continual.train import train
 CHAPTER = "sparcl"
 NAME = f"{CHAPTER}-runs"
 LEAST_SEEDS = 3  # a claim with fewer stays undecided
-Key = tuple[str, int, int]  # recipe, buffer, seed
-# What claims ask for: {metric: (operation, what, recipe, recipe, buffer)}, a seed each.
+STAGES = 5  # of a task
+SHORT, LONG = 5, 20  # epochs of a task
+Key = tuple[str, int, int, int]  # recipe, buffer, seed, epochs of a task
+# What claims ask for, a seed each:
+# {metric: (operation, what, recipe, recipe, buffer, epochs)}.
 METRICS = {
     "sparcl_minus_dense_accuracy:cifar10_95": (
-        sub, "accuracy", "sparcl-0.95", "derpp", 500,
+        sub, "accuracy", "sparcl-0.95", "derpp", 500, SHORT,
+    ),
+    "sparcl_minus_dense_accuracy:cifar10_95_long": (
+        sub, "accuracy", "sparcl-0.95", "derpp", 500, LONG,
     ),
     "sparcl_minus_dense_accuracy:cifar10_95_200": (
-        sub, "accuracy", "sparcl-0.95", "derpp", 200,
+        sub, "accuracy", "sparcl-0.95", "derpp", 200, SHORT,
     ),
     "sparcl_minus_dense_accuracy:cifar10_75": (
-        sub, "accuracy", "sparcl-0.75", "derpp", 500,
+        sub, "accuracy", "sparcl-0.75", "derpp", 500, SHORT,
     ),
     "sparcl_minus_rigl_accuracy:cifar10_95": (
-        sub, "accuracy", "sparcl-0.95", "rigl-0.95", 500,
+        sub, "accuracy", "sparcl-0.95", "rigl-0.95", 500, SHORT,
+    ),
+    "sparcl_minus_rigl_accuracy:cifar10_95_long": (
+        sub, "accuracy", "sparcl-0.95", "rigl-0.95", 500, LONG,
     ),
     "sparcl_minus_static_accuracy:cifar10_95": (
-        sub, "accuracy", "sparcl-0.95", "static-0.95", 500,
+        sub, "accuracy", "sparcl-0.95", "static-0.95", 500, SHORT,
+    ),
+    "sparcl_minus_static_accuracy:cifar10_95_long": (
+        sub, "accuracy", "sparcl-0.95", "static-0.95", 500, LONG,
     ),
     "dense_over_sparcl_flops:cifar10_95": (
-        truediv, "train_flops", "derpp", "sparcl-0.95", 500,
+        truediv, "train_flops", "derpp", "sparcl-0.95", 500, SHORT,
     ),
 }  # fmt: skip
+GAP = "sparcl_minus_dense_accuracy:cifar10_95"  # and what a longer schedule adds to it
 STUDY = {  # of Split-MNIST: {metric: arm}
     "sparcl_minus_dense_accuracy:mnist5k_first_95": "sparcl first",
     "sparcl_minus_dense_accuracy:mnist5k_ends_95": "sparcl ends",
@@ -89,17 +103,19 @@ THEN = (
 ORDER = FIRST + THEN
 
 
-def recipe(name: str, buffer: int) -> Config:
+def recipe(name: str, buffer: int, epochs: int = SHORT) -> Config:
     """Settings of DER++ with a sparse method, of SparCL or parts of it, or of a bound.
+
+    A task has five stages, whatever its epochs.
 
     >>> recipe("rigl-0.95", 500).method, recipe("tdm+ddr-0.9", 200).strategy
     ('rigl', 'sparcl')
     """
-    base = replace(preset("sparcl-cifar10", "full"), buffer=max(buffer, 1))
+    base = preset("sparcl-cifar10", "full", buffer=max(buffer, 1), epochs=epochs)
     method, _, sparsity = name.partition("-")
     parts = method.split("+")
     if parts[0] in ("sparcl", "tdm"):
-        options = {**base.strategy_options, "stage": 1}
+        options = {**base.strategy_options, "stage": max(1, epochs // STAGES)}
         if parts[0] == "tdm":
             off = {"ddr": "off", "dgm": "off"}
             options |= {part: o for part, o in off.items() if part not in parts}
@@ -116,7 +132,7 @@ def recipe(name: str, buffer: int) -> Config:
             keep_dense=(),
         )
     uniform = {} if method == "snip" else {"allocation": "uniform"}
-    dense = recipe("derpp", buffer)
+    dense = recipe("derpp", buffer, epochs)
     return replace(
         dense, method=method, sparsity=float(sparsity), options=uniform,
         keep_dense=base.keep_dense,
@@ -145,8 +161,9 @@ def run(arguments: argparse.Namespace) -> None:
         for some in (FIRST, THEN)
         for seed in arguments.seeds
         for name, buffer in some
-        if name in arguments.recipes and (name, buffer, seed) not in done
-        for config in [recipe(name, buffer)]
+        if name in arguments.recipes and buffer in arguments.buffers
+        if (name, buffer, seed, arguments.epochs) not in done
+        for config in [recipe(name, buffer, arguments.epochs)]
     ]
     context = multiprocessing.get_context("spawn")
     todo, finished, pace = context.Queue(), context.Queue(), context.Value("d", 0.0)
@@ -207,7 +224,7 @@ def work(todo: Any, finished: Any, pace: Any, deadline: float) -> None:
 
 def changes(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the flags change of every recipe."""
-    names = ("epochs", "train_size", "device", "precision", "dataset", "width", "part")
+    names = ("train_size", "device", "precision", "compile", "dataset", "width", "part")
     given = {name: getattr(arguments, name) for name in names}
     return {name: value for name, value in given.items() if value is not None}
 
@@ -229,7 +246,7 @@ def as_row(name: str, result: Result) -> dict[str, Any]:
 
 
 def key(row: dict[str, Any]) -> Key:
-    return row["recipe"], row["buffer"], row["seed"]
+    return row["recipe"], row["buffer"], row["seed"], row["settings"]["epochs"]
 
 
 def read_ablation(results: Path) -> dict[str, Any]:
@@ -260,30 +277,45 @@ def merge(
     """
     parts = list(parts)
     found = {key(row): row for part in parts for row in read_rows(part)}
-    same = ("dataset", "width", "epochs", "train_size", "precision", "part", "lr")
+    same = ("dataset", "width", "train_size", "precision", "part", "lr")
     for name in same:
         values = {row["settings"].get(name) for row in found.values()}
         if len(values) > 1:
             raise ValueError(f"the parts differ in {name}: {sorted(map(str, values))}")
-    rows = sorted(found.values(), key=lambda r: (ORDER.index(key(r)[:2]), r["seed"]))
+    order = {recipe: place for place, recipe in enumerate(ORDER)}
+    rows = [
+        found[one] for one in sorted(found, key=lambda k: (k[3], order[k[:2]], k[2]))
+    ]
     origin = read_runs(parts[0])["provenance"]
     path = write_json(kept(results, NAME), {"provenance": origin, "rows": rows})
     ledger = Ledger(CHAPTER, "full", folder=results, provenance=origin)
-    for metric, (operation, what, first, second, buffer) in METRICS.items():
-        measured = {
-            (row["recipe"], row["seed"]): (row["metrics"] | row["cost"])[what]
-            for row in rows
-            if row["buffer"] == buffer
-        }
-        values = paired(measured, first, second, operation)
-        if len(values) >= LEAST_SEEDS:
-            ledger.record(metric, list(values.values()), seeds=list(values))
+    record_claims(ledger, found)
     for metric, arm in STUDY.items() if study is not None else ():
         values = of_study(study, arm)
         ledger.record(metric, list(values.values()), seeds=list(values))
     for metric, entry in read_ablation(results).items():
         ledger.record(metric, entry["values"], seeds=entry["seeds"])
     return [path, ledger.path]
+
+
+def record_claims(ledger: Ledger, found: Mapping[Key, dict[str, Any]]) -> None:
+    """What enough seeds have measured."""
+    gaps = {}
+    for metric, (operation, what, first, second, buffer, epochs) in METRICS.items():
+        measured = {
+            (name, seed): (row["metrics"] | row["cost"])[what]
+            for (name, size, seed, length), row in found.items()
+            if (size, length) == (buffer, epochs)
+        }
+        values = paired(measured, first, second, operation)
+        gaps |= {(metric, seed): value for seed, value in values.items()}
+        if len(values) >= LEAST_SEEDS:
+            ledger.record(metric, list(values.values()), seeds=list(values))
+    gained = paired(gaps, f"{GAP}_long", GAP)
+    if len(gained) >= LEAST_SEEDS:
+        ledger.record(
+            "sparcl_gap_gained:cifar10_95", list(gained.values()), seeds=list(gained)
+        )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -296,7 +328,10 @@ def main(argv: list[str] | None = None) -> int:
     running.add_argument("--workers", type=int, default=8)
     running.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     running.add_argument("--recipes", nargs="+", choices=names, default=names)
-    running.add_argument("--epochs", type=int, default=5)
+    sizes = sorted({buffer for _, buffer in ORDER})
+    running.add_argument("--buffers", type=int, nargs="+", default=sizes)
+    running.add_argument("--epochs", type=int, default=SHORT)
+    running.add_argument("--compile", action="store_true", help="a minute, then faster")
     running.add_argument("--train-size", type=int, help="of each task, at most")
     running.add_argument("--precision", choices=["float32", "bf16"], default="bf16")
     running.add_argument("--device", default="cuda")

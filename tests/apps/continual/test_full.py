@@ -28,7 +28,12 @@ def run(images: str, out: Path, *more: str) -> int:
     return full.main(["run", *SHORT, "--dataset", images, "--out", str(out), *more])
 
 
-def test_parts_merge_into_measurements_of_claims(images, tmp_path: Path, capsys):
+def test_parts_merge_into_measurements_of_claims(
+    images, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    shorter = {full.SHORT: 1, full.LONG: 4}
+    metrics = {m: (*what[:5], shorter[what[5]]) for m, what in full.METRICS.items()}
+    monkeypatch.setattr(full, "METRICS", metrics)
     a, b = tmp_path / "a", tmp_path / "b"
     small = [
         "--recipes",
@@ -49,22 +54,37 @@ def test_parts_merge_into_measurements_of_claims(images, tmp_path: Path, capsys)
     results = tmp_path / "results"
     assert full.main(["merge", str(a), str(b), "--results", str(results)]) == 0
     stored = json.loads((results / "full/sparcl.json").read_text())
+    both = {"sparcl-0.95", "derpp"}
     assert set(stored["metrics"]) == {
-        metric for metric, what in full.METRICS.items() if what[2:4] == (
-            "sparcl-0.95", "derpp",
-        ) or what[2:4] == ("derpp", "sparcl-0.95")
+        metric for metric, what in full.METRICS.items()
+        if {*what[2:4]} == both and what[5] == 1
     }  # fmt: skip
     assert stored["provenance"]["commit"] == "c0ffee"
     rows = json.loads((results / "full/sparcl-runs.json").read_text())["rows"]
     assert len(rows) == 3 * 4
     found = {full.key(row): row for row in rows}
     by_hand = [
-        sub(*(found[name, 500, seed]["metrics"]["accuracy"] for name in pair))
+        sub(*(found[name, 500, seed, 1]["metrics"]["accuracy"] for name in pair))
         for pair in [("sparcl-0.95", "derpp")]
         for seed in range(3)
     ]
     entry = stored["metrics"]["sparcl_minus_dense_accuracy:cifar10_95"]
     assert entry["values"] == by_hand
+
+    # A longer schedule is another run of the same recipe, seed and buffer.
+    for row in found.values():
+        row["settings"]["epochs"] = 4
+        row["metrics"]["accuracy"] += 0.25 * (row["recipe"] == "derpp")
+    full.write_runs(tmp_path / "c", {"rows": list(found.values())})
+    parts = [str(tmp_path / part) for part in "abc"]
+    assert full.main(["merge", *parts, "--results", str(results)]) == 0
+    metrics = json.loads((results / "full/sparcl.json").read_text())["metrics"]
+    assert metrics["sparcl_minus_dense_accuracy:cifar10_95"]["values"] == by_hand
+    gained = metrics["sparcl_gap_gained:cifar10_95"]
+    assert gained["seeds"] == [0, 1, 2]
+    assert gained["values"] == pytest.approx([-0.25] * 3)
+    rows = json.loads((results / "full/sparcl-runs.json").read_text())["rows"]
+    assert [row["settings"]["epochs"] for row in rows] == [1] * 12 + [4] * 12
 
 
 def test_nothing_begins_that_would_not_end(images, tmp_path: Path, capsys):
@@ -77,11 +97,19 @@ def test_parts_of_other_settings_do_not_merge(images, tmp_path: Path, capsys):
     flags = ["--recipes", "finetune", "--seeds", "0", "--workers", "1"]
     assert run(images, tmp_path / "a", *flags) == 0
     row = full.read_rows(tmp_path / "a")[0]
-    row["settings"]["epochs"] = 7
+    row["settings"]["train_size"] = 7
     full.write_runs(tmp_path / "b", {"rows": [row | {"seed": 1}]})
     parts = [str(tmp_path / part) for part in "ab"]
     assert full.main(["merge", *parts, "--results", str(tmp_path)]) == 2
-    assert "differ in epochs" in capsys.readouterr().err
+    assert "differ in train_size" in capsys.readouterr().err
+
+
+def test_a_task_has_five_stages_whatever_its_epochs() -> None:
+    for epochs, stage in ((1, 1), (5, 1), (20, 4), (50, 10)):
+        config = full.recipe("sparcl-0.9", 500, epochs)
+        assert (config.epochs, config.strategy_options["stage"]) == (epochs, stage)
+        for name in ("derpp", "rigl-0.95"):
+            assert full.recipe(name, 500, epochs).epochs == epochs
 
 
 @pytest.mark.parametrize(("name", "buffer"), full.ORDER)
