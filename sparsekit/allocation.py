@@ -6,7 +6,7 @@ Every function returns {name: n_active} in the order of its input. The counts su
 """
 
 import heapq
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from math import floor as round_down
 from math import isfinite, prod
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sparsekit.masks import count_active, topk_mask
+from sparsekit.spelling import choice
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -145,6 +146,52 @@ def erk(
         raise ValueError(f"power is a number >= 0, got {power!r}")
     raw = {name: (sum(s) / prod(s)) ** power for name, s in shapes.items()}
     return _proportional(shapes, sparsity, dense, raw)
+
+
+def by_layer(
+    sparsities: Mapping[str, float],
+    rest: Callable[[Shapes, float], dict[str, int]] = erk,
+) -> Callable[[Shapes, float], dict[str, int]]:
+    """An allocation with a sparsity of its own for some tensors, by name.
+
+    n_l = count_active(numel_l, s_l) for each tensor named; the others share what the
+    budget leaves by `rest`.
+
+    Raises:
+        ValueError: by the allocation, for names that are not among the tensors, for a
+            budget that leaves the others less than one weight each or more than they
+            have, and, if all are named, for another total than the budget.
+
+    >>> allocation = by_layer({"a": 0.5, "b": 0.0})
+    >>> allocation({"a": (10, 10), "b": (5, 5), "c": (30, 25)}, 0.9)
+    {'a': 50, 'b': 25, 'c': 13}
+    """
+
+    def allocation(shapes: Shapes, sparsity: float) -> dict[str, int]:
+        numels = _numels(shapes)
+        unknown = [name for name in sparsities if name not in numels]
+        if unknown:
+            refused = f"by_layer: no tensor {unknown[0]!r} is sparsified"
+            raise ValueError(choice(refused, unknown[0], numels, "those are"))
+        counts = {n: count_active(numels[n], s) for n, s in sparsities.items()}
+        total = sum(numels.values())
+        left = count_active(total, sparsity) - sum(counts.values())
+        others = {name: shapes[name] for name in numels if name not in counts}
+        most = sum(numels[name] for name in others)
+        if not len(others) <= left <= most:
+            taken = sum(counts.values())
+            low, high = 1 - (taken + most) / total, 1 - (taken + len(others)) / total
+            fits = f"{low:.6g}" if not others else f"{low:.6g} ... {high:.6g}"
+            raise ValueError(
+                f"by_layer: the {len(counts)} tensors named keep {taken:,} of "
+                f"{total:,} weights, and sparsity {sparsity} leaves {left:,} for the "
+                f"{len(others)} others with {most:,}: a sparsity of {fits} fits"
+            )
+        if others:
+            counts |= rest(others, (most - left) / most)
+        return {name: counts[name] for name in numels}
+
+    return allocation
 
 
 @torch.no_grad()

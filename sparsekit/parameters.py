@@ -4,40 +4,59 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.optim import Optimizer
 
 from sparsekit.execution.layer import SparseLayer
+from sparsekit.spelling import choice
 
 Params = Iterable[str] | Callable[[str, nn.Parameter], bool]
-
-
 Held = nn.Parameter | SparseLayer
+
+DENSE = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)
+# Whose parameters of shape (1, ...) are weights with one output, and no positions.
+LAYERS = (
+    nn.Linear,
+    nn.Bilinear,
+    nn.modules.conv._ConvNd,
+    nn.RNNBase,
+    nn.RNNCellBase,
+)
 
 
 def select(
-    model: nn.Module, optimizer: Optimizer, params: Params | None
+    model: nn.Module,
+    optimizer: Optimizer,
+    params: Params | None,
+    exclude: Iterable[str] = (),
 ) -> dict[str, Held]:
     """What holds the weights to sparsify, checked against the model and the optimizer.
 
     A layer in values mode has the name and the place of the dense weight in its stead.
     """
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {optimizer!r}")
     named = weights(model)
-    if params is None:
-        names = _by_default(model, named)
-    elif callable(params):
+    left_out = set(_expanded("exclude", exclude, model, named, list(named)))
+    if callable(params):
         names = [name for name, held in named.items() if params(name, _shown(held))]
     else:
-        names = [params] if isinstance(params, str) else list(params)
-    unknown = [name for name in names if name not in named]
-    if unknown:
-        raise ValueError(
-            f"the model has no parameter {unknown[0]!r}; it has {', '.join(named)}"
+        default = _by_default(model, named)
+        names = (
+            default
+            if params is None
+            else _expanded("params", params, model, named, default)
         )
+    names = [name for name in names if name not in left_out]
     if not names:
         raise ValueError(
             "no parameter to mask: the model has no trainable parameter with at least "
-            "2 dimensions outside embeddings; name some through params=[...]"
+            "2 dimensions outside embeddings and norms, or none is left by params and "
+            "exclude; name some through params=[...]"
         )
+    if params is None:
+        _require_themselves(model, names)
     held_by_optimizer = {id(p) for g in optimizer.param_groups for p in g["params"]}
     for name in names:
         held = named[name]
@@ -45,10 +64,21 @@ def select(
         if id(parameter) not in held_by_optimizer:
             raise ValueError(
                 f"the optimizer does not hold {name!r}: build it from the same model, "
-                "before the Sparsifier"
+                "before the Sparsifier, or leave the weight out with exclude=[...]"
             )
         _require_trainable(name, parameter)
     return {name: named[name] for name in names}
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside torch.compile, DistributedDataParallel and DataParallel."""
+    while True:
+        if isinstance(compiled := getattr(model, "_orig_mod", None), nn.Module):
+            model = compiled
+        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        else:
+            return model
 
 
 def weights(model: nn.Module) -> dict[str, Held]:
@@ -67,21 +97,73 @@ def weights(model: nn.Module) -> dict[str, Held]:
     return found
 
 
+def _expanded(
+    what: str,
+    given: Iterable[str],
+    model: nn.Module,
+    named: dict[str, Held],
+    of_modules: list[str],
+) -> list[str]:
+    """Names of parameters; a module's stands for those of `of_modules` inside it."""
+    names: list[str] = []
+    for name in [given] if isinstance(given, str) else given:
+        if not isinstance(name, str):
+            raise TypeError(f"{what} holds names, as strings; got a {type(name)}")
+        inside = [n for n in of_modules if n.startswith(f"{name}.")]
+        if name not in named and not inside:
+            raise ValueError(_unknown(what, name, model, named))
+        names += [name] if name in named else inside
+    return list(dict.fromkeys(names))
+
+
+def _unknown(what: str, name: str, model: nn.Module, named: dict[str, Held]) -> str:
+    """Why a name is refused: it is another's tensor, holds nothing, or is misspelt."""
+    every = dict(model.named_parameters(remove_duplicate=False))
+    if name in every:
+        first = next(n for n, p in named.items() if p is every[name])
+        return f"{what}: {name!r} is the same tensor as {first!r}: give that name"
+    modules = [n for n, _ in model.named_modules() if n]
+    if name in modules:
+        return (
+            f"{what}: no parameter of the module {name!r} is masked by default: name "
+            f"those that are meant, of {', '.join(named)}"
+        )
+    refused = f"{what}: the model has no parameter {name!r}"
+    return choice(refused, name, [*named, *modules], "it has")
+
+
 def _by_default(model: nn.Module, named: dict[str, Held]) -> list[str]:
-    embeddings = {
-        id(p)
-        for module in model.modules()
-        if isinstance(module, (nn.Embedding, nn.EmbeddingBag))
-        for p in module.parameters()
-    }
+    """Matrices that multiply: no embeddings, norms, positions and class tokens."""
+    dense = set()
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            single = parameter.shape[:1] == (1,) and not isinstance(module, LAYERS)
+            if single or isinstance(module, DENSE):
+                dense.add(id(parameter))
     names = []
     for name, held in named.items():
         if isinstance(held, SparseLayer):
             if held.by_default and held.values.requires_grad:
                 names.append(name)
-        elif held.dim() >= 2 and held.requires_grad and id(held) not in embeddings:
+        elif held.dim() >= 2 and held.requires_grad and id(held) not in dense:
             names.append(name)
     return names
+
+
+def _require_themselves(model: nn.Module, names: list[str]) -> None:
+    """Raises if a weight is computed from parameters: their zeros are not its own."""
+    for name in names:
+        owner, _, _ = name.partition(".parametrizations.")
+        module = model.get_submodule(name.rpartition(".")[0])
+        old = any(isinstance(h, WeightNorm) for h in module._forward_pre_hooks.values())
+        if old or (owner != name and is_parametrized(model.get_submodule(owner))):
+            raise ValueError(
+                f"a weight is computed from {name!r}, by weight norm or another "
+                "parametrization, so that zeros there need not be zeros of the weight, "
+                "and weight norm divides by the norm of what is left: remove it "
+                "(torch.nn.utils.parametrize.remove_parametrizations), leave the layer "
+                "out with exclude=[...], or name what is meant in params=[...]"
+            )
 
 
 def _shown(held: Held) -> nn.Parameter:

@@ -1,6 +1,6 @@
 """The one stateful class: it owns weights, gradients and moments of masked tensors."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from sparsekit.lazy import Lazy
 from sparsekit.losses import Loss, LossGradients
 from sparsekit.masks import pack, unpack
 from sparsekit.method import Context, Masks, Method, Objective
-from sparsekit.parameters import Params, select
+from sparsekit.parameters import Params, select, unwrapped
 from sparsekit.values import ValuesWeight, require_equal_structure
 from sparsekit.weights import MaskedWeight, Weight
 
@@ -44,12 +44,18 @@ class Sparsifier:
     dense gradient, else in the next. One dropped and grown in the same move keeps both.
 
     Args:
-        model: any module. Build the sparsifier after moving the model to its device.
+        model: any module; of torch.compile and DistributedDataParallel the one inside,
+            whose names have no prefix. Build the sparsifier after moving the model to
+            its device and loading its weights.
         optimizer: must hold every masked parameter.
-        method: where weights live, see `sparsekit.methods`.
+        method: where weights live, see `sparsekit.methods`; different sparsities by
+            its allocation, see `sparsekit.allocation.by_layer`.
         params: names of the parameters to mask, or a function (name, parameter) ->
-            bool. Default: every trainable parameter with at least 2 dimensions outside
-            `nn.Embedding`; biases and norms stay dense.
+            bool; a module's name stands for what is masked in it by default. Default:
+            every trainable parameter with at least 2 dimensions, except those of
+            embeddings and norms, and those of shape (1, ...) that belong to none of
+            torch's layers: positions and class tokens.
+        exclude: names of parameters or modules that stay dense.
         moments: "zero" (the papers' rule) or "mean" (second moments of grown weights
             start at the mean of the layer).
         seed: of the method's random choices. Same seed, same masks on every device.
@@ -107,6 +113,7 @@ class Sparsifier:
         method: Method,
         *,
         params: Params | None = None,
+        exclude: Iterable[str] = (),
         moments: str = "zero",
         seed: int = 0,
         objective: Callable[[nn.Module], Tensor] | None = None,
@@ -119,6 +126,7 @@ class Sparsifier:
             )
         if not isinstance(seed, (int, np.integer)) or seed < 0:
             raise ValueError(f"seed must be an integer of at least 0, got {seed!r}")
+        model = unwrapped(model)
         self.model, self.optimizer, self.method = model, optimizer, method
         self.moments, self.seed, self.step = moments, int(seed), 0
         self._objective = Objective(model, objective)
@@ -126,7 +134,7 @@ class Sparsifier:
             name: ValuesWeight(name, held, optimizer)
             if isinstance(held, SparseLayer)
             else MaskedWeight(name, held, optimizer)
-            for name, held in select(model, optimizer, params).items()
+            for name, held in select(model, optimizer, params, exclude).items()
         }
         self.grads = self._each(lambda weight: weight.gradient(dense=False))
         self.loss_grads = LossGradients(model, self._weights, losses or {})
@@ -165,7 +173,10 @@ class Sparsifier:
         if all(weight.parameter.grad is None for weight in weights):
             raise RuntimeError(
                 "no masked parameter has a gradient: call before_step after "
-                "loss.backward(); closures (optimizer.step(closure)) are not supported"
+                "loss.backward(); closures (optimizer.step(closure)) are not "
+                "supported. If another Sparsifier of this optimizer took the step for "
+                "a move, as RigL's does, let one hold all layers, with "
+                "RigL(..., allocation=by_layer({name: sparsity}))"
             )
         if self.method.due(self.step):
             self._update()
@@ -471,6 +482,12 @@ def _require_method(method: Any) -> None:
         raise TypeError(
             f"method must be a sparsekit.method.Method, got {method!r}; a class needs "
             "its arguments: RigL(sparsity=0.9)"
+        )
+    allocation = getattr(method, "allocation", None)
+    if allocation is not None and not callable(allocation):
+        raise TypeError(
+            "allocation must be a function, such as erk, uniform or by_layer({name: "
+            f"sparsity}}) of sparsekit.allocation, got {allocation!r}"
         )
 
 

@@ -146,6 +146,7 @@ class MaskedWeight(Weight):
         self._trainable_gate = Gate(self._trainable)
         self._frozen = Frozen(self._alive, self._trainable)
         self._removed: Removed | None = None
+        self._version = parameter._version  # when absent weights were zero
 
     @property
     def device(self) -> torch.device:
@@ -194,6 +195,14 @@ class MaskedWeight(Weight):
                 f"the gradient of {self.name!r} is {grad.layout}; use dense gradients "
                 "(nn.Embedding(..., sparse=False))"
             )
+        if self.parameter._version != self._version:
+            if self.parameter.detach().masked_fill(self._alive, 0).any():
+                raise ValueError(
+                    f"absent weights of {self.name!r} are not zero: something else "
+                    "wrote to them, such as model.load_state_dict with a dense "
+                    "checkpoint, which belongs before the Sparsifier is built"
+                )
+            self._version = self.parameter._version
 
     def set_trainable(self, mask: Tensor) -> None:
         self._trainable.copy_(mask).logical_and_(self._alive)
@@ -217,6 +226,7 @@ class MaskedWeight(Weight):
             moment_policy.fill_mean(self.optimizer, self.parameter, grown, survived)
         if self._removed is not None:
             self._removed.seal()
+        self._version = self.parameter._version
         return True
 
     def before_step(self) -> None:
@@ -228,6 +238,7 @@ class MaskedWeight(Weight):
     def after_step(self) -> None:
         self._alive_gate.apply(self.parameter)
         self._frozen.restore(self.parameter)
+        self._version = self.parameter._version
 
     def hide_absent(self) -> None:
         if self.parameter.grad is not None:

@@ -6,7 +6,14 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from sparsekit.allocation import apportion, er, erk, global_budget, uniform
+from sparsekit.allocation import (
+    apportion,
+    by_layer,
+    er,
+    erk,
+    global_budget,
+    uniform,
+)
 from sparsekit.masks import count_active, topk_mask
 from tests.reference import densities, selection
 
@@ -187,7 +194,7 @@ def test_errors_give_numbers_and_a_fix():
         uniform({str(i): (2, 2) for i in range(9)}, 0.9)
     with pytest.raises(ValueError, match=r"got 1\.0"):
         erk(shapes, 1.0)
-    with pytest.raises(ValueError, match="no tensors"):
+    with pytest.raises(ValueError, match=r"no tensors"):
         erk({}, 0.5)
     with pytest.raises(ValueError, match="no entries"):
         uniform({"e": (0, 3)}, 0.5)
@@ -197,3 +204,42 @@ def test_errors_give_numbers_and_a_fix():
         global_budget({"x": torch.tensor([math.nan, 1.0])}, 0.5)
     with pytest.raises(ValueError, match="a floor of 3 in 1 tensors needs 3"):
         global_budget({"x": torch.ones(4)}, 0.5, floor=3)
+
+
+SHAPES = {"a": (7, 11), "b": (5, 3), "c": (13, 2), "d": (3, 3)}
+
+
+@given(
+    chosen=st.dictionaries(st.sampled_from(list(SHAPES)), st.floats(0, 0.99)),
+    sparsity=st.floats(0.3, 0.95),
+)
+def test_by_layer_gives_each_its_own_and_the_rest_to_the_others(chosen, sparsity):
+    """Independent: the others' counts are `rest` on a network of the others alone."""
+    budget = count_active(sum(map(prod, SHAPES.values())), sparsity)
+    own = {n: count_active(prod(SHAPES[n]), s) for n, s in chosen.items()}
+    others = {n: s for n, s in SHAPES.items() if n not in chosen}
+    left, most = budget - sum(own.values()), sum(map(prod, others.values()))
+    for rest in (uniform, erk):
+        allocate = by_layer(chosen, rest)
+        if not len(others) <= left <= most:
+            with pytest.raises(ValueError, match=r"a sparsity of .* fits"):
+                allocate(SHAPES, sparsity)
+            continue
+        counts = allocate(SHAPES, sparsity)
+        assert list(counts) == list(SHAPES)
+        assert sum(counts.values()) == budget
+        assert {n: counts[n] for n in chosen} == own
+        if others:
+            assert {n: counts[n] for n in others} == rest(others, 1 - left / most)
+
+
+def test_by_layer_says_which_sparsity_fits():
+    """All tensors named: the sparsity that the message gives is then taken."""
+    allocate = by_layer({"a": 0.5, "b": 0.0})
+    with pytest.raises(ValueError, match=r"keep 75 of 125 .* sparsity of 0\.4 fits"):
+        allocate({"a": (10, 10), "b": (5, 5)}, 0.9)
+    assert allocate({"a": (10, 10), "b": (5, 5)}, 0.4) == {"a": 50, "b": 25}
+    with pytest.raises(ValueError, match=r"a sparsity of 0\.2 \.\.\. 0\.795 fits"):
+        by_layer({"a": 0.5})({"a": (10, 8), "b": (10, 12)}, 0.99)
+    with pytest.raises(ValueError, match=r"no tensor 'fc' .* did you mean 'fc1'"):
+        by_layer({"fc": 0.5})({"fc1": (10, 8)}, 0.5)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsekit import Sparsifier
+from sparsekit.masks import count_active
 from sparsekit.method import Method, dense_masks
 from sparsekit.methods.imp import IMP
 from sparsekit.methods.oneshot import OneShot
@@ -73,9 +74,13 @@ def test_bad_arguments_are_named() -> None:
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with pytest.raises(TypeError, match=r"a class needs its arguments: RigL\("):
         Sparsifier(model, optimizer, RigL)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"a function, such as erk, .* got 'erk'"):
+        Sparsifier(model, optimizer, RigL(0.9, allocation="erk"))  # type: ignore
     with pytest.raises(ValueError, match=r"seed must be an integer .* got -1"):
         Sparsifier(model, optimizer, Static(0.5), seed=-1)
-    with pytest.raises(ValueError, match="no parameter 'wieght'; it has weight, bias"):
+    with pytest.raises(
+        ValueError, match=r"no parameter 'wieght'; did you mean 'weight'\?"
+    ):
         Sparsifier(model, optimizer, Static(0.5), params=["wieght"])
 
 
@@ -234,6 +239,54 @@ def test_another_device_than_the_masks_is_refused() -> None:
     with pytest.raises(ValueError, match=where):
         loop.sparsifier.load_state_dict(state)
     assert all(torch.equal(m, masks[n]) for n, m in loop.sparsifier.alive.items())
+
+
+@pytest.mark.parametrize("value", [0.5, torch.nan])
+def test_absent_weights_that_something_else_wrote_are_refused(value) -> None:
+    """As by loading a dense checkpoint after the masks were made; nothing moves."""
+    loop = Loop(RigL(0.5, every=2, end=9)).run(2)
+    loop.gradient(2)
+    absent = ~loop.sparsifier.alive["0.weight"]
+    with torch.no_grad():  # writing zeros, or alive weights, is nobody's harm
+        loop.model[0].weight.masked_fill_(absent, 0).add_(loop.model[0].weight)
+    loop.sparsifier.before_step()
+    loop.optimizer.step()
+    loop.sparsifier.after_step()
+    loop.gradient(3)
+    absent = ~loop.sparsifier.alive["0.weight"]
+    before = loop.sparsifier.alive["0.weight"].clone()
+    with torch.no_grad():
+        loop.model[0].weight[absent] = value
+    with pytest.raises(ValueError, match=r"absent weights of '0\.weight' are not zero"):
+        loop.sparsifier.before_step()
+    assert before.equal(loop.sparsifier.alive["0.weight"])
+    with torch.no_grad():
+        loop.model[0].weight[absent] = 0
+    loop.sparsifier.before_step()
+
+
+def test_two_sparsifiers_of_one_optimizer() -> None:
+    """Each its layer; but a move that takes the step away takes it from all."""
+    loop = Loop(SET(0.5, every=2, end=9), params=["0"])
+    second = Sparsifier(
+        loop.model, loop.optimizer, SET(0.9, every=3, end=9), params="2"
+    )
+    for t in range(9):
+        loop.gradient(t)
+        loop.sparsifier.before_step()
+        second.before_step()
+        loop.optimizer.step()
+        loop.sparsifier.after_step()
+        second.after_step()
+    assert int(loop.sparsifier.alive["0.weight"].sum()) == count_active(13 * 11, 0.5)
+    assert int(second.alive["2.weight"].sum()) == count_active(11 * 3, 0.9)
+    assert not loop.model[2].weight[~second.alive["2.weight"]].any()
+    loop = Loop(RigL(0.5, every=2, end=9), params=["0"]).run(2)
+    second = Sparsifier(loop.model, loop.optimizer, Static(0.9), params="2")
+    loop.gradient(2)
+    loop.sparsifier.before_step()
+    with pytest.raises(RuntimeError, match=r"allocation=by_layer"):
+        second.before_step()
 
 
 def test_replaced_parameters_are_refused() -> None:
