@@ -4,6 +4,7 @@ An interval over seeds says how far other trainings would move a mean, one over 
 of their means over seeds, how far other users of the same kind would.
 """
 
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -52,11 +53,11 @@ class Comparison(common.Comparison):
 
     def _row(self, label: str) -> dict[str, str]:
         row = {"run": label + (" *" if label in self.added else "")}
-        row["ndcg@20"] = shown(self.interval(label), 4)
+        row["ndcg@20"] = _cell(self.interval(label))
         for over, difference in (
             ("seeds", self.difference), ("users", self.difference_over_users),
         ):  # fmt: skip
-            cell = "-" if label == self.baseline else shown(difference(label), 4, True)
+            cell = "-" if label == self.baseline else _cell(difference(label), True)
             row[f"- {self.baseline}, {over}"] = cell
         for metric in ("recall@20", "ndcg@10", "coverage@20"):
             row[metric] = f"{self.interval(label, metric).value:.4f}"
@@ -74,6 +75,8 @@ class Comparison(common.Comparison):
             "user. Settings were chosen by NDCG@20 on validation, in as many trials as "
             "the last column says (0: taken as they are)."
         ]
+        if any(len(set(found[CHOSEN_BY])) == 1 for found in self.values.values()):
+            notes.append("Without brackets: what does not depend on the seed.")
         if self.added:
             notes.append("* baseline, always included.")
         return plain(self.rows(), *notes, *self.notes)
@@ -92,6 +95,13 @@ class Comparison(common.Comparison):
         }
         RunFolder(folder).write_tensors("users.safetensors", tensors)
         super().save(folder)
+
+
+def _cell(interval: Interval, sign: bool = False) -> str:
+    """An interval; the value alone if all seeds gave the same."""
+    if math.isclose(interval.low, interval.high, abs_tol=1e-12):
+        return f"{interval.value + 0.0:{'+' if sign else ''}.4f}"
+    return shown(interval, 4, sign)
 
 
 def load_comparison(folder: Path) -> Comparison:
