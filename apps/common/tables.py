@@ -4,6 +4,7 @@ table([{"method": "rigl", "accuracy %": points(accuracies, sign=False)}])
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,8 @@ from apps.common.statistics import Interval, Values, mean_interval
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
 
-SENTENCE = 40  # characters: what is longer than this wraps
+SENTENCE = 40  # characters: what is longer than this needs a column of some width
+TOGETHER = re.compile(r"\[[^][]*\]|\d %")  # an interval, a number and its unit
 
 
 def table(
@@ -22,8 +24,7 @@ def table(
 ) -> "Styler":
     """Rows as a table without row numbers.
 
-    Numbers and short words stay on one line; a column with a text of more than
-    SENTENCE characters wraps.
+    Where a page is narrow, cells wrap, but not within an interval.
 
     rows: dicts with the same keys, which become the header. formats: {column: format},
     such as {"seconds": "{:.1f}"}.
@@ -37,22 +38,30 @@ def table(
     unknown = sorted(set(formats or {}) - set(rows[0]))
     if unknown:
         raise ValueError(f"no column {unknown[0]!r}; the table has {list(rows[0])}")
-    style = pd.DataFrame([dict(row) for row in rows]).style.format(formats or {})
+    frame = pd.DataFrame([{k: unbroken(v) for k, v in row.items()} for row in rows])
+    style = frame.style.format(formats or {})
     long = [
         column
         for column in rows[0]
         if any(len(str(row.get(column, ""))) > SENTENCE for row in rows)
     ]
+    style.set_properties(subset=long, **{"min-width": "13em"})
     cells = "padding: 0.2em 0.6em; text-align: left; font-size: 0.92em"
-    style.set_properties(
-        subset=long, **{"white-space": "normal", "min-width": f"{SENTENCE // 3 + 1}em"}
-    )
     return style.hide(axis="index").set_table_styles(
-        [
-            {"selector": "th, td", "props": cells},
-            # :where has no weight, so that the cells of long texts may say otherwise.
-            {"selector": ":where(td)", "props": "white-space: nowrap"},
-        ]
+        [{"selector": "th, td", "props": cells}]
+    )
+
+
+def unbroken(value: Any) -> Any:
+    """A text whose intervals and percentages hold together on one line.
+
+    >>> unbroken("0.92 [0.87, 0.97]") == "0.92 [0.87,\N{NO-BREAK SPACE}0.97]"
+    True
+    """
+    if not isinstance(value, str):
+        return value
+    return TOGETHER.sub(
+        lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), value
     )
 
 

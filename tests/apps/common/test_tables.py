@@ -16,16 +16,18 @@ def test_table_shows_every_cell_once_and_no_row_numbers():
     assert cells == ["method", "s", "set", "1.3 s", "rigl", "20.0 s"]
 
 
-def test_sentences_wrap_and_numbers_do_not():
+def test_cells_wrap_outside_intervals_and_sentences_have_room():
     statement = "Large sparse models beat small dense ones of equal memory."
     rows = [
-        {"claim": statement, "measured": "+0.3 [-0.1, +0.7]"},
+        {"claim": statement, "measured": "+0.3 [-0.1, +0.7], 5 % less"},
         {"claim": "short", "measured": "+1.3 [+0.9, +1.7]"},
     ]
     html = table(rows).to_html()
-    wrapped = re.search(r"([^}]*)\{\s*white-space: normal", html)[1]
-    assert re.findall(r"row(\d)_col(\d)", wrapped) == [("0", "0"), ("1", "0")]
-    assert "normal" not in table([{"n": 1, "measured": "0.5"}]).to_html()
+    assert "+0.3 [-0.1,\N{NO-BREAK SPACE}+0.7], 5\N{NO-BREAK SPACE}% less<" in html
+    assert "nowrap" not in html
+    roomy = re.search(r"([^}]*)\{\s*min-width", html)[1]
+    assert re.findall(r"row(\d)_col(\d)", roomy) == [("0", "0"), ("1", "0")]
+    assert "min-width" not in table([{"n": 1, "measured": "0.5"}]).to_html()
 
 
 @pytest.mark.parametrize(
