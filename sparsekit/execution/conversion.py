@@ -3,8 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -12,33 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from sparsekit.execution import calibration
-from sparsekit.execution.blocked import to_blocked
-from sparsekit.execution.blocks import BlockLinear
 from sparsekit.execution.compact import compact
 from sparsekit.execution.conv import SparseConv2d
-from sparsekit.execution.embedding import SparseEmbedding
+from sparsekit.execution.forms import FORMS, VALUES, Choice, Layer, maker
 from sparsekit.execution.layer import SparseLayer
-from sparsekit.execution.linear import SparseLinear
 from sparsekit.execution.network import blocked_network
-from sparsekit.execution.semi_structured import SemiStructuredLinear
-
-FORMS = ("auto", "values", "blocks", "compact", "2:4")
-MARGIN = 1.05  # a form must be this much faster than dense to be taken
+from sparsekit.parameters import unwrapped
+from sparsekit.spelling import choice
 
 Where = str | Iterable[str] | Callable[[str, nn.Module], bool]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What became of one layer, and why. Times: None if not measured."""
-
-    name: str
-    shape: tuple[int, ...]
-    density: float
-    form: str
-    dense_ms: float | None
-    sparse_ms: float | None
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -89,11 +70,13 @@ def convert(
     on a model in values mode drives it like a masked one.
 
     Args:
-        model: plain modules. Its mode (train or eval) says what is to be fast.
+        model: plain modules. Its mode (train or eval) says what is to be fast. Of
+            torch.compile and DistributedDataParallel the module inside is converted.
         to: the form.
-        masks: {weight name: bool mask}, as `Sparsifier.alive` or `finalize()` give it.
-            Default: a weight exists if it is not zero. Structure comes from the masks:
-            an alive weight may be zero.
+        masks: {parameter name: bool mask}, as `Sparsifier.alive` or `finalize()` give
+            it. Default: a weight exists if it is not zero. Structure comes from the
+            masks: an alive weight may be zero. What has no sparse form, such as an LSTM
+            or attention, is masked and stays dense.
         where: "auto": with an `example`, the layers that are measured to be faster in
             the new form, on this machine and for this batch; without one, all that the
             form fits. "all"; names of modules; or a function (name, module) -> bool.
@@ -109,16 +92,23 @@ def convert(
         ValueError: naming the argument, layer or mask that does not fit.
     """
     if to not in FORMS:
-        raise ValueError(f"to must be one of {FORMS}, got {to!r}")
+        raise ValueError(choice(f"there is no form {to!r}", to, FORMS))
     if to == "auto" and example is None:
         raise ValueError(
             "to='auto' times layers: pass example=, one batch of the model's input"
         )
+    if example is not None and not isinstance(example, Tensor):
+        raise TypeError(
+            f"example is one tensor, which the model is called with, got a "
+            f"{type(example).__name__}: wrap a model that takes more in one that does "
+            "not"
+        )
     if density is not None and (to != "values" or not 0 < density <= 1):
         raise ValueError(f"density is in (0, 1], with to='values'; got {density}, {to}")
-    known = _masks(model, masks)
+    model = unwrapped(model)
+    known, kept = _masks(model, masks)
     converted = copy.deepcopy(model)
-    _zero(converted, known)
+    _zero(converted, known | dict(masks or {}))
     notes: list[str] = []
     if to in ("auto", "compact"):
         converted = compact(converted)
@@ -126,8 +116,8 @@ def convert(
             f"compacted: {_count(model):,} -> {_count(converted):,} parameters"
         )
         if to == "compact":
-            return _with(converted, [], notes)
-        known = _masks(converted, None)
+            return _with(converted, kept, notes)
+        known, _ = _masks(converted, None)
     dense = copy.deepcopy(converted) if to == "auto" else converted
     converted, choices = _replace(converted, to, known, where, example, density, block)
     if any(isinstance(m, SparseConv2d) for m in converted.modules()):
@@ -139,7 +129,7 @@ def convert(
         if ratio:
             notes.append(f"as a whole {ratio:.2f}x the dense time: kept dense")
             converted = dense
-    return _with(converted, choices, notes)
+    return _with(converted, choices + kept, notes)
 
 
 def _count(model: nn.Module) -> int:
@@ -158,7 +148,7 @@ def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
     >>> plain[0].weight.data[0] = 0
     >>> sparse = convert(plain, to="values")
     >>> list(sparse.state_dict())[:3]
-    ['0.values', '0.crow', '0.col']
+    ['0.values', '0.bias', '0.crow']
     >>> plain.load_state_dict(dense_state_dict(sparse))
     <All keys matched successfully>
     """
@@ -175,28 +165,45 @@ def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
 # ---- which layers --------------------------------------------------------------------
 
 
-def _masks(model: nn.Module, masks: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """{weight name: mask} of every layer that some form fits."""
+def _masks(
+    model: nn.Module, masks: Mapping[str, Tensor] | None
+) -> tuple[dict[str, Tensor], list[Choice]]:
+    """{weight name: mask} of every layer that some form fits, and what was masked else.
+
+    Raises:
+        ValueError: for a name that is no parameter, or a mask that does not fit.
+    """
     weights = {
         f"{name}.weight" if name else "weight": module.weight.detach()
         for name, module in model.named_modules()
-        if type(module) in (nn.Linear, nn.Conv2d, nn.Embedding)
+        if type(module) in VALUES
     }
     if masks is None:
-        return {name: weight != 0 for name, weight in weights.items()}
+        return {name: weight != 0 for name, weight in weights.items()}, []
+    if not isinstance(masks, Mapping):
+        raise TypeError(
+            f"masks is {{parameter name: bool mask}}, such as sparsifier.alive, got a "
+            f"{type(masks).__name__}"
+        )
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    kept = []
     for name, mask in masks.items():
+        if name not in parameters:
+            refused = f"masks has {name!r}, which is no parameter of the model"
+            raise ValueError(choice(refused, name, parameters, "it has"))
+        shape = tuple(parameters[name].shape)
+        if mask.dtype != torch.bool or mask.shape != shape:
+            raise ValueError(
+                f"the mask of {name!r} must be bool of shape {shape}, got {mask.dtype} "
+                f"{tuple(mask.shape)}"
+            )
         if name not in weights:
-            raise ValueError(
-                f"masks has {name!r}, which is no weight of a plain Linear, Conv2d or "
-                f"Embedding of the model; those are {', '.join(weights) or 'none'}"
-            )
-        if mask.dtype != torch.bool or mask.shape != weights[name].shape:
-            raise ValueError(
-                f"the mask of {name!r} must be bool of shape "
-                f"{tuple(weights[name].shape)}, got {mask.dtype} {tuple(mask.shape)}"
-            )
-    every = {n: torch.ones_like(w, dtype=torch.bool) for n, w in weights.items()}
-    return every | dict(masks)
+            owner = type(model.get_submodule(name.rpartition(".")[0])).__name__
+            reason = f"{owner} has no sparse form"
+            share = float(mask.float().mean())
+            kept.append(Choice(name, shape, share, "dense", None, None, reason))
+    full = {n: torch.ones_like(w, dtype=torch.bool) for n, w in weights.items()}
+    return {name: masks.get(name, full[name]) for name in full}, kept
 
 
 def _selected(model: nn.Module, where: Where) -> Callable[[str, nn.Module], bool]:
@@ -205,13 +212,11 @@ def _selected(model: nn.Module, where: Where) -> Callable[[str, nn.Module], bool
     if isinstance(where, str) and where in ("auto", "all"):
         return lambda name, module: True
     names = {where} if isinstance(where, str) else set(where)
-    unknown = names - {name for name, _ in model.named_modules()}
+    layers = [n for n, m in model.named_modules() if type(m) in VALUES]
+    unknown = sorted(names - set(layers))
     if unknown:
-        layers = [n for n, m in model.named_modules() if hasattr(m, "weight")]
-        raise ValueError(
-            f"where names {sorted(unknown)[0]!r}, which the model has not; it has "
-            f"{', '.join(layers)}"
-        )
+        refused = f"where names {unknown[0]!r}, which is no layer that a form fits"
+        raise ValueError(choice(refused, unknown[0], layers, "those are"))
     return lambda name, module: name in names
 
 
@@ -248,97 +253,6 @@ def _inputs(model: nn.Module, example: Tensor) -> dict[str, Tensor]:
 # ---- replacing them ------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """A dense layer, and what decides its form."""
-
-    name: str
-    module: nn.Module
-    mask: Tensor
-    x: Tensor | None  # its input for the example
-    training: bool
-    density: float  # when it runs
-
-    def choice(self, form: str, reason: str) -> Choice:
-        shape = tuple(self.mask.shape)
-        return Choice(self.name, shape, self.density, form, None, None, reason)
-
-    def timed(
-        self, make: Callable[[nn.Module, Tensor], nn.Module], form: str
-    ) -> Choice:
-        """Dense against sparse for this input, at the density at which it will run."""
-        assert self.x is not None
-        mask = self.mask
-        if self.density != float(mask.float().mean()):  # to be pruned later
-            noise = torch.rand(mask.shape, generator=torch.Generator().manual_seed(0))
-            mask = noise < self.density
-        x = self.x
-        mode = "training" if self.training else "inference"
-        stride = getattr(self.module, "stride", "")
-        key = (
-            f"{type(self.module).__name__} {tuple(mask.shape)} stride {stride} input "
-            f"{tuple(x.shape)} {mode}"
-        )
-
-        def dense_call(layout: torch.memory_format) -> Callable[[], Any]:
-            module = copy.deepcopy(self.module)
-            if x.dim() != 4:
-                return calibration.layer_call(module, x, self.training)
-            module.to(memory_format=layout)  # type: ignore[call-overload]
-            inner = x.contiguous(memory_format=layout)
-            return calibration.layer_call(module, inner, self.training)
-
-        def sparse_call() -> Callable[[], Any]:
-            module = make(self.module, mask)
-            inner = to_blocked(x) if isinstance(module, SparseConv2d) else x
-            return calibration.layer_call(module, inner, self.training)
-
-        layouts = [torch.contiguous_format, torch.channels_last][: 1 + (x.dim() == 4)]
-        dense = min(
-            calibration.seconds(f"{key} {layout}", partial(dense_call, layout))
-            for layout in layouts
-        )
-        full = f"{key} {form} density {self.density:.2g}"
-        sparse = calibration.seconds(full, sparse_call)
-        wins = sparse * MARGIN < dense
-        return replace(
-            self.choice(form if wins else "dense", f"{dense / sparse:.2f}x"),
-            dense_ms=dense * 1e3,
-            sparse_ms=sparse * 1e3,
-        )
-
-
-def _make(to: str, block: int) -> Callable[[nn.Module, Tensor], nn.Module]:
-    """(dense layer, mask) -> the layer in its new form; ValueError if it fits none."""
-
-    def make(module: nn.Module, mask: Tensor) -> nn.Module:
-        kind = type(module)
-        if to == "values" and kind in _VALUES:
-            return _VALUES[kind].from_dense(module, mask)
-        if to == "blocks" and isinstance(module, nn.Linear):
-            # Any non-zero keeps its block: a mask of `!= 0` may have holes in it.
-            return BlockLinear.from_dense(_zeroed(module, mask), block)
-        if to == "2:4" and isinstance(module, nn.Linear):
-            return SemiStructuredLinear.from_dense(_zeroed(module, mask))
-        raise ValueError(f"{kind.__name__} has no form {to!r}")
-
-    return make
-
-
-def _zeroed(module: nn.Linear, mask: Tensor) -> nn.Linear:
-    copied = copy.deepcopy(module)
-    with torch.no_grad():
-        copied.weight.masked_fill_(~mask, 0)
-    return copied
-
-
-_VALUES: dict[type[nn.Module], Any] = {
-    nn.Linear: SparseLinear,
-    nn.Conv2d: SparseConv2d,
-    nn.Embedding: SparseEmbedding,
-}
-
-
 def _replace(
     model: nn.Module,
     to: str,
@@ -351,7 +265,7 @@ def _replace(
     """Puts the new layers in place of the dense ones, and says why or why not."""
     inputs = {} if example is None else _inputs(model, example)
     selected, shared = _selected(model, where), _shared(model)
-    make = _make("values" if to == "auto" else to, block)
+    make = maker("values" if to == "auto" else to, block)
     new: dict[nn.Module, nn.Module] = {}
     choices = []
     for name, module in model.named_modules():
@@ -359,7 +273,7 @@ def _replace(
         if mask is None or not selected(name, module):
             continue
         share = float(mask.float().mean())
-        layer = _Layer(
+        layer = Layer(
             name,
             module,
             mask,

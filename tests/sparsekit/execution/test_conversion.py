@@ -11,6 +11,7 @@ from sparsekit.execution.conv import SparseConv2d
 from sparsekit.execution.embedding import SparseEmbedding
 from sparsekit.execution.linear import SparseLinear
 from sparsekit.methods.rigl import RigL
+from sparsekit.methods.static import Static
 from sparsekit.sparsifier import Sparsifier
 
 
@@ -122,6 +123,51 @@ def test_where_chooses():
         assert isinstance(converted[2], SparseLinear)
 
 
+class Recurrent(nn.Module):
+    """Weights of layers that no form fits, beside some that one does."""
+
+    def __init__(self):
+        super().__init__()
+        self.before = nn.Linear(7, 8)
+        self.positions = nn.Parameter(torch.randn(5, 8))
+        self.lstm = nn.LSTM(8, 6, batch_first=True)
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+
+    def forward(self, x):
+        x = self.lstm(self.before(x) + self.positions)[0]
+        return self.attention(x, x, x)[0]
+
+
+@pytest.mark.parametrize("to", ["values", "auto", "compact"])
+def test_masks_of_weights_without_a_form_hold_too(to, times):
+    """What a Sparsifier masks by default is what convert takes, whatever the model."""
+    times["values"] = 0.1
+    torch.manual_seed(0)
+    model = Recurrent().eval()
+    untouched = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    masks = Sparsifier(model, optimizer, Static(0.7)).finalize()
+    assert len(masks) == 6
+    x = torch.randn(3, 5, 7)
+    # The masks make the dense model the masked one; without them it is not.
+    converted = convert(untouched, to, masks=masks, example=x)
+    torch.testing.assert_close(converted(x), model(x))
+    assert not torch.allclose(untouched(x), model(x))
+    choices = {c.name: c for c in converted.conversion.choices}
+    assert choices["lstm.weight_hh_l0"].reason == "LSTM has no sparse form"
+    assert choices["positions"].reason == "Recurrent has no sparse form"
+    share = masks["positions"].float().mean().item()
+    assert choices["positions"].density == pytest.approx(share)
+    assert to == "compact" or choices["before"].form == "values"
+
+
+def test_a_wrapped_model_is_converted_by_the_names_inside():
+    model = nn.DataParallel(mlp())
+    masks = {"0.weight": torch.rand(31, 23) < 0.3}
+    converted = convert(model, "values", masks=masks)
+    assert converted[0].mask().equal(masks["0.weight"])
+
+
 def test_shared_weights_and_embeddings():
     class Tied(nn.Module):
         def __init__(self):
@@ -185,14 +231,16 @@ def test_a_sparsifier_drives_the_converted_model():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"to": "csr"}, "to must be one of"),
+        ({"to": "csr"}, "no form 'csr'; choose one of auto, values"),
+        ({"to": "Value"}, r"did you mean 'values'\?"),
         ({"to": "auto"}, "pass example="),
         (
             {"to": "values", "masks": {"9.weight": torch.ones(1)}},
-            "no weight of a plain",
+            "no parameter of the model",
         ),
         ({"to": "values", "masks": {"0.weight": torch.ones(2) > 0}}, "shape .31, 23."),
-        ({"to": "values", "where": ["5"]}, "where names '5'"),
+        ({"to": "values", "where": ["5"]}, "where names '5'.*those are 0, 2"),
+        ({"to": "values", "where": ["1"]}, "where names '1'.*no layer that a form"),
         ({"to": "values", "density": 0.0}, "density is in"),
         ({"to": "2:4"}, "dense"),
     ],
@@ -204,6 +252,17 @@ def test_bad_input_is_named(arguments, message):
         return
     with pytest.raises(ValueError, match=message):
         convert(mlp(), **arguments)
+
+
+def test_what_is_no_mapping_and_no_tensor_is_named():
+    model = mlp()
+    sparsifier = Sparsifier(
+        model, torch.optim.SGD(model.parameters(), 0.1), Static(0.5)
+    )
+    with pytest.raises(TypeError, match=r"such as sparsifier\.alive, got a Sparsifier"):
+        convert(model, "values", masks=sparsifier)
+    with pytest.raises(TypeError, match=r"example is one tensor.* got a tuple"):
+        convert(model, example=(torch.randn(3, 23),))
 
 
 def test_a_time_is_measured_once(tmp_path):
