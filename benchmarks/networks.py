@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apps.classify.models import Residual
+from apps.common.classifiers import Block
 
 
 def resnet18(width: int = 16, classes: int = 10) -> nn.Module:
@@ -15,7 +15,7 @@ def resnet18(width: int = 16, classes: int = 10) -> nn.Module:
     for stage in range(4):
         for block in range(2):
             n_out = width * 2**stage
-            layers.append(Residual(n_in, n_out, 2 if stage and not block else 1))
+            layers.append(Block(n_in, n_out, 2 if stage and not block else 1))
             n_in = n_out
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(n_in, classes)]
     return nn.Sequential(*layers)

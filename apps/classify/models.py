@@ -4,50 +4,13 @@ Shapes were chosen by measured step time on one thread (batch 100, AdamW): 0.6 m
 `mlp(100, 2)`, 3 ms for `cnn(8, 2)`, 3 ms for `lstm(64, 1)` on 28x28 images.
 """
 
-from itertools import pairwise
-
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from apps.common.classifiers import CNN, Block, mlp
+from apps.common.seeds import seeded
+from sparsekit.spelling import choice
+
 NAMES = ("mlp", "cnn", "lstm", "resnet", "mobilenet")
-
-
-def mlp(width: int, depth: int, classes: int, channels: int = 1, size: int = 28):
-    """Multi-layer perceptron: `depth` hidden layers of `width` ReLU units."""
-    sizes = [channels * size * size] + [width] * depth
-    layers: list[nn.Module] = [nn.Flatten()]
-    for n_in, n_out in pairwise(sizes):
-        layers += [nn.Linear(n_in, n_out), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(sizes[-1], classes))
-
-
-class CNN(nn.Module):
-    """`depth` 3x3 convolutions and a linear layer; `width` filters, then `2 * width`.
-
-    The first two convolutions are followed by 2x2 max pooling. Pooling comes before
-    ReLU: the same function, because ReLU is monotone, on a quarter of the values.
-    `norm` puts BatchNorm between the two.
-    """
-
-    def __init__(self, width, depth, classes, channels=1, size=28, norm=False):
-        super().__init__()
-        layers: list[nn.Module] = []
-        for i in range(depth):
-            filters = width if i == 0 else 2 * width
-            layers.append(nn.Conv2d(channels, filters, 3, padding=1, bias=not norm))
-            channels = filters
-            if i < 2:
-                layers.append(nn.MaxPool2d(2))
-                size //= 2
-            if norm:
-                layers.append(nn.BatchNorm2d(filters))
-            layers.append(nn.ReLU())
-        self.features = nn.Sequential(*layers)
-        self.classifier = nn.Linear(channels * size * size, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.features(x).flatten(1))  # [B, classes]
 
 
 class LSTM(nn.Module):
@@ -68,31 +31,12 @@ class LSTM(nn.Module):
         return self.classifier(hidden[-1])  # [B, classes]
 
 
-class Residual(nn.Module):
-    """Two 3x3 convolutions and a shortcut, with BatchNorm."""
-
-    def __init__(self, n_in: int, n_out: int, stride: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(n_out)
-        self.conv2 = nn.Conv2d(n_out, n_out, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(n_out)
-        self.shortcut = nn.Sequential()
-        if stride > 1 or n_in != n_out:
-            self.shortcut.append(nn.Conv2d(n_in, n_out, 1, stride, bias=False))
-            self.shortcut.append(nn.BatchNorm2d(n_out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.norm2(self.conv2(out)) + self.shortcut(x))
-
-
 def resnet(width: int, depth: int, classes: int, channels: int = 1):
     """`depth` residual blocks; each after the first halves the image, doubles width."""
     layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1, bias=False)]
     layers += [nn.BatchNorm2d(width), nn.ReLU()]
     for i in range(depth):
-        layers.append(Residual(width * 2 ** max(0, i - 1), width * 2**i, min(i, 1) + 1))
+        layers.append(Block(width * 2 ** max(0, i - 1), width * 2**i, min(i, 1) + 1))
     return nn.Sequential(*layers, *head(width * 2 ** (depth - 1), classes))
 
 
@@ -141,15 +85,14 @@ def build(
     89610
     """
     if name not in NAMES:
-        raise ValueError(f"model {name!r} is unknown; choose one of {', '.join(NAMES)}")
+        raise ValueError(choice(f"model {name!r} is unknown", name, NAMES))
     if width < 1 or depth < (0 if name == "mlp" else 1):
         raise ValueError(f"{name} needs width and depth >= 1, got {width} and {depth}")
     if name == "cnn" and size < 4:
         raise ValueError(f"cnn needs images of at least 4x4 pixels, got {size}x{size}")
     if norm and name != "cnn":  # resnet and mobilenet have it anyway
         raise ValueError(f"norm=true is an option of the cnn, not of the {name}")
-    with torch.random.fork_rng(devices=[]):  # the caller's generator is left alone
-        torch.manual_seed(seed)
+    with seeded(seed):
         if name == "mlp":
             return mlp(width, depth, classes, channels, size)
         if name == "cnn":

@@ -1,12 +1,10 @@
 """A training's result, its state on the way there, and both on disk."""
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from apps.classify import data, metrics, models
@@ -15,6 +13,7 @@ from apps.common import cost
 from apps.common.config import settings
 from apps.common.runs import RunFolder, load_run
 from apps.common.statistics import Interval, bootstrap_interval, mean_interval
+from apps.common.training import clones, evaluate, require_finite
 from sparsekit.execution import dense_state_dict
 
 
@@ -66,11 +65,7 @@ class Run:
 
     def end_epoch(self, loss: float, logits: Tensor, y: Tensor, seconds: float) -> None:
         """Records an epoch, remembers the best weights, writes a checkpoint."""
-        if not math.isfinite(loss):
-            raise ValueError(
-                f"the loss is {loss} in epoch {self.epoch + 1}: lower lr "
-                f"(now {self.config.lr}) or look at the data"
-            )
+        require_finite(loss, f"epoch {self.epoch + 1}", self.config.lr)
         self.epoch += 1
         self.seconds += seconds
         accuracy = float(metrics.correct(logits, y).mean())
@@ -89,8 +84,8 @@ class Run:
         if self.config.keep == "best" and better and self._is_final_sparsity():
             self.best = {
                 "accuracy": accuracy,
-                "model": _clones(self.model.state_dict()),
-                "masks": _clones(self.masks),
+                "model": clones(self.model.state_dict()),
+                "masks": clones(self.masks),
             }
         if self.folder is not None:
             self.folder.write_checkpoint(self._state())
@@ -102,7 +97,7 @@ class Run:
         plain: takes the weights of a model in values mode, and is tested and returned.
         """
         test = splits.test
-        masks = _clones(self.masks)
+        masks = clones(self.masks)
         if self.best is not None:
             self.model.load_state_dict(self.best["model"])
             masks = self.best["masks"]
@@ -152,13 +147,6 @@ class Run:
         self.flops.total = state["flops"]
 
 
-@torch.no_grad()
-def evaluate(model: nn.Module, split: data.Split, batch: int = 1000) -> Tensor:
-    """Logits [N, K] in evaluation mode."""
-    model.eval()
-    return torch.cat([model(x) for x in split.x.split(batch)])
-
-
 def test_metrics(
     logits: Tensor, y: Tensor
 ) -> tuple[dict[str, Tensor], dict[str, Interval]]:
@@ -174,10 +162,6 @@ def test_metrics(
     named = {"accuracy" if k == "correct" else k: v for k, v in samples.items()}
     measured = {k: mean_interval(v.double().numpy()) for k, v in named.items()}
     return samples, measured | {"ece": ece_interval(logits, y)}
-
-
-def _clones(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 def ece_interval(logits: Tensor, y: Tensor) -> Interval:

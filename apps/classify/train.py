@@ -8,20 +8,25 @@ or, in a notebook (nothing is written):
     result = train(Config(model="cnn", width=8, method="rigl", sparsity=0.9))
 """
 
-import math
 import time
 from collections.abc import Callable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apps.classify import cost, data, models
 from apps.classify.config import Config
-from apps.classify.result import Result, Run, evaluate, load_result
+from apps.classify.result import Result, Run, load_result
 from apps.common import options, processes
 from apps.common.runs import is_finished
+from apps.common.seeds import mixed
+from apps.common.training import (
+    build_optimizer,
+    evaluate,
+    learning_rate_factor,
+    set_learning_rate,
+)
 from sparsekit import Sparsifier
 
 Watch = Callable[[int, nn.Module, Sparsifier | None], None]
@@ -81,7 +86,8 @@ def train(config: Config, watch: Watch | None = None) -> Result:
         summed = torch.zeros((), device=x.device)
         step = epoch * steps_per_epoch
         for batch in epoch_batches(config, len(y), epoch):
-            set_learning_rate(optimizer, config, step % cycle, cycle)
+            factor = learning_rate_factor(config.schedule, step % cycle, cycle)
+            set_learning_rate(optimizer, config.lr * factor)
             loss = F.cross_entropy(
                 forward(x[batch]), y[batch], label_smoothing=config.label_smoothing
             )
@@ -133,41 +139,9 @@ def build_model(config: Config, splits: data.Splits) -> nn.Module:
     return model.to(config.device)
 
 
-def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    common = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(model.parameters(), **common)
-    return torch.optim.SGD(model.parameters(), momentum=0.9, nesterov=True, **common)
-
-
-def set_learning_rate(
-    optimizer: torch.optim.Optimizer, config: Config, step: int, total: int
-) -> None:
-    lr = config.lr * learning_rate_factor(config.schedule, step, total)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-
-
-def learning_rate_factor(schedule: str, step: int, total: int) -> float:
-    """Share of the peak learning rate in step 0 ... total - 1.
-
-    one-cycle rises linearly in the first tenth, then follows a cosine to 0.
-
-    >>> [round(learning_rate_factor("one-cycle", t, 20), 2) for t in (0, 1, 2, 11, 19)]
-    [0.5, 1.0, 1.0, 0.5, 0.01]
-    """
-    if schedule == "constant":
-        return 1.0
-    rise = max(1, round(0.1 * total)) if schedule == "one-cycle" else 0
-    if step < rise:
-        return (step + 1) / rise
-    return (1 + math.cos(math.pi * (step - rise) / max(1, total - rise))) / 2
-
-
 def epoch_batches(config: Config, n_train: int, epoch: int) -> tuple[Tensor, ...]:
     """Indices of an epoch's batches, decided by (seed, epoch): nothing to resume."""
-    mixed = np.random.SeedSequence((config.seed, epoch)).generate_state(1)[0]
-    generator = torch.Generator().manual_seed(int(mixed))
+    generator = torch.Generator().manual_seed(mixed(config.seed, epoch))
     order = torch.randperm(n_train, generator=generator).to(config.device)
     return order[: n_train - n_train % config.batch].split(config.batch)
 

@@ -4,9 +4,11 @@ All end in an `nn.Linear` and use layers whose per-sample gradients are exact in
 `sparsekit.data_pruning`.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from apps.common.seeds import seeded
+from sparsekit.spelling import choice
 
 NAMES = ("mlp", "cnn", "resnet18")
 
@@ -21,24 +23,47 @@ def mlp(width: int, depth: int, classes: int, channels: int, size: int) -> nn.Mo
     return nn.Sequential(*layers, nn.Linear(n_in, classes))
 
 
-def cnn(width: int, depth: int, classes: int, channels: int, size: int) -> nn.Module:
-    """`depth` 3x3 convolutions with BatchNorm, the first two halved by max pooling.
+def convolutions(
+    width: int, depth: int, channels: int, size: int, norm: bool
+) -> tuple[list[nn.Module], int]:
+    """`depth` 3x3 convolutions, the first two halved by max pooling; and their outputs.
 
     `width` filters, then twice as many. Pooling comes before BatchNorm and ReLU, which
-    saves three quarters of their work.
+    saves three quarters of their work; before ReLU alone it is the same function,
+    because ReLU is monotone.
     """
     layers: list[nn.Module] = []
     for i in range(depth):
         filters = width if i == 0 else 2 * width
-        layers.append(nn.Conv2d(channels, filters, 3, padding=1, bias=False))
+        layers.append(nn.Conv2d(channels, filters, 3, padding=1, bias=not norm))
         channels = filters
         if i < 2:
             layers.append(nn.MaxPool2d(2))
             size //= 2
-        layers += [nn.BatchNorm2d(filters), nn.ReLU()]
-    return nn.Sequential(
-        *layers, nn.Flatten(), nn.Linear(channels * size * size, classes)
-    )
+        layers += [nn.BatchNorm2d(filters)] * norm + [nn.ReLU()]
+    return layers, channels * size * size
+
+
+def cnn(width: int, depth: int, classes: int, channels: int, size: int) -> nn.Module:
+    """`convolutions` with BatchNorm and a linear layer, all in one sequence."""
+    layers, n_in = convolutions(width, depth, channels, size, norm=True)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(n_in, classes))
+
+
+class CNN(nn.Module):
+    """`convolutions` and a linear layer, by name: features, classifier."""
+
+    def __init__(
+        self, width: int, depth: int, classes: int, channels: int, size: int,
+        norm: bool = False,
+    ):  # fmt: skip
+        super().__init__()
+        layers, n_in = convolutions(width, depth, channels, size, norm)
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(n_in, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x).flatten(1))  # [B, classes]
 
 
 class Block(nn.Module):
@@ -108,7 +133,18 @@ def build(
     11173962
     """
     if name not in NAMES:
-        raise ValueError(f"model {name!r} is unknown; choose one of {', '.join(NAMES)}")
+        raise ValueError(choice(f"model {name!r} is unknown", name, NAMES))
+    require_fit(name, depth, size)
+    with seeded(seed):
+        if name == "mlp":
+            return mlp(width, depth, classes, channels, size)
+        if name == "cnn":
+            return cnn(width, depth, classes, channels, size)
+        return ResNet18(width, classes, channels)
+
+
+def require_fit(name: str, depth: int, size: int) -> None:
+    """ValueError for a depth below 1 of the cnn, 0 of others; for a tiny image."""
     if name == "cnn" and (depth < 1 or size < 4):
         raise ValueError(
             f"cnn needs depth >= 1 and images of at least 4x4 pixels, got {depth} and "
@@ -116,10 +152,3 @@ def build(
         )
     if depth < 0:
         raise ValueError(f"depth must be at least 0, got {depth}")
-    with torch.random.fork_rng(devices=[]):  # the caller's generator is left alone
-        torch.manual_seed(seed)
-        if name == "mlp":
-            return mlp(width, depth, classes, channels, size)
-        if name == "cnn":
-            return cnn(width, depth, classes, channels, size)
-        return ResNet18(width, classes, channels)

@@ -13,6 +13,7 @@ from apps.common import cost
 from apps.common.config import settings
 from apps.common.runs import RunFolder, load_run
 from apps.common.statistics import Interval
+from apps.common.training import clones, require_finite
 from apps.continual import metrics, models
 from apps.continual.config import Config
 from apps.continual.strategy import evaluating
@@ -154,11 +155,8 @@ class Run:
     def end_epoch(self, seconds: float) -> None:
         """Records an epoch, and writes a checkpoint."""
         loss = float(self.summed) / self.batch
-        if not math.isfinite(loss):
-            raise ValueError(
-                f"the loss is {loss} in epoch {self.epoch + 1} of task "
-                f"{self.task + 1}: lower lr (now {self.config.lr}) or look at the data"
-            )
+        when = f"epoch {self.epoch + 1} of task {self.task + 1}"
+        require_finite(loss, when, self.config.lr)
         self.seconds += seconds
         sparsifier = self.state.sparsifier
         row = {
@@ -188,7 +186,7 @@ class Run:
         state, tested = self.state, self.last
         if tested is None:
             tested = measure(state)
-        masks = {name: mask.clone() for name, mask in state.masks.items()}
+        masks = clones(state.masks)
         model = state.model
         if self.config.backend == "values":
             model = state.fresh_model()

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from apps.common import processes
 from apps.common.options import in_values_mode
+from apps.common.seeds import mixed
 from apps.continual import buffer as memory
 from apps.continual import models
 from apps.continual.augment import crops_and_flips
@@ -314,8 +314,3 @@ def _objective(stream: Stream, config: Config) -> Callable[[nn.Module], Tensor]:
     x = stream.view(part.raw(slice(0, 100)).to(config.device))
     y = part.y[:100].to(config.device)
     return lambda model: nn.functional.cross_entropy(model(x), y)
-
-
-def mixed(*numbers: int) -> int:
-    """A seed of 32 bits from several numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

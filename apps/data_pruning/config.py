@@ -5,8 +5,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from apps.common.config import RunConfig, convert_table, parse
 from apps.common.toml import deep_merge, read_toml
 
@@ -134,12 +132,3 @@ def settings(config: Config) -> dict[str, Any]:
     for name in ("profile", "out", "resume", "seed", "data_dir"):
         shown.pop(name)
     return {name: shown[name] for name in Config.__annotations__ if name in shown}
-
-
-def mixed(*numbers: int) -> int:
-    """A seed from several numbers: the settings' seed, and what it is for.
-
-    Generators with the same seed draw the same permutation: without this, a random
-    subset would hold exactly the examples whose labels were replaced.
-    """
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from apps.common import images
 from apps.common.images import Split, Splits
-from apps.data_pruning.config import Config, mixed
+from apps.common.seeds import mixed
+from apps.data_pruning.config import Config
 
 BLUR = 0.1  # standard deviation of what a near copy adds, in standardised units
 

@@ -13,11 +13,13 @@ from typing import Any
 
 from torch import Tensor
 
+from apps.common.seeds import mixed
 from apps.common.toml import scalar
 from apps.data_pruning import scoring
-from apps.data_pruning.config import Config, mixed
+from apps.data_pruning.config import Config
 from apps.data_pruning.data import Data
 from sparsekit.data_pruning.selection import POLICIES, select
+from sparsekit.spelling import choice
 
 SHORT = {
     "random": "random:random",
@@ -57,9 +59,7 @@ def parse(config: Config, word: str) -> Strategy:
     if score != "random":
         scoring.parse(config, score)
     if policy not in POLICIES:
-        raise ValueError(
-            f"{word!r}: no policy {policy!r}; known: {', '.join(POLICIES)}"
-        )
+        raise ValueError(choice(f"{word!r}: no policy {policy!r}", policy, POLICIES))
     known = [
         n for n in inspect.signature(POLICIES[policy]).parameters if n not in GIVEN
     ]

@@ -8,7 +8,6 @@ A subset gets the steps of all data (`equal steps`: no time is saved) or its sha
 them (`equal epochs`).
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -20,7 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apps.common import classifiers
-from apps.data_pruning.config import Config, mixed
+from apps.common.seeds import mixed
+from apps.common.training import (
+    build_optimizer,
+    learning_rate_factor,
+    require_finite,
+    set_learning_rate,
+)
+from apps.data_pruning.config import Config
 from apps.data_pruning.data import Data
 from sparsekit.accounting import forward_flops
 
@@ -89,7 +95,8 @@ def train(
         for step in range(ends[epoch], ends[epoch + 1]):
             batch = next(batches)
             inputs = augmented(x[batch], draws) if config.augment else x[batch]
-            set_learning_rate(optimizer, config.lr * one_cycle(step, total))
+            factor = learning_rate_factor("one-cycle", step, total)
+            set_learning_rate(optimizer, config.lr * factor)
             with autocast(config):
                 logits = forward(inputs)
             each = F.cross_entropy(
@@ -106,11 +113,7 @@ def train(
         done = max(1, ends[epoch + 1] - ends[epoch])
         losses.append(float(summed) / done)
         seconds += now(x.device) - started
-        if not math.isfinite(losses[-1]):
-            raise ValueError(
-                f"the loss is {losses[-1]} in epoch {epoch + 1}: lower lr (now "
-                f"{config.lr}) or look at the data"
-            )
+        require_finite(losses[-1], f"epoch {epoch + 1}", config.lr)
         if watch is not None:
             watch(model, epoch + 1, seconds)
 
@@ -180,30 +183,6 @@ def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
     crops = padded.unfold(2, size, 1).unfold(3, size, 1)  # [B, C, 9, 9, S, S]
     x = crops[torch.arange(n, device=x.device), :, top, left]
     return torch.where(flipped, x.flip(3), x)
-
-
-def one_cycle(step: int, total: int) -> float:
-    """Share of the peak learning rate in step 0 ... total - 1.
-
-    >>> [round(one_cycle(t, 20), 2) for t in (0, 1, 2, 11, 19)]
-    [0.5, 1.0, 1.0, 0.5, 0.01]
-    """
-    rise = max(1, round(0.1 * total))
-    if step < rise:
-        return (step + 1) / rise
-    return (1 + math.cos(math.pi * (step - rise) / max(1, total - rise))) / 2
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-
-
-def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    common = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(model.parameters(), **common)
-    return torch.optim.SGD(model.parameters(), momentum=0.9, nesterov=True, **common)
 
 
 def build(config: Config, data: Data, run: int = 0) -> tuple[nn.Module, Callable]:

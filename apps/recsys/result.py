@@ -15,6 +15,7 @@ from apps.common import cost
 from apps.common.config import settings
 from apps.common.runs import RunFolder, load_run
 from apps.common.statistics import Interval
+from apps.common.training import clones, require_finite
 from apps.recsys import metrics, networks
 from apps.recsys.augmentation import content_hash, refuse_changed
 from apps.recsys.config import Config
@@ -79,11 +80,7 @@ class Run:
 
     def end_epoch(self, loss: float, seconds: float) -> None:
         """Records an epoch; every few, validates and writes a checkpoint."""
-        if not math.isfinite(loss):
-            raise ValueError(
-                f"the loss is {loss} in epoch {self.epoch + 1}: lower lr "
-                f"(now {self.config.lr}) or look at the data"
-            )
+        require_finite(loss, f"epoch {self.epoch + 1}", self.config.lr)
         self.epoch += 1
         self.seconds += seconds
         self.flops += self._epoch_flops()
@@ -114,7 +111,7 @@ class Run:
         plain: takes the weights of a network in values mode, and is tested and
         returned.
         """
-        masks, epoch = _clones(self.masks), self.epoch
+        masks, epoch = clones(self.masks), self.epoch
         if self.best is not None:
             self.network.load_state_dict(self.best["network"])
             masks, epoch = self.best["masks"], self.best["epoch"]
@@ -143,8 +140,8 @@ class Run:
             self.best = {
                 "epoch": self.epoch,
                 "value": row[CHOSEN_BY],
-                "network": _clones(self.network.state_dict()),
-                "masks": _clones(self.masks),
+                "network": clones(self.network.state_dict()),
+                "masks": clones(self.masks),
             }
 
     def _is_final_sparsity(self) -> bool:
@@ -213,10 +210,6 @@ def measured(tested: Evaluation, data: Dataset) -> dict[str, Interval]:
     surprise = metrics.summary({f"novelty@{k}": metrics.novelty(ranked, data.train)})
     alone = {m: Interval(float(v), math.nan, math.nan, n) for m, v in whole.items()}
     return tested.intervals | surprise | alone
-
-
-def _clones(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 def save(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from apps.common import options
 from apps.common.runs import is_finished
+from apps.common.training import set_learning_rate
 from apps.recsys import networks
 from apps.recsys.config import Config
 from apps.recsys.gradients import prepared
@@ -98,7 +99,8 @@ def train(config: Config, watch: Watch | None = None, *, part: str = "test") -> 
         step = epoch * sampler.steps
         with seeded(config, epoch) as generator:
             for batch in sampler.epoch(generator):
-                set_learning_rate(optimizer, config, step % cycle, cycle)
+                factor = learning_rate_factor(config.schedule, step % cycle, cycle)
+                set_learning_rate(optimizer, config.lr * factor)
                 network.progress = step / total
                 summed += gradients(batch)
                 if sparsifier is not None:
@@ -128,14 +130,6 @@ def seeded(config: Config, epoch: int) -> Iterator[torch.Generator]:
     with torch.random.fork_rng(devices):
         torch.manual_seed(int(mixed[0]))
         yield torch.Generator().manual_seed(int(mixed[1]))
-
-
-def set_learning_rate(
-    optimizer: torch.optim.Optimizer, config: Config, step: int, total: int
-) -> None:
-    lr = config.lr * learning_rate_factor(config.schedule, step, total)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
 
 
 def learning_rate_factor(schedule: str, step: int, total: int) -> float:

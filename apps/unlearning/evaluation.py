@@ -14,6 +14,7 @@ from torch import nn
 
 from apps.common.roc import Attack
 from apps.common.runs import RunFolder
+from apps.common.training import evaluate
 from apps.unlearning import data, forget
 from apps.unlearning.attacks.backdoor import attack_success
 from apps.unlearning.attacks.confusion import confusion_error
@@ -21,7 +22,6 @@ from apps.unlearning.attacks.rmia import rmia
 from apps.unlearning.attacks.targets import difficulty, hardest, matched
 from apps.unlearning.config import Config
 from apps.unlearning.data import Data, subset
-from apps.unlearning.fitting import evaluate
 from apps.unlearning.pruning import Original
 from apps.unlearning.result import MODELS, load_result, stored_model
 from apps.unlearning.train import retrain

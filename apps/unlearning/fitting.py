@@ -1,17 +1,22 @@
 """The plain training loop: the original, the retrained reference, every SISA slice."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apps.common import processes
 from apps.common.images import Split
+from apps.common.seeds import mixed
+from apps.common.training import (
+    build_optimizer,
+    learning_rate_factor,
+    require_finite,
+    set_learning_rate,
+)
 from apps.unlearning.masking import keep
 from apps.unlearning.stages import Stage, Stages
 
@@ -31,10 +36,7 @@ class Recipe:
     augment: bool = False
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        common = {"lr": self.lr, "weight_decay": self.weight_decay, "fused": True}
-        if self.optimizer == "adamw":
-            return torch.optim.AdamW(model.parameters(), **common)
-        return torch.optim.SGD(model.parameters(), momentum=0.9, **common)
+        return build_optimizer(self, model, nesterov=False)
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -81,8 +83,7 @@ def fit(
         step = epoch * steps
         for x, y in batches(train, recipe.batch, seed, epoch, recipe.augment):
             factor = learning_rate_factor(recipe.schedule, step, recipe.epochs * steps)
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.lr * factor
+            set_learning_rate(optimizer, recipe.lr * factor)
             mean = loss(forward(x), y).mean()
             optimizer.zero_grad()
             mean.backward()
@@ -91,11 +92,7 @@ def fit(
             summed += mean.detach()
             step += 1
         average = float(summed) / steps
-        if not math.isfinite(average):
-            raise ValueError(
-                f"the loss is {average} in epoch {epoch + 1}: lower lr (now "
-                f"{recipe.lr}) or look at the data"
-            )
+        require_finite(average, f"epoch {epoch + 1}", recipe.lr)
         stage.rows.append({"stage": stage.name, "epoch": epoch + 1, "loss": average})
     return model
 
@@ -138,36 +135,3 @@ def cropped_and_flipped(x: Tensor, generator: torch.Generator) -> Tensor:
     index = torch.arange(n, device=x.device)[:, None, None]
     pixels = padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None]]
     return pixels.permute(0, 3, 1, 2)
-
-
-def learning_rate_factor(schedule: str, step: int, total: int) -> float:
-    """Share of the peak learning rate in step 0 ... total - 1.
-
-    one-cycle rises linearly in the first tenth, then follows a cosine to 0; steps is
-    divided by ten after a half and after three quarters.
-
-    >>> [round(learning_rate_factor("one-cycle", t, 20), 2) for t in (0, 1, 2, 11, 19)]
-    [0.5, 1.0, 1.0, 0.5, 0.01]
-    >>> [learning_rate_factor("steps", t, 20) for t in (9, 10)]
-    [1.0, 0.1]
-    """
-    if schedule == "constant":
-        return 1.0
-    if schedule == "steps":
-        return 0.1 ** ((2 * step >= total) + (4 * step >= 3 * total))
-    rise = max(1, round(0.1 * total)) if schedule == "one-cycle" else 0
-    if step < rise:
-        return (step + 1) / rise
-    return (1 + math.cos(math.pi * (step - rise) / max(1, total - rise))) / 2
-
-
-def mixed(*numbers: int) -> int:
-    """One seed of several numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, split: Split, batch: int = 1000) -> Tensor:
-    """Logits [N, K] in evaluation mode, in the order of the records."""
-    model.eval()
-    return torch.cat([model(x) for x in split.x.split(batch)])

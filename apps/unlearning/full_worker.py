@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from apps.common.images import Split
+from apps.common.seeds import mixed
 from apps.unlearning import data, metrics
 from apps.unlearning.config import Config
 from apps.unlearning.data import Data, subset
-from apps.unlearning.fitting import fit, mixed
+from apps.unlearning.fitting import fit
 from apps.unlearning.full_plan import Task, searched
 from apps.unlearning.full_settings import (
     AGAIN,

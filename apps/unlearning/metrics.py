@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from apps.common.images import Split
+from apps.common.training import evaluate
 from apps.unlearning.attacks import scores
 from apps.unlearning.attacks.population import mia_efficacy
-from apps.unlearning.fitting import Loss, cross_entropy, evaluate
+from apps.unlearning.fitting import Loss, cross_entropy
 
 Samples = Mapping[str, Mapping[str, Tensor]]
 

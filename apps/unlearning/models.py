@@ -3,8 +3,9 @@
 import copy
 from collections.abc import Callable
 
-import torch
 from torch import nn
+
+from apps.common.seeds import seeded
 
 
 def anew(model: nn.Module) -> Callable[[int], nn.Module]:
@@ -28,8 +29,7 @@ def anew(model: nn.Module) -> Callable[[int], nn.Module]:
 
     def fresh(seed: int) -> nn.Module:
         new = copy.deepcopy(template)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             for module in new.modules():
                 if hasattr(module, "reset_parameters"):
                     module.reset_parameters()

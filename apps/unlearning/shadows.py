@@ -18,11 +18,11 @@ from torch import nn
 
 from apps.common.images import Split
 from apps.common.roc import Attack
+from apps.common.seeds import mixed
 from apps.unlearning.attacks.forgetting_score import forgetting_score
 from apps.unlearning.attacks.lira import ulira
 from apps.unlearning.config import Config
 from apps.unlearning.data import Data
-from apps.unlearning.fitting import mixed
 from apps.unlearning.metrics import per_sample
 from apps.unlearning.train import prepare, retrain, unlearn_in
 

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from apps.common.images import Split
+from apps.common.seeds import mixed
 from apps.common.toml import convert
 from apps.unlearning import masking
-from apps.unlearning.fitting import Loss, Recipe, batches, cross_entropy, mixed
+from apps.unlearning.fitting import Loss, Recipe, batches, cross_entropy
 from apps.unlearning.stages import Stage, Stages
+from sparsekit.spelling import choice
 
 
 @dataclasses.dataclass
@@ -158,19 +160,15 @@ def build(
         return dataclasses.replace(method, **options)  # type: ignore[type-var]
     known = discover()
     if method not in known:
-        raise ValueError(
-            f"method {method!r} is unknown; choose one of {', '.join(known)}"
-        )
+        raise ValueError(choice(f"method {method!r} is unknown", method, known))
     cls = known[method]
     hints = get_type_hints(cls)
     fields = [f.name for f in dataclasses.fields(cls)]
     values = {}
     for name, value in options.items():
         if name not in fields:
-            raise ValueError(
-                f"method {method!r} has no option {name!r}; it has "
-                f"{', '.join(fields) or 'none'}"
-            )
+            refused = f"method {method!r} has no option {name!r}"
+            raise ValueError(choice(refused, name, fields, "it has"))
         try:
             values[name] = convert(value, hints[name])
         except ValueError as error:

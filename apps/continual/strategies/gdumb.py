@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apps.common import processes
+from apps.common.training import set_learning_rate
 from apps.continual.strategy import Batch, Strategy
 
 
@@ -51,16 +52,15 @@ class GDumb(Strategy):
             if step % n == 0:
                 order = torch.randperm(len(held), generator=training.draws)
             batch = order[step % n * config.batch :][: config.batch]
-            for group in training.optimizer.param_groups:
-                group["lr"] = config.lr * cosine(step, self.passes * n)
+            lr = config.lr * cosine(step, self.passes * n)
+            set_learning_rate(training.optimizer, lr)
             x = training.seen(held.raw[batch.to(held.raw.device)])
             loss = F.cross_entropy(self.forward(x), held.y[batch.to(held.y.device)])
             training.optimizer.zero_grad()
             loss.backward()
             processes.average(training.model.parameters())
             training.optimizer.step()
-        for group in training.optimizer.param_groups:
-            group["lr"] = config.lr
+        set_learning_rate(training.optimizer, config.lr)
 
 
 def cosine(step: int, total: int) -> float:

@@ -5,10 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from apps.common.seeds import seeded
 from apps.recsys.augmentation import Augmentation, Features, LLMRecSettings
 from apps.recsys.language.pruning import keep
 from apps.recsys.models.lightgcn import LightGCN, propagate
-from apps.recsys.models.network import lookup, pair_rows, seeded
+from apps.recsys.models.network import lookup, pair_rows
 
 HOPS = 2  # of features: from items to users and back, or from users to items
 

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apps.recsys.models.network import Network, OnDevice, Scorer, seeded
+from apps.common.seeds import seeded
+from apps.recsys.models.network import Network, OnDevice, Scorer
 from apps.recsys.sampling import Users
 
 

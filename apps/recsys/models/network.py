@@ -1,7 +1,6 @@
 """What the trained models have in common."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -128,14 +127,6 @@ def bpr(users: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
 def pair_rows(batch: Tensor, n_users: int) -> Tensor:
     """Rows of a joint table, items after users, for a batch of `Pairs`, flat."""
     return torch.cat([batch[:1], batch[1:] + n_users]).flatten()
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """torch's own random numbers on the CPU by a seed; their state is put back."""
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        yield
 
 
 def normal_table(rows: int, dim: int, std: float, seed: int) -> nn.Embedding:

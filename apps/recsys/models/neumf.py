@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apps.recsys.models.network import Network, Scorer, lookup, pair_rows, seeded, table
+from apps.common.seeds import seeded
+from apps.recsys.models.network import Network, Scorer, lookup, pair_rows, table
 
 CELLS = 2**22  # scores whose hidden units are held at once
 

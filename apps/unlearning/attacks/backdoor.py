@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from apps.common.images import Split
+from apps.common.training import evaluate
 from apps.unlearning.data import subset
-from apps.unlearning.fitting import evaluate
 from apps.unlearning.forget import TARGET, patched
 
 

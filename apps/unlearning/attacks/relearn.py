@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from apps.common.images import Split
-from apps.unlearning.fitting import batches, cross_entropy, evaluate
+from apps.common.training import evaluate
+from apps.unlearning.fitting import batches, cross_entropy
 from apps.unlearning.unlearner import freeze_batchnorm
 
 

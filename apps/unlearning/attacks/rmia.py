@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from apps.common.images import Split
 from apps.common.roc import Attack, attack
+from apps.common.training import evaluate
 from apps.unlearning.attacks.scores import confidence
-from apps.unlearning.fitting import evaluate
 
 
 def rmia(

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apps.common.images import Split
+from apps.common.seeds import mixed
 from apps.unlearning.data import subset
-from apps.unlearning.fitting import mixed
 from apps.unlearning.unlearner import Problem, Unlearner
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 from torch import nn
 
 from apps.common.images import Split
-from apps.unlearning.fitting import evaluate
+from apps.common.training import evaluate
 from apps.unlearning.unlearner import Descent, Problem, freeze_batchnorm
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from apps.common.images import Split
+from apps.common.seeds import mixed
 from apps.unlearning.data import subset
-from apps.unlearning.fitting import mixed
 from apps.unlearning.gradients import Curvature, conjugate_gradients, dual_solve
 from apps.unlearning.unlearner import Problem, Unlearner
 

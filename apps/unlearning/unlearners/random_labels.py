@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from apps.unlearning.fitting import mixed
+from apps.common.seeds import mixed
 from apps.unlearning.unlearner import Descent, Problem
 
 

@@ -4,7 +4,6 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,7 +13,6 @@ from apps.classify.config import Config
 from apps.classify.train import (
     build_model,
     epoch_batches,
-    learning_rate_factor,
     train,
 )
 from apps.common import options
@@ -264,18 +262,6 @@ def test_every_image_is_used_once_an_epoch() -> None:
     again, later = (epoch_batches(replace(TINY, batch=7), 24, e) for e in (0, 1))
     assert torch.equal(torch.cat(again), torch.cat(batches))
     assert not torch.equal(torch.cat(later), torch.cat(batches))
-
-
-@pytest.mark.parametrize("total", [1, 2, 13, 350])
-@pytest.mark.parametrize("schedule", ["one-cycle", "cosine", "constant"])
-def test_learning_rates_are_positive_and_peak_at_1(schedule: str, total: int) -> None:
-    factors = [learning_rate_factor(schedule, step, total) for step in range(total)]
-    assert max(factors) == 1.0
-    assert min(factors) > 0
-    if schedule == "one-cycle":
-        peak = int(np.argmax(factors))
-        assert factors[: peak + 1] == sorted(factors[: peak + 1])
-        assert factors[peak:] == sorted(factors[peak:], reverse=True)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from apps.common.seeds import mixed
 from apps.data_pruning import data as sources
 from apps.data_pruning import scoring
-from apps.data_pruning.config import mixed
 from apps.data_pruning.strategy import choose, drop_hardest, parse
 from sparsekit.data_pruning import selection
 from sparsekit.data_pruning.selection import select
@@ -44,7 +44,7 @@ def test_words(small, word, score, policy, options) -> None:
     ("word", "message"),
     [
         ("el3n", "no score 'el3n'"),
-        ("el2n:tip", "no policy 'tip'; known: top, bottom"),
+        ("el2n:tip", "no policy 'tip'; did you mean 'top'"),
         ("el2n:top:n_strata=3", "top has per_class"),
         ("el2n:strata:n_strata", "NAME=VALUE"),
         ("el2n:strata:n_strata=many", "n_strata must be a number, got 'many'"),

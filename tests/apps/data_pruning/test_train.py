@@ -8,15 +8,16 @@ import torch
 import torch.nn.functional as F
 
 from apps.common import classifiers
+from apps.common.seeds import mixed
 from apps.data_pruning import data as sources
 from apps.data_pruning import train as training
-from apps.data_pruning.config import Config, mixed
+from apps.data_pruning.config import Config
 from apps.data_pruning.train import (
     augmented,
     build_optimizer,
     epoch_batches,
+    learning_rate_factor,
     n_steps,
-    one_cycle,
     predict,
     train,
 )
@@ -49,7 +50,7 @@ def test_a_training_written_out(small, data) -> None:
         batch = order[17 * step : 17 * (step + 1)]
         x, y = data.splits.train.x[batch], data.splits.train.y[batch]
         gradients = torch.autograd.grad(F.cross_entropy(model(x), y), parameters)
-        lr = 0.1 * one_cycle(step, total)
+        lr = 0.1 * learning_rate_factor("one-cycle", step, total)
         with torch.no_grad():
             for p, g, v in zip(parameters, gradients, buffers, strict=True):
                 g = g + 0.01 * p
