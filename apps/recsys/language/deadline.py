@@ -11,7 +11,6 @@ and then keeps every wait short, and the request for hours. Here the connection 
 import socket
 import threading
 from contextlib import suppress
-from types import TracebackType
 from typing import Any
 
 
@@ -51,10 +50,5 @@ class Deadline:
         self._timer.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._timer.cancel()
