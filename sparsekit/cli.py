@@ -7,7 +7,6 @@ docstring is what `sparsekit --help` says about it. `methods` is built in.
 
 import argparse
 import ast
-import difflib
 import json
 import os
 import sys
@@ -22,7 +21,9 @@ from importlib.metadata import (
 )
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
+
+from sparsekit.spelling import choice, meant
 
 GROUP = "sparsekit.commands"
 
@@ -45,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     found = commands()
+    if arguments[:1] == ["help"]:  # as in `sparsekit help classify`
+        arguments = [*arguments[1:], "--help"]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage(found))
         return 0 if arguments else 2
@@ -53,10 +56,14 @@ def _run(arguments: list[str]) -> int:
         print(f"sparsekit {version('sparsekit')}")
         return 0
     if name == "methods":
-        return methods(rest)
+        try:
+            return methods(rest)
+        except ValueError as error:
+            _complain("sparsekit methods", str(error))
+            return 2
     if name not in found:
-        close = difflib.get_close_matches(name, [*found, "methods"], n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        near = meant(name, [*found, "methods", "--help", "--version"])
+        hint = f"; did you mean {near!r}?" if near else ""
         _complain("sparsekit", f"no command {name!r}{hint}\n\n{usage(found)}")
         return 2
     try:
@@ -69,6 +76,25 @@ def _run(arguments: list[str]) -> int:
         )
         return 2
     return command(rest) or 0
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, with the errors of the other commands: a ValueError, one line, that
+    names the flag that was meant. Flags are written in full."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **({"allow_abbrev": False} | kwargs))
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, others = self.parse_known_args(args, namespace)
+        if others:
+            word = others[0].partition("=")[0]
+            flags = sorted(self._option_string_actions)
+            self.error(choice(f"unknown argument {word!r}", word, flags, "valid:"))
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
 
 
 def _complain(program: str, message: str) -> None:
@@ -131,7 +157,7 @@ def _first_line(text: str | None) -> str:
 
 def methods(argv: Sequence[str]) -> int:
     """Lists every sparsity method: name, what it does, options with defaults."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="sparsekit methods",
         description=methods.__doc__,
         epilog="examples:\n  sparsekit methods --json",

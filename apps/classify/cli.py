@@ -10,11 +10,12 @@ from pathlib import Path
 from apps.classify import data, figure, metrics
 from apps.classify.compare import compare, load_comparison
 from apps.classify.config import PRESETS, Config
-from apps.classify.result import Result, evaluate, load_result, test_metrics
+from apps.classify.result import Result, load_result, test_metrics
 from apps.classify.train import train
-from apps.common import options, verbs
+from apps.common import images, options, verbs
 from apps.common.config import RunConfig, parse
 from apps.common.tables import percent
+from apps.common.training import evaluate
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,10 @@ class EvaluateConfig(RunConfig):
     Args:
         run: the run's folder.
         severities: of the corruptions, 1 to 5.
-        json: print an object, for a program.
     """
 
     run: Path | None = None
     severities: tuple[int, ...] = (1, 3, 5)
-    json: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,15 +98,8 @@ def data_command(argv: list[str]) -> None:
     """
     config = parse(DataConfig, argv, presets=PRESETS)
     splits = data.load(config.dataset, config.seed, config.data_dir)
-    shape = "x".join(map(str, splits.train.x.shape[1:]))
-    print(f"{config.dataset}: images {shape}, {splits.classes} classes")
-    for name in ("train", "validation", "test"):
-        part = getattr(splits, name)
-        counts = part.y.bincount(minlength=splits.classes)
-        print(
-            f"  {name:10} {len(part):6} images, {int(counts.min())} to "
-            f"{int(counts.max())} a class"
-        )
+    facts = {"dataset": config.dataset} | splits.facts()
+    verbs.tell(facts, *images.lines(facts))
 
 
 def train_command(argv: list[str]) -> None:
@@ -116,7 +108,8 @@ def train_command(argv: list[str]) -> None:
     sparsekit classify train --config mlp-mnist5k --method rigl --out runs/rigl
     sparsekit classify train --resume --out runs/rigl
     """
-    print_result(train(verbs.resumable(Config, argv, PRESETS)))
+    result = train(verbs.resumable(Config, argv, PRESETS))
+    verbs.tell(verbs.measured(result), *lines(result))
 
 
 def evaluate_command(argv: list[str]) -> None:
@@ -137,22 +130,18 @@ def evaluate_command(argv: list[str]) -> None:
             x = metrics.corrupt(test.x, kind, severity, generator)
             logits = evaluate(result.model, data.Split(x, test.y))
             rows.append((kind, severity, test_metrics(logits, test.y)[1]))
-    if config.json:
-        corrupted = [
-            {"corruption": kind, "severity": severity, "metrics": verbs.plain(measured)}
-            for kind, severity, measured in rows
-        ]
-        verbs.print_json(
-            {"metrics": verbs.plain(result.metrics), "corrupted": corrupted}
-        )
-        return
-    print_result(result)
-    print(f"\n{'corruption':12}{'severity':>9}  accuracy %           ece %")
-    for kind, severity, measured in rows:
-        print(
-            f"{kind:12}{severity:9}  {percent(measured['accuracy']):20} "
-            f"{100 * measured['ece'].value:.1f}"
-        )
+    corrupted = [
+        {"corruption": kind, "severity": severity, "metrics": verbs.plain(measured)}
+        for kind, severity, measured in rows
+    ]
+    table = [
+        f"{kind:12}{severity:9}  {percent(measured['accuracy']):20} "
+        f"{100 * measured['ece'].value:.1f}"
+        for kind, severity, measured in rows
+    ]
+    title = f"\n{'corruption':12}{'severity':>9}  accuracy %           ece %"
+    content = verbs.measured(result) | {"corrupted": corrupted}
+    verbs.tell(content, *lines(result), title, *table)
 
 
 def compare_command(argv: list[str]) -> None:
@@ -173,7 +162,7 @@ def compare_command(argv: list[str]) -> None:
     }
     seeds = range(config.seed, config.seed + config.seeds)
     comparison = compare(configs, seeds, out=config.out, baseline=config.baseline)
-    print(comparison.table(), end="")
+    verbs.tell(comparison.content(), comparison.table())
 
 
 def report_command(argv: list[str]) -> None:
@@ -199,15 +188,16 @@ def check_command(argv: list[str]) -> None:
         check_method(cls)
     except AssertionError as error:
         raise ValueError(f"{cls.__name__} breaks the contract: {error}") from None
-    print(f"{cls.__name__} keeps the contract")
+    verbs.tell({"method": cls.__name__}, f"{cls.__name__} keeps the contract")
 
 
-def print_result(result: Result) -> None:
+def lines(result: Result) -> list[str]:
     """Metrics with intervals over test samples, then costs."""
-    for name, interval in result.metrics.items():
-        low, high = interval.low, interval.high
-        print(f"{name:18}{interval.value:.4f} [{low:.4f}, {high:.4f}] n={interval.n}")
-    verbs.print_cost(result.cost)
+    metrics = [
+        f"{name:18}{found.value:.4f} [{found.low:.4f}, {found.high:.4f}] n={found.n}"
+        for name, found in result.metrics.items()
+    ]
+    return metrics + verbs.cost_lines(result.cost)
 
 
 VERBS = {

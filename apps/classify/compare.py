@@ -17,6 +17,7 @@ from apps.classify.result import Result
 from apps.classify.train import train
 from apps.common import comparison as common
 from apps.common.tables import plain
+from sparsekit.spelling import choice
 
 COLUMNS = (
     ("params_active", 1, "active"), ("bytes_on_disk", 1e3, "kB"),
@@ -99,7 +100,7 @@ def compare(
                 configs = {label: replace(first, method=method, options={}), **configs}
                 added.append(label)
     if baseline not in configs:
-        raise ValueError(f"baseline {baseline!r} is none of {list(configs)}")
+        raise ValueError(choice(f"no baseline {baseline!r}", baseline, configs))
     values: common.Values = {label: {} for label in configs}
     for label, result in common.trained(configs, seeds, out, train):
         common.record(values[label], result.metrics, result.cost)

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparsekit.spelling import choice
+
 
 def correct(logits: Tensor, y: Tensor) -> Tensor:
     """1.0 where the largest logit is the label's.
@@ -106,7 +108,7 @@ def corrupt(x: Tensor, kind: str, severity: int, generator: torch.Generator) -> 
     corruptions, 2019. Differs from the paper: four kinds, strengths of our own.
     """
     if kind not in CORRUPTIONS:
-        raise ValueError(f"corruption {kind!r} is unknown; one of {list(CORRUPTIONS)}")
+        raise ValueError(choice(f"corruption {kind!r} is unknown", kind, CORRUPTIONS))
     if severity not in range(6):
         raise ValueError(f"severity must be 0, 1, 2, 3, 4 or 5, got {severity}")
     if severity == 0:

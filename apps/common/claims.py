@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.common.provenance import ROOT
+from sparsekit.spelling import choice
 
 CLAIMS = ROOT / "book" / "claims.toml"
 PROFILES = ("smoke", "laptop", "full")
@@ -183,10 +184,8 @@ def _claim(row: Any, kind: str) -> Claim:
     except ValueError as error:
         raise ValueError(f"{kind} {claim.id!r}: {error}") from None
     if claim.min_profile not in PROFILES:
-        raise ValueError(
-            f"{kind} {claim.id!r}: min_profile {claim.min_profile!r} is unknown; use "
-            f"{', '.join(PROFILES)}"
-        )
+        refused = f"{kind} {claim.id!r}: min_profile {claim.min_profile!r} is unknown"
+        raise ValueError(choice(refused, claim.min_profile, PROFILES))
     if claim.min_seeds < 1:
         raise ValueError(f"{kind} {claim.id!r}: min_seeds must be at least 1")
     return claim
@@ -205,7 +204,8 @@ def _entry(
     known = required | (optional or set())
     for key in row:
         if key not in known:
-            raise ValueError(f"{name}: unknown key {key!r}; known: {sorted(known)}")
+            refused = f"{name}: unknown key {key!r}"
+            raise ValueError(choice(refused, key, sorted(known), "valid:"))
     for key in sorted(required - set(row)):
         raise ValueError(f"{name}: {key} is missing")
     for key, value in row.items():

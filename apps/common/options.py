@@ -26,6 +26,7 @@ from sparsekit import allocation
 from sparsekit.execution import convert
 from sparsekit.method import Method, discover, method_in
 from sparsekit.patterns import NM, Block, Columns, Pattern, Rows, Unstructured
+from sparsekit.spelling import choice
 
 TIMES = ("begin", "end", "every", "at", "rewind_to", "gradient_steps")
 COUNTS = ("every", "gradient_steps")  # at least 1
@@ -52,9 +53,9 @@ def method_class(name: str) -> type[Method] | None:
     if not path.endswith(".py"):
         known = discover()
         if name not in known:
+            refused = choice(f"method {name!r} is unknown", name, names())
             raise ValueError(
-                f"method {name!r} is unknown; choose one of {', '.join(names())}, or "
-                "give a file: my_method.py or my_method.py:Class"
+                f"{refused}, or give a file: my_method.py or my_method.py:Class"
             )
         return known[name]
     if not Path(path).is_file():
@@ -106,10 +107,8 @@ def build(
     known = {field.name: field for field in fields(cls) if field.name != "sparsity"}
     unknown = sorted(set(options) - set(known))
     if unknown:
-        raise ValueError(
-            f"method {name!r} has no option {unknown[0]!r}; it has "
-            f"{', '.join(known) or 'none'}"
-        )
+        refused = f"method {name!r} has no option {unknown[0]!r}"
+        raise ValueError(choice(refused, unknown[0], known, "it has"))
     given = _time_defaults(name, known, options, total_steps) | dict(options)
     hints = get_type_hints(cls)
     values = {}
@@ -157,7 +156,7 @@ def _converted(key: str, value: Any, hint: Any) -> Any:
     """An option's value, from text where needed, in the type of its field."""
     if isinstance(value, str) and key == "allocation":
         if value not in ALLOCATIONS:
-            raise ValueError(f"{key} must be one of {list(ALLOCATIONS)}, got {value!r}")
+            raise ValueError(choice(f"{key} {value!r} is unknown", value, ALLOCATIONS))
         return ALLOCATIONS[value]
     if isinstance(value, str) and hint is Pattern:
         return pattern(value)
@@ -202,9 +201,8 @@ def pattern(text: str) -> Pattern:
         return simple[text]()
     match = re.fullmatch(r"(\d+)([:x])(\d+)", text)
     if match is None:
-        raise ValueError(
-            f"pattern {text!r} is unknown; use {', '.join(simple)}, 2:4 or 4x4"
-        )
+        known = [*simple, "2:4", "4x4"]
+        raise ValueError(choice(f"pattern {text!r} is unknown", text, known))
     return (NM if match[2] == ":" else Block)(int(match[1]), int(match[3]))
 
 

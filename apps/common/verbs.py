@@ -6,15 +6,14 @@
         return run(argv, "classify", VERBS, usage)
 
 The docstring of a verb is what its help says: a line for the list of verbs, and then
-examples, each a line that begins with `sparsekit APP VERB`. What all commands have in
+examples, each a line that begins with `sparsekit APP VERB`. What it found it gives to
+`tell`, as lines for people and as a table for `--json`. What all commands have in
 common, options, errors and exit statuses, is the page book/commands.md.
 """
 
 import contextlib
-import difflib
 import inspect
 import io
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -23,7 +22,9 @@ from typing import Any, TypeVar
 
 from apps.common import processes
 from apps.common.config import PROGRAM, RunConfig, parse
+from apps.common.output import JSON, tell
 from apps.common.statistics import Interval
+from sparsekit.spelling import meant
 
 Verb = Callable[[list[str]], int | None]
 Verbs = Mapping[str, Verb]
@@ -46,8 +47,8 @@ def run(
         return 0 if words else 2
     name, rest = words[0], words[1:]
     if name not in verbs:
-        close = difflib.get_close_matches(name, verbs, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        near = meant(name, [*verbs, "--help"])
+        hint = f"; did you mean {near!r}?" if near else ""
         print(f"sparsekit {app}: error: no verb {name!r}{hint}\n", file=sys.stderr)
         print(usage(), file=sys.stderr)
         return 2
@@ -57,9 +58,11 @@ def run(
 def guarded(program: str, verb: Verb, argv: list[str]) -> int:
     """Runs a verb: its help ends with its examples, its errors are one line, status 2.
 
-    program: as in "sparsekit classify train".
+    program: as in "sparsekit classify train". `--json` is taken here: it is no setting,
+    and `tell` asks for it.
     """
-    token = PROGRAM.set(program)
+    token, as_json = PROGRAM.set(program), JSON.set("--json" in argv)
+    argv = [word for word in argv if word != "--json"]
     try:
         if {"-h", "--help"} & set(argv):
             return _help(verb)
@@ -76,6 +79,7 @@ def guarded(program: str, verb: Verb, argv: list[str]) -> int:
         return 2
     finally:
         PROGRAM.reset(token)
+        JSON.reset(as_json)
 
 
 def complain(program: str, error: Exception) -> None:
@@ -189,24 +193,25 @@ def report(
     config = parse(ReportConfig, argv, presets=presets)
     folder = required(config.run, "run")
     comparison = load(folder)
-    print(comparison.table())
-    for form in config.formats:
-        path = (config.out or folder) / f"compare.{form}"
+    paths = [(config.out or folder) / f"compare.{form}" for form in config.formats]
+    for path in paths:
         draw(comparison, path)
-        print(path)
+    files = [str(path) for path in paths]
+    tell({"files": files}, comparison.table(), *files)
 
 
-def print_cost(cost: Mapping[str, float | None]) -> None:
+def measured(result: Any) -> dict[str, Any]:
+    """Metrics and cost of a run, as result.json has them."""
+    return {"metrics": plain(result.metrics), "cost": dict(result.cost)}
+
+
+def cost_lines(cost: Mapping[str, float | None]) -> list[str]:
     """A line for each cost that was counted."""
-    for name, value in cost.items():
-        if value is None:
-            continue
-        print(f"{name:18}{value:,.2f}" if value < 1000 else f"{name:18}{value:,.0f}")
-
-
-def print_json(content: Any) -> None:
-    """What a verb found, for a program."""
-    print(json.dumps(content, indent=1, allow_nan=False))
+    return [
+        f"{name:18}{value:,.2f}" if value < 1000 else f"{name:18}{value:,.0f}"
+        for name, value in cost.items()
+        if value is not None
+    ]
 
 
 def plain(metrics: Mapping[str, Interval]) -> dict[str, Any]:

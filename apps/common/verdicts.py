@@ -13,6 +13,7 @@ from scipy import stats
 
 from apps.common.claims import PROFILES, Claim, Rule
 from apps.common.statistics import Interval, mean_interval
+from sparsekit.spelling import choice
 
 HOLDS, FAILS = "holds", "does not hold"
 INCONCLUSIVE, PLANNED = "inconclusive", "planned"
@@ -161,5 +162,5 @@ def counted(n: int) -> str:
 def rank(profile: str) -> int:
     """Place of a profile in smoke, laptop, full; ValueError for another."""
     if profile not in PROFILES:
-        raise ValueError(f"profile {profile!r} is unknown; use {', '.join(PROFILES)}")
+        raise ValueError(choice(f"profile {profile!r} is unknown", profile, PROFILES))
     return PROFILES.index(profile)

@@ -26,6 +26,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from sparsekit import atomic
+from sparsekit.spelling import choice
 
 LIMIT = 1_000_000_000  # bytes of one unpacked member: more is no data set of ours
 LARGE = 20_000_000  # bytes from which a verification is remembered
@@ -156,7 +157,7 @@ def wheel(name: str, pins: Mapping[str, Pin] = PINS) -> zipfile.ZipFile:
 def fetch(name: str, pins: Mapping[str, Pin] = PINS) -> Path:
     """The path of a wheel in the cache, verified; as `wheel`."""
     if name not in pins:
-        raise ValueError(f"no wheel {name!r}; known: {', '.join(sorted(pins))}")
+        raise ValueError(choice(f"no wheel {name!r}", name, sorted(pins)))
     pin = pins[name]
     folder = cache_folder()
     found = cached_file(pin, folder)

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsekit.spelling import choice
+
 POLICIES = ("reservoir", "balanced", "herding")
 LABEL_BYTES = 8
 
@@ -57,7 +59,7 @@ class Buffer:
 
     def __init__(self, size: int, policy: str = "reservoir", seed: int = 0):
         if policy not in POLICIES:
-            raise ValueError(f"policy must be one of {POLICIES}, got {policy!r}")
+            raise ValueError(choice(f"policy {policy!r} is unknown", policy, POLICIES))
         if size < 0:
             raise ValueError(f"a buffer holds 0 examples or more, got {size}")
         self.size, self.policy, self.seen = size, policy, 0

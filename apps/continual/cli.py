@@ -6,6 +6,7 @@ sparsekit continual compare --config derpp-mnist --strategies er derpp --out run
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from apps.common import verbs
 from apps.common.config import RunConfig, parse
@@ -18,6 +19,7 @@ from apps.continual.flops import RULES, training_flops
 from apps.continual.result import Result, load_result
 from apps.continual.streams import PARTS
 from apps.continual.train import train
+from sparsekit.spelling import choice
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,9 @@ class EvaluateConfig(RunConfig):
 
     Args:
         run: the run's folder.
-        json: print an object, for a program.
     """
 
     run: Path | None = None
-    json: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,11 @@ class FlopsConfig(RunConfig):
         network: resnet18-cifar or resnet18-tiny.
         method: ewc, lwf, er, agem, derpp, ..., or sparse, as sparcl-derpp.
         sparsity: of a sparse method.
-        json: print an object, for a program.
     """
 
     network: str = "resnet18-cifar"
     method: str = "derpp"
     sparsity: float = 0.0
-    json: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,11 +109,16 @@ def data_command(argv: list[str]) -> None:
     config = parse(DataConfig, argv, presets=PRESETS)
     stream = streams.load(config)
     shape = "x".join(map(str, stream.shape))
-    print(f"{stream.name}: inputs {shape}, {stream.n_classes} classes")
+    text = [f"{stream.name}: inputs {shape}, {stream.n_classes} classes"]
+    tasks = []
     for i, task in enumerate(stream.tasks):
-        sizes = ", ".join(f"{len(getattr(task, part))} {part}" for part in PARTS)
-        named = ", ".join(stream.names[c] for c in task.classes)
-        print(f"  task {i + 1}: {sizes}; classes {named}")
+        sizes = {part: len(getattr(task, part)) for part in PARTS}
+        names = [stream.names[c] for c in task.classes]
+        tasks.append({"classes": names} | sizes)
+        counted = ", ".join(f"{n} {part}" for part, n in sizes.items())
+        text.append(f"  task {i + 1}: {counted}; classes {', '.join(names)}")
+    facts = {"dataset": stream.name, "shape": list(stream.shape)}
+    verbs.tell(facts | {"classes": stream.n_classes, "tasks": tasks}, *text)
 
 
 def train_command(argv: list[str]) -> None:
@@ -124,7 +127,8 @@ def train_command(argv: list[str]) -> None:
     sparsekit continual train --config derpp-mnist --buffer 200 --out runs/derpp
     sparsekit continual train --resume --out runs/derpp
     """
-    print_result(train(verbs.resumable(Config, argv, PRESETS)))
+    result = train(verbs.resumable(Config, argv, PRESETS))
+    verbs.tell(measured(result), *lines(result))
 
 
 def evaluate_command(argv: list[str]) -> None:
@@ -142,15 +146,12 @@ def evaluate_command(argv: list[str]) -> None:
             n: metrics.forward_transfer(a, result.initial, n) for n in metrics.FORWARD
         },
     }
-    if config.json:
-        told = {"metrics": verbs.plain(result.metrics), "matrix": a.tolist()}
-        verbs.print_json(told | {"by_definition": defined})
-        return
-    print_result(result)
-    print("\nby definition, in %")
+    text = ["\nby definition, in %"]
     for kind, values in defined.items():
         for name, value in values.items():
-            print(f"  {kind + ',':12}{name:10}{100 * value:7.2f}")
+            text.append(f"  {kind + ',':12}{name:10}{100 * value:7.2f}")
+    content = measured(result) | {"by_definition": defined}
+    verbs.tell(content, *lines(result), *text)
 
 
 def compare_command(argv: list[str]) -> None:
@@ -163,7 +164,7 @@ def compare_command(argv: list[str]) -> None:
     unknown = [name for name in config.strategies if name not in known]
     if unknown:
         raise ValueError(
-            f"strategy {unknown[0]!r} is unknown; choose of {', '.join(known)}"
+            choice(f"strategy {unknown[0]!r} is unknown", unknown[0], known)
         )
     names = {
         name: {f.name for f in fields(known[name]) if f.init}
@@ -178,7 +179,7 @@ def compare_command(argv: list[str]) -> None:
     }
     seeds = range(config.seed, config.seed + config.seeds)
     comparison = compare(configs, seeds, out=config.out, baseline=config.baseline)
-    print(comparison.table(), end="")
+    verbs.tell(comparison.content(), comparison.table())
 
 
 def report_command(argv: list[str]) -> None:
@@ -199,11 +200,8 @@ def flops_command(argv: list[str]) -> None:
         rule: training_flops(config.network, config.method, config.sparsity, rule)
         for rule in RULES
     }
-    if config.json:
-        verbs.print_json(totals)
-        return
-    for rule, total in totals.items():
-        print(f"{rule:10}{total:.3e} FLOPs")
+    text = (f"{rule:10}{total:.3e} FLOPs" for rule, total in totals.items())
+    verbs.tell(totals, *text)
 
 
 def export_command(argv: list[str]) -> None:
@@ -215,22 +213,36 @@ def export_command(argv: list[str]) -> None:
     run_folder = verbs.required(config.run, "run")
     written = export(run_folder, config.out, config.values, config.onnx)
     device = written.device
-    print(
+    text = [
         f"{device.path}: {device.bytes_on_disk:,} bytes, of {device.dense_bytes:,} "
         f"dense; differs from the model by {device.error:.0e}"
-    )
+    ]
     if written.onnx is not None:
-        print(f"{written.onnx}: {written.onnx.stat().st_size:,} bytes, zeros included")
+        size = written.onnx.stat().st_size
+        text.append(f"{written.onnx}: {size:,} bytes, zeros included")
+    content = {
+        "file": device.path, "bytes": device.bytes_on_disk,
+        "dense_bytes": device.dense_bytes, "error": device.error, "onnx": written.onnx,
+    }  # fmt: skip
+    verbs.tell(content, *text)
 
 
-def print_result(result: Result) -> None:
+def measured(result: Result) -> dict[str, Any]:
+    """Metrics, cost and the accuracy matrix of a run."""
+    return verbs.measured(result) | {"matrix": result.matrix.tolist()}
+
+
+def lines(result: Result) -> list[str]:
     """The accuracy matrix, metrics, costs."""
-    print("accuracy in % on each task (columns) after each task (rows)")
-    for row in result.matrix.tolist():
-        print("  " + " ".join(f"{100 * value:6.1f}" for value in row))
-    for name, interval in result.metrics.items():
-        print(f"{name:18}{percent(interval)} %")
-    verbs.print_cost(result.cost)
+    return [
+        "accuracy in % on each task (columns) after each task (rows)",
+        *(
+            "  " + " ".join(f"{100 * value:6.1f}" for value in row)
+            for row in result.matrix.tolist()
+        ),
+        *(f"{name:18}{percent(found)} %" for name, found in result.metrics.items()),
+        *verbs.cost_lines(result.cost),
+    ]
 
 
 VERBS = {

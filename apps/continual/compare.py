@@ -16,6 +16,7 @@ from apps.common.tables import plain
 from apps.continual.config import Config
 from apps.continual.result import Result
 from apps.continual.train import train
+from sparsekit.spelling import choice
 
 BOUNDS = ("finetune", "joint")
 
@@ -103,7 +104,7 @@ def compare(
             configs = {label: bound(first, name), **configs}
             added.append(label)
     if baseline not in configs:
-        raise ValueError(f"baseline {baseline!r} is none of {list(configs)}")
+        raise ValueError(choice(f"no baseline {baseline!r}", baseline, configs))
     values: common.Values = {label: {} for label in configs}
     matrices: dict[str, list[list[list[float]]]] = {label: [] for label in configs}
     for label, result in common.trained(configs, seeds, out, train):

@@ -15,6 +15,7 @@ import torch
 
 from apps.continual import models
 from sparsekit.accounting import forward_flops
+from sparsekit.spelling import choice
 
 RULES = ("published", "honest")
 
@@ -100,17 +101,16 @@ def training_flops(
     released; this rule reproduces the table, PackNet's and LPS's entries excepted.
     """
     if network not in SCHEDULES:
-        raise ValueError(f"network is one of {', '.join(SCHEDULES)}, got {network!r}")
+        raise ValueError(choice(f"network {network!r} is unknown", network, SCHEDULES))
     if rule not in RULES:
-        raise ValueError(f"rule is one of {', '.join(RULES)}, got {rule!r}")
+        raise ValueError(choice(f"rule {rule!r} is unknown", rule, RULES))
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity is a fraction of zeros in [0, 1), got {sparsity}")
     prefix, _, base = method.rpartition("-")
     if base not in FORWARDS or prefix not in ("", *SPARSE):
-        raise ValueError(
-            f"method is one of {', '.join(FORWARDS)}, with {', '.join(SPARSE)} and a "
-            f"hyphen before it if it is sparse; got {method!r}"
-        )
+        known = choice(f"method {method!r} is unknown", base, FORWARDS)
+        sparse = " or ".join(SPARSE)
+        raise ValueError(f"{known}, with {sparse} and a hyphen before it if sparse")
     if sparsity and not prefix and base not in ("packnet", "lps"):
         raise ValueError(f"{method} is dense: sparsity must be 0, or say sparcl-{base}")
     schedule = SCHEDULES[network]

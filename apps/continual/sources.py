@@ -18,6 +18,7 @@ from torch import Tensor
 from apps.common import datasets
 from apps.common.arrays import open_arrays
 from apps.continual.config import Config
+from sparsekit.spelling import choice
 
 PARTS = ("train", "validation", "test")
 SHARES = {"validation": 0.1, "test": 0.2}
@@ -102,9 +103,10 @@ def read(dataset: str, data_dir: str | None = None) -> Raw:
         return _npz(path, path.stat().st_mtime_ns)
     if path.is_dir():
         return _folder(path)
+    known = choice(f"dataset {dataset!r} is unknown", dataset, SETS)
     raise ValueError(
-        f"dataset {dataset!r} is unknown; choose one of {', '.join(SETS)}, or give an "
-        ".npz file with arrays x and y, or a folder with a folder of images a class"
+        f"{known}, or give an .npz file with arrays x and y, or a folder with a folder "
+        "of images a class"
     )
 
 

@@ -29,6 +29,7 @@ from apps.common import options as methods
 from apps.common.toml import convert
 from apps.continual.config import Config
 from sparsekit.method import Method
+from sparsekit.spelling import choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,19 +224,16 @@ def build(config: Config) -> Strategy:
     """
     known = discover()
     if config.strategy not in known:
-        raise ValueError(
-            f"strategy {config.strategy!r} is unknown; choose one of {', '.join(known)}"
-        )
+        refused = f"strategy {config.strategy!r} is unknown"
+        raise ValueError(choice(refused, config.strategy, known))
     cls = known[config.strategy]
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     hints = get_type_hints(cls)
     values = {}
     for name, value in config.strategy_options.items():
         if name not in fields:
-            raise ValueError(
-                f"strategy {config.strategy!r} has no option {name!r}; it has "
-                f"{', '.join(fields) or 'none'}"
-            )
+            refused = f"strategy {config.strategy!r} has no option {name!r}"
+            raise ValueError(choice(refused, name, fields, "it has"))
         try:
             values[name] = convert(value, hints[name])
         except ValueError as error:

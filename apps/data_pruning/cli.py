@@ -6,10 +6,10 @@ sparsekit data-pruning train --config cnn-mnist5k --subset runs/half/subset.csv
 sparsekit data-pruning compare --strategies el2n ccs --seeds 5 --out runs/compare
 """  # noqa: E501
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from apps.common import verbs
+from apps.common import images, verbs
 from apps.common.config import RunConfig, parse
 from apps.common.runs import RunFolder
 from apps.common.tables import percent
@@ -102,18 +102,13 @@ def data_command(argv: list[str]) -> None:
     """
     config = parse(DataConfig, argv, presets=PRESETS)
     data = sources.load(config)
-    splits = data.splits
-    shape = "x".join(map(str, splits.train.x.shape[1:]))
-    print(f"{splits.name}: images {shape}, {splits.classes} classes")
-    for name in ("train", "validation", "test"):
-        part = getattr(splits, name)
-        counts = part.y.bincount(minlength=splits.classes)
-        print(
-            f"  {name:10} {len(part):6} images, {int(counts.min())} to "
-            f"{int(counts.max())} a class"
-        )
-    print(f"  wrong labels {int(data.flipped.sum())}, ", end="")
-    print(f"near copies {int((data.copy_of >= 0).sum())}")
+    facts = {"dataset": data.splits.name} | data.splits.facts()
+    wrong, copies = int(data.flipped.sum()), int((data.copy_of >= 0).sum())
+    verbs.tell(
+        facts | {"wrong_labels": wrong, "near_copies": copies},
+        *images.lines(facts),
+        f"  wrong labels {wrong}, near copies {copies}",
+    )
 
 
 def train_command(argv: list[str]) -> None:
@@ -123,7 +118,8 @@ def train_command(argv: list[str]) -> None:
     """
     config = verbs.resumable(TrainConfig, argv, PRESETS)
     plain = verbs.narrowed(config, Config, out=config.out, resume=config.resume)
-    print_result(train_run(plain, config.subset, config.budget))
+    result = train_run(plain, config.subset, config.budget)
+    verbs.tell(verbs.measured(result), *lines(result))
 
 
 def score_command(argv: list[str]) -> None:
@@ -145,8 +141,12 @@ def score_command(argv: list[str]) -> None:
     folder.write_config(config)
     path = folder.path / "scores.parquet"
     files.write_scores(path, part.ids.numpy(), part.y.cpu().numpy(), per_run)
-    print(f"{path}: {len(data)} examples, {len(per_run)} trainings")
-    print(f"cost: {seconds:.1f} s, {flops / 1e9:.1f} GFLOP")
+    cost = {"seconds": seconds, "flops": flops}
+    verbs.tell(
+        {"file": path, "examples": len(data), "trainings": len(per_run)} | cost,
+        f"{path}: {len(data)} examples, {len(per_run)} trainings",
+        f"cost: {seconds:.1f} s, {flops / 1e9:.1f} GFLOP",
+    )
 
 
 def select_command(argv: list[str]) -> None:
@@ -173,7 +173,10 @@ def select_command(argv: list[str]) -> None:
         raise ValueError(f"policy {config.policy!r}: {error}") from error
     path = RunFolder(out).path / "subset.csv"
     files.write_subset(path, found.ids[kept.numpy()])
-    print(f"{path}: {len(kept)} of {len(found.ids)} examples")
+    verbs.tell(
+        {"file": path, "kept": len(kept), "examples": len(found.ids)},
+        f"{path}: {len(kept)} of {len(found.ids)} examples",
+    )
 
 
 def compare_command(argv: list[str]) -> None:
@@ -191,7 +194,7 @@ def compare_command(argv: list[str]) -> None:
         budgets=config.budgets,
         out=config.out,
     )
-    print(comparison.table(), end="")
+    verbs.tell(asdict(comparison), comparison.table())
 
 
 def report_command(argv: list[str]) -> None:
@@ -202,12 +205,11 @@ def report_command(argv: list[str]) -> None:
     verbs.report(argv, load_comparison, figure.draw, PRESETS)
 
 
-def print_result(result: Result) -> None:
+def lines(result: Result) -> list[str]:
     """Metrics with intervals over test samples, then costs."""
-    print(f"{'accuracy %':18}{percent(result.metrics['accuracy'])}")
-    for name, interval in result.metrics.items():
-        print(f"{name:18}{interval.value:.4f}")
-    verbs.print_cost(result.cost)
+    metrics = [f"{name:18}{found.value:.4f}" for name, found in result.metrics.items()]
+    accuracy = f"{'accuracy %':18}{percent(result.metrics['accuracy'])}"
+    return [accuracy, *metrics, *verbs.cost_lines(result.cost)]
 
 
 VERBS = {

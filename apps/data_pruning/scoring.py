@@ -21,6 +21,7 @@ from apps.data_pruning.data import Data
 from apps.data_pruning.train import autocast, example_flops, now, predict, train
 from sparsekit.data_pruning import dynamics, scores
 from sparsekit.data_pruning.dynamics import TrainingTrace
+from sparsekit.spelling import choice
 
 BATCH = 500  # examples a pass; scores do not depend on it
 
@@ -119,7 +120,7 @@ def parse(config: Config, text: str) -> Request:
     elif name == "features":
         kind, epoch = "extra", config.score_epoch
     else:
-        raise ValueError(f"no score {name!r}; known: {', '.join(NAMES)}")
+        raise ValueError(choice(f"no score {name!r}", name, NAMES))
     if at:
         if not number.isdecimal() or not int(number) <= config.epochs:
             raise ValueError(

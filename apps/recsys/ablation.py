@@ -24,6 +24,7 @@ from apps.recsys.metrics import by_popularity, only_items, ranking_metrics
 from apps.recsys.result import CHOSEN_BY, Result
 from apps.recsys.splits import Dataset
 from apps.recsys.train import train
+from sparsekit.spelling import choice
 
 TRIALS = 3
 WEIGHTS = {
@@ -134,7 +135,8 @@ def config(
     if name == "lightgcn":
         return replace(plain, l2=PENALTIES[trial])
     if name not in VARIANTS:
-        raise ValueError(f"no variant {name!r}; known: lightgcn, {', '.join(VARIANTS)}")
+        known = ("lightgcn", *VARIANTS)
+        raise ValueError(choice(f"no variant {name!r}", name, known))
     path = folder / f"{name.replace(' ', '-')}.safetensors"
     variant = VARIANTS[name]
     if not path.is_file():

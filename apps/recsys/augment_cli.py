@@ -5,10 +5,11 @@ sparsekit recsys augment --chooser ask --endpoint.url https://HOST/v1 \\
     --endpoint.model NAME --dry-run
 """
 
+import sys
 from typing import Any
 
 from apps.common.config import parse
-from apps.common.verbs import Verbs, required
+from apps.common.verbs import Verbs, required, tell
 from apps.recsys.augment import FILE, AugmentConfig, augment, rehearse
 from apps.recsys.config import PRESETS
 from apps.recsys.language.asking import OverBudget
@@ -23,10 +24,14 @@ def augment_command(argv: list[str]) -> None:
     config = parse(AugmentConfig, argv, presets=PRESETS)
     out = None if config.dry_run else required(config.out, "out")
     try:
+        leaves = ""
         if config.dry_run or config.endpoint.url:  # what leaves is listed first
-            print(rehearse(config), flush=True)
+            leaves = rehearse(config)
         if out is None:
+            tell({"leaves": leaves}, leaves)
             return
+        if leaves:
+            print(leaves, file=sys.stderr, flush=True)
         _, report = augment(config)
     except (EndpointError, OverBudget) as error:
         raise ValueError(str(error)) from error
@@ -34,8 +39,8 @@ def augment_command(argv: list[str]) -> None:
         raise ValueError(
             f"{error}: language models need pip install 'sparsekit[language]'"
         ) from error
-    print("\n".join(lines(report)))
-    print(f"wrote {out / FILE}")
+    content = {"file": out / FILE, "report": report}
+    tell(content, *lines(report), f"wrote {out / FILE}")
 
 
 def lines(report: dict[str, Any], indent: str = "") -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from apps.common.arrays import open_arrays
 from apps.common.config import parse
-from apps.common.verbs import narrowed
+from apps.common.verbs import narrowed, tell
 from apps.recsys.budget import budget
 from apps.recsys.config import PRESETS, Config
 from apps.recsys.models.factors import Factors
@@ -61,7 +61,7 @@ def budget_command(argv: list[str]) -> None:
         measure=config.measure,
         out=config.out,
     )
-    print(curve.table(), end="")
+    tell(curve.content(), curve.table())
     if config.out is not None:
         curve.save(config.out)
         curve.draw(config.out / "budget.png")

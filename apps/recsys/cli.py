@@ -11,6 +11,7 @@ from pathlib import Path
 
 from apps.common import options, verbs
 from apps.common.config import RunConfig, parse
+from apps.common.statistics import Interval
 from apps.common.tables import aligned, shown
 from apps.recsys import figure, report
 from apps.recsys.augment_cli import AUGMENT_VERBS
@@ -31,6 +32,7 @@ from apps.recsys.result import Result, load_result
 from apps.recsys.serving_cli import SERVING_VERBS
 from apps.recsys.train import train
 from apps.recsys.tuning import BASELINES, STARTS
+from sparsekit.spelling import choice
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,9 @@ class EvaluateConfig(RunConfig):
 
     Args:
         run: the run's folder.
-        json: print an object, for a program.
     """
 
     run: Path | None = None
-    json: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,8 @@ def data_command(argv: list[str]) -> None:
     sparsekit recsys data --dataset ml100k --split global_time
     """
     config = parse(Source, argv, presets=PRESETS)
-    print(report.as_text(report.report(config.load())))
+    facts = report.report(config.load())
+    verbs.tell(facts, report.as_text(facts))
 
 
 def train_command(argv: list[str]) -> None:
@@ -100,7 +101,8 @@ def train_command(argv: list[str]) -> None:
     sparsekit recsys train --config lightgcn-ml100k --out runs/lightgcn
     sparsekit recsys train --resume --out runs/lightgcn
     """
-    print_result(train(verbs.resumable(Config, argv, PRESETS)))
+    result = train(verbs.resumable(Config, argv, PRESETS))
+    verbs.tell(verbs.measured(result), *lines(result))
 
 
 def evaluate_command(argv: list[str]) -> None:
@@ -110,36 +112,29 @@ def evaluate_command(argv: list[str]) -> None:
     """
     config = parse(EvaluateConfig, argv, presets=PRESETS)
     result = load_result(verbs.required(config.run, "run"))
-    if config.json:
-        verbs.print_json(
-            {"metrics": verbs.plain(result.metrics), "slices": slices(result)}
-        )
-        return
-    print_result(result)
-    print()
-    print("\n".join(line.rstrip() for line in aligned(slices(result))))
+    parts = slices(result)
+    told = [
+        {"slice": name, "metrics": verbs.plain(found)} for name, found in parts.items()
+    ]
+    table = [
+        {"slice": name, "users": str(next(iter(found.values())).n)}
+        | {metric: shown(interval, 4) for metric, interval in found.items()}
+        for name, found in parts.items()
+    ]
+    content = verbs.measured(result) | {"slices": told}
+    verbs.tell(content, *lines(result), "", *trimmed(table))
 
 
-def slices(result: Result, k: int = 20) -> list[dict[str, str]]:
-    """Rows of recall and NDCG for groups of users, and of items."""
+def slices(result: Result, k: int = 20) -> dict[str, dict[str, Interval]]:
+    """Recall and NDCG for groups of users, and of items."""
     data, tested = result.data, result.evaluation
-    rows = []
+    wanted, values = (f"ndcg@{k}", f"recall@{k}"), {}
     for name, chosen in by_activity(data.train).items():
-        values = {key: value[chosen] for key, value in tested.values.items()}
-        rows.append(_slice(f"{name} users", values, k))
+        values[f"{name} users"] = {m: v[chosen] for m, v in tested.values.items()}
     for name, chosen in by_popularity(data.train).items():
         part = only_items(data.test, chosen)
-        rows.append(
-            _slice(f"{name} items", ranking_metrics(tested.ranked, part, [k]), k)
-        )
-    return rows
-
-
-def _slice(name: str, values: dict, k: int) -> dict[str, str]:
-    chosen = {m: values[m] for m in (f"recall@{k}", f"ndcg@{k}")}
-    found = summary(chosen)
-    row = {"slice": name, "users": str(found[f"ndcg@{k}"].n)}
-    return row | {m: shown(interval, 4) for m, interval in found.items()}
+        values[f"{name} items"] = ranking_metrics(tested.ranked, part, [k])
+    return {name: summary({m: v[m] for m in wanted}) for name, v in values.items()}
 
 
 def compare_command(argv: list[str]) -> None:
@@ -154,7 +149,7 @@ def compare_command(argv: list[str]) -> None:
         compared(config), seeds, trials=config.trials, out=config.out,
         baselines=baselines, baseline=config.baseline,
     )  # fmt: skip
-    print(comparison.table(), end="")
+    verbs.tell(comparison.content(), comparison.table())
 
 
 def compared(config: CompareConfig) -> dict[str, Config]:
@@ -168,8 +163,8 @@ def compared(config: CompareConfig) -> dict[str, Config]:
     configs = {}
     for model, method in dict.fromkeys(wanted):
         if model not in MODELS:
-            known_models = ", ".join((*MODELS, *BASELINES))
-            raise ValueError(f"no model {model!r}; there are {known_models}")
+            known_models = (*MODELS, *BASELINES)
+            raise ValueError(choice(f"no model {model!r}", model, known_models))
         start = {} if model == config.model else STARTS[model]
         label = model if method == "dense" else f"{model} {Path(method).name}"
         changes = {"model": model, "method": method, "options": own[method]}
@@ -185,18 +180,26 @@ def report_command(argv: list[str]) -> None:
     verbs.report(argv, load_comparison, figure.draw, PRESETS)
 
 
-def print_result(result: Result) -> None:
+def lines(result: Result) -> list[str]:
     """Metrics with intervals over test users, then costs."""
-    print("\n".join(line.rstrip() for line in aligned(metric_rows(result))))
     n = next(iter(result.metrics.values())).n
-    print(f"means over {n:,} users of the test part, with 95 % intervals\n")
-    for name, interval in result.metrics.items():
-        if name.startswith(AUDIT):
-            print(f"{name}: {shown(interval, 4)}")
-    print(f"{'epoch':16}{result.epoch} of {len(result.history)} trained")
-    for name, value in result.cost.items():
-        digits = 0 if value == round(value) or value >= 1000 else 2
-        print(f"{name:16}{value:,.{digits}f}")
+    audits = [
+        f"{name}: {shown(interval, 4)}"
+        for name, interval in result.metrics.items()
+        if name.startswith(AUDIT)
+    ]
+    return [
+        *trimmed(metric_rows(result)),
+        f"means over {n:,} users of the test part, with 95 % intervals\n",
+        *audits,
+        f"{'epoch':18}{result.epoch} of {len(result.history)} trained",
+        *verbs.cost_lines(result.cost),
+    ]
+
+
+def trimmed(rows: list[dict[str, str]]) -> list[str]:
+    """A table's lines without blanks at their ends."""
+    return [line.rstrip() for line in aligned(rows)]
 
 
 def metric_rows(result: Result) -> list[dict[str, str]]:

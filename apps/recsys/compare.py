@@ -30,6 +30,7 @@ from apps.recsys.models.closed_form import EASE, Model
 from apps.recsys.result import CHOSEN_BY, Result, measured
 from apps.recsys.splits import Dataset
 from apps.recsys.train import train
+from sparsekit.spelling import choice
 
 Watch = Callable[[str, Result], None]
 BASELINES = ("popularity", "item-knn", "ease")
@@ -69,7 +70,9 @@ def compare(
     if baseline == "ease" and "ease" not in names:
         baseline = "co-occurrence"
     if baseline not in {*configs, *names}:
-        raise ValueError(f"baseline {baseline!r} is none of {[*configs, *names]}")
+        raise ValueError(
+            choice(f"no baseline {baseline!r}", baseline, [*configs, *names])
+        )
     if set(configs) & set(names):
         raise ValueError(f"labels {list(configs)} must differ from {names}")
     found: dict[str, _Measured] = {}
@@ -128,9 +131,8 @@ def baseline_names(
     names, notes = list(dict.fromkeys((*BASELINES, *sorted(more)))), ()
     unknown = sorted(set(names) - set(tuning.BASELINES))
     if unknown:
-        raise ValueError(
-            f"no baseline {unknown[0]!r}; there are {', '.join(tuning.BASELINES)}"
-        )
+        refused = f"no baseline {unknown[0]!r}"
+        raise ValueError(choice(refused, unknown[0], tuning.BASELINES))
     if n_items > EASE().most_items:
         names[names.index("ease")] = "co-occurrence"
         size = 4 * n_items**2 / 1e9

@@ -7,11 +7,12 @@ sparsekit recsys forget --file ease.safetensors --users 42 --out ease.safetensor
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from apps.common.config import RunConfig, parse
-from apps.common.verbs import Verbs, required
+from apps.common.verbs import Verbs, plain, required, tell
 from apps.recsys.artefact import load, save
 from apps.recsys.config import Value
 from apps.recsys.forgetting.files import without
@@ -92,18 +93,24 @@ def _in_run(config: ForgetConfig, run: Path, request: Request, out: Path) -> Non
     )  # fmt: skip
     users, items = done.result.data.shape
     exact = "exact" if method == EXACT else "not exact"
-    print(f"{out}: {users:,} users and {items:,} items stay; {method}, {exact}")
-    print(f"{done.seconds:.2f} s")
     shown = {"ndcg@20": done.result.metrics["ndcg@20"]}
     for name, interval in done.result.metrics.items():
         if name.startswith(AUDIT):
             shown[name.removeprefix(AUDIT)] = interval
+    lines = [
+        f"{out}: {users:,} users and {items:,} items stay; {method}, {exact}",
+        f"{done.seconds:.2f} s",
+    ]
     for name, value in shown.items():
         ends = "" if math.isnan(value.low) else f" [{value.low:.4f}, {value.high:.4f}]"
-        print(f"  {name:46}{value.value:.4f}{ends}")
+        lines.append(f"  {name:46}{value.value:.4f}{ends}")
     if config.references > 1 and not any(name.startswith("auc") for name in shown):
-        print(f"  an attack needs {FEWEST} users, items or interactions")
-    _print_leftovers(done.leftovers)
+        lines.append(f"  an attack needs {FEWEST} users, items or interactions")
+    content = {
+        "out": out, "users": users, "items": items, "method": method,
+        "exact": method == EXACT, "seconds": done.seconds, "metrics": plain(shown),
+    }  # fmt: skip
+    _tell(content, lines, done.leftovers)
 
 
 def _in_file(config: ForgetConfig, path: Path, request: Request, out: Path) -> None:
@@ -113,16 +120,22 @@ def _in_file(config: ForgetConfig, path: Path, request: Request, out: Path) -> N
         raise ValueError("options and references are of a run: leave them out")
     newer = without(load(path), request, config.method or "refit")
     save(out, newer)
-    print(f"{out}: {len(newer.user_ids):,} users and {len(newer.item_ids):,} items")
+    users, items = len(newer.user_ids), len(newer.item_ids)
+    lines = [f"{out}: {users:,} users and {items:,} items"]
     if isinstance(newer.model, FactorScorer):
-        print("their rows are gone; what item vectors learned from them stays")
-    _print_leftovers(leftovers(config.look or (path.parent,), request, None, out))
+        lines.append("their rows are gone; what item vectors learned from them stays")
+    found = leftovers(config.look or (path.parent,), request, None, out)
+    _tell({"out": out, "users": users, "items": items}, lines, found)
 
 
-def _print_leftovers(found: list[Leftover]) -> None:
-    print(f"\n{len(found)} files still hold them, or learned from them")
-    for one in found:
-        print(f"  {one.path}: {one.why}")
+def _tell(content: dict[str, Any], lines: list[str], found: list[Leftover]) -> None:
+    """What stays, and the files that still hold what was to be forgotten."""
+    tell(
+        content | {"leftovers": list(map(asdict, found))},
+        *lines,
+        f"\n{len(found)} files still hold them, or learned from them",
+        *(f"  {one.path}: {one.why}" for one in found),
+    )
 
 
 FORGET_VERBS: Verbs = {"forget": forget_command}

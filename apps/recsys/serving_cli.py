@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from apps.common.config import RunConfig, parse, settings
-from apps.common.verbs import Verbs, required
+from apps.common.verbs import Verbs, required, tell
 from apps.recsys import interactions
 from apps.recsys.artefact import Artefact, load, save
 from apps.recsys.config import Source, Value
@@ -141,14 +141,19 @@ def export_command(argv: list[str]) -> None:
     artefact = _fitted(config) if config.run is None else _trained(config, config.run)
     name = save(out, artefact)
     users, items = len(artefact.user_ids), len(artefact.item_ids)
-    print(f"{out}: {users:,} users, {items:,} items, {out.stat().st_size:,} bytes")
-    print(f"content {name}")
-    if "fold_in" in artefact.about:
-        told = artefact.about["fold_in"]
-        print(
+    size = out.stat().st_size
+    lines = [
+        f"{out}: {users:,} users, {items:,} items, {size:,} bytes",
+        f"content {name}",
+    ]
+    told = artefact.about.get("fold_in")
+    if told is not None:
+        lines.append(
             f"new users: NDCG@20 {told['valid ndcg@20']:.4f} on validation, folded in "
             f"({told['users']:,} users); --fold-in {told['unseen']:g} {told['l2']:g}"
         )
+    content = {"file": out, "users": users, "items": items, "bytes": size}
+    tell(content | {"content": name, "fold_in": told}, *lines)
 
 
 def recommend_command(argv: list[str]) -> None:
@@ -163,14 +168,14 @@ def recommend_command(argv: list[str]) -> None:
     filters = Filters(without=config.without, where=config.where)
     history = (*config.history, *(titled(artefact, title) for title in config.liked))
     if config.like is not None:
-        print(table(recommender.similar(config.like, config.k, filters)))
+        similar = recommender.similar(config.like, config.k, filters)
+        tell({"items": list(map(asdict, similar))}, table(similar))
     elif config.user is not None or history:
         found = recommender.recommend(
             config.user, history=history or None, k=config.k, filters=filters,
             reasons=config.because, unknown=config.unknown,
         )  # fmt: skip
-        print(f"source: {found.source}")
-        print(table(found.items))
+        tell(asdict(found), f"source: {found.source}", table(found.items))
     else:
         from apps.recsys import batch
 
@@ -178,7 +183,9 @@ def recommend_command(argv: list[str]) -> None:
             raise ValueError("lists of all users know no filters: leave them out")
         out = required(config.out, "out, or --user, --history, --liked or --like")
         rows = batch.write(out, artefact, config.k)
-        print(f"{out}: {rows:,} rows for {len(artefact.user_ids):,} users")
+        users = len(artefact.user_ids)
+        told = {"file": out, "rows": rows, "users": users}
+        tell(told, f"{out}: {rows:,} rows for {users:,} users")
 
 
 def update_command(argv: list[str]) -> None:
@@ -201,9 +208,10 @@ def update_command(argv: list[str]) -> None:
     newer = updated(load(path), log)
     save(config.out or path, newer)
     news = newer.about["updates"][-1]
-    print(
+    tell(
+        {"file": config.out or path} | news,
         f"{config.out or path}: {news['interactions']:,} new interactions, "
-        f"{news['users']:,} new users, {news['items']:,} new items"
+        f"{news['users']:,} new users, {news['items']:,} new items",
     )
 
 

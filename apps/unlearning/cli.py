@@ -5,6 +5,7 @@ sparsekit unlearning train --config mnist-class --method l1_sparse --out runs/l1
 
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from apps.common import verbs
 from apps.common.config import RunConfig, parse
@@ -12,7 +13,7 @@ from apps.common.tables import percent, shown
 from apps.unlearning import data, figure, service_cli, unlearner
 from apps.unlearning.compare import compare, load_comparison
 from apps.unlearning.config import PRESETS, Config
-from apps.unlearning.evaluation import ladder
+from apps.unlearning.evaluation import Ladder, ladder
 from apps.unlearning.result import MODELS, Result, load_result
 from apps.unlearning.shadows import train_shadows
 from apps.unlearning.train import train
@@ -92,11 +93,15 @@ def data_command(argv: list[str]) -> None:
     """
     config = parse(DataConfig, argv, presets=PRESETS)
     loaded = data.load(config.dataset, config.forget, config.seed, config.data_dir)
-    print(f"{loaded.name}: {loaded.classes} classes; forget {config.forget}")
+    facts = {"dataset": loaded.name, "classes": loaded.classes, "forget": config.forget}
+    text = [f"{loaded.name}: {loaded.classes} classes; forget {config.forget}"]
+    parts = {}
     for name in ("forgotten", "retained", "held_out", "fresh"):
         part = getattr(loaded, name)
         counts = part.y.bincount(minlength=loaded.classes).tolist()
-        print(f"  {name:10}{len(part):7}  a class: {' '.join(map(str, counts))}")
+        parts[name] = {"records": len(part), "a_class": counts}
+        text.append(f"  {name:10}{len(part):7}  a class: {' '.join(map(str, counts))}")
+    verbs.tell(facts | {"parts": parts}, *text)
 
 
 def methods_command(argv: list[str]) -> None:
@@ -105,11 +110,17 @@ def methods_command(argv: list[str]) -> None:
     sparsekit unlearning methods
     """
     parse(RunConfig, argv)
+    rows, text = [], []
     for name, cls in unlearner.discover().items():
-        first = (cls.__doc__ or "").strip().splitlines()[0]
-        settings = ", ".join(f"{f.name}={f.default}" for f in fields(cls))
+        what = (cls.__doc__ or "").strip().splitlines()[0]
+        options = {f.name: f.default for f in fields(cls)}
+        rows.append(
+            {"name": name, "what": what, "exact": cls.exact, "options": options}
+        )
+        settings = ", ".join(f"{field}={value}" for field, value in options.items())
         exact = " (exact)" if cls.exact else ""
-        print(f"{name:16}{first}{exact}\n{'':16}{settings or 'no settings'}")
+        text += [f"{name:16}{what}{exact}", f"{'':16}{settings or 'no settings'}"]
+    verbs.tell(rows, *text)
 
 
 def train_command(argv: list[str]) -> None:
@@ -118,7 +129,9 @@ def train_command(argv: list[str]) -> None:
     sparsekit unlearning train --config mnist-class --method l1_sparse --out runs/l1
     sparsekit unlearning train --resume --out runs/l1
     """
-    print_result(train(verbs.resumable(Config, argv, PRESETS)))
+    result = train(verbs.resumable(Config, argv, PRESETS))
+    facts = {"exact": result.exact, "mask": result.provenance if result.masks else None}
+    verbs.tell(verbs.measured(result) | facts, *lines(result))
 
 
 def evaluate_command(argv: list[str]) -> None:
@@ -128,32 +141,50 @@ def evaluate_command(argv: list[str]) -> None:
     """
     config = parse(EvaluateConfig, argv, presets=PRESETS)
     found = ladder(verbs.required(config.run, "run"), config.references)
-    print(f"{'':12}{'RMIA, AUC':24}{'TPR at 1 % FPR, %':24}hardest tenth, AUC")
+    content, text = attacked(found)
+    if config.shadows:
+        many = train_shadows(load_result(config.run).config, config.shadows)
+        auc, null_auc = many.ulira().auc, many.null_ulira().auc
+        score, null = many.forgetting_score(), many.null_score()
+        text += [
+            f"U-LiRA, AUC: {shown(auc)}, null {shown(null_auc)}",
+            f"forgetting score, {config.shadows} models: {score:.3f}, null {null:.3f}",
+        ]
+        content["ulira"] = {"auc": auc.plain(), "null": null_auc.plain()}
+        content["forgetting_score"] = {"score": score, "null": null}
+    verbs.tell(content, *text)
+
+
+def attacked(found: Ladder) -> tuple[dict[str, Any], list[str]]:
+    """What the attacks found: as JSON has it, and as lines."""
+    text = [f"{'':12}{'RMIA, AUC':24}{'TPR at 1 % FPR, %':24}hardest tenth, AUC"]
+    models = {}
     for name in MODELS:
         whole, hard = found.rmia[name], found.hard[name]
         rate = "-" if whole.tpr is None else percent(whole.tpr)
-        print(f"{name:12}{shown(whole.auc):24}{rate:24}{shown(hard.auc)}")
+        text.append(f"{name:12}{shown(whole.auc):24}{rate:24}{shown(hard.auc)}")
+        models[name] = {
+            "auc": whole.auc.plain(), "hardest_auc": hard.auc.plain(),
+            "tpr_at_1_percent": None if whole.tpr is None else whole.tpr.plain(),
+        }  # fmt: skip
     for title, values in (
         ("confusion error, %", found.confusion),
         ("backdoor success, %", found.backdoor),
     ):
         if values is not None:
             cells = [f"{name} {100 * values[name]:.1f}" for name in MODELS]
-            print(f"{title}: {', '.join(cells)}")
-    n, m = (len(x) for x in (found.rmia["reference"].members,
-                             found.rmia["reference"].others))  # fmt: skip
-    print(
+            text.append(f"{title}: {', '.join(cells)}")
+    null = found.rmia["reference"]
+    n, m = len(null.members), len(null.others)
+    text.append(
         f"{n} forgotten against {m} fresh records: a distance of "
-        f"{found.rmia['reference'].detectable:.3f} from the null would have shown"
+        f"{null.detectable:.3f} from the null would have shown"
     )
-    if config.shadows:
-        many = train_shadows(load_result(config.run).config, config.shadows)
-        found, null = shown(many.ulira().auc), shown(many.null_ulira().auc)
-        print(f"U-LiRA, AUC: {found}, null {null}")
-        score, null = many.forgetting_score(), many.null_score()
-        print(
-            f"forgetting score, {config.shadows} models: {score:.3f}, null {null:.3f}"
-        )
+    content = {
+        "models": models, "confusion": found.confusion, "backdoor": found.backdoor,
+        "forgotten": n, "fresh": m, "detectable": null.detectable,
+    }  # fmt: skip
+    return content, text
 
 
 def compare_command(argv: list[str]) -> None:
@@ -169,7 +200,7 @@ def compare_command(argv: list[str]) -> None:
     }
     seeds = range(config.seed, config.seed + config.seeds)
     comparison = compare(configs, seeds, out=config.out)
-    print(comparison.table(), end="")
+    verbs.tell(comparison.content(), comparison.table())
 
 
 def per_method(config: CompareConfig, pruner: str) -> dict[str, Config]:
@@ -197,21 +228,24 @@ def report_command(argv: list[str]) -> int | None:
     return verbs.report(argv, load_comparison, figure.draw, PRESETS)
 
 
-def print_result(result: Result) -> None:
+def lines(result: Result) -> list[str]:
     """The three models side by side, then costs."""
-    print(f"{'':10}  {'unlearned':22}{'retrained':22}{'original':22}gap")
+    text = [f"{'':10}  {'unlearned':22}{'retrained':22}{'original':22}gap"]
     for name in ("UA", "MIA", "RA", "TA"):
         cells = [
             percent(result.metrics[f"{prefix}{name}"])
             for prefix in ("", "reference ", "original ")
         ]
         gap = 100 * result.value(f"{name} gap")
-        print(f"{name:10}  {''.join(f'{cell:22}' for cell in cells)}{gap:+.1f}")
-    print(f"{'mean gap':10}  {100 * result.value('gap'):.2f}")
-    print(f"{'run time':10}  {100 * result.value('run time'):.1f} % of retraining")
-    print(f"{'mask':10}  {result.provenance if result.masks else 'none'}")
-    print(f"{'exact':10}  {'yes' if result.exact else 'no'}")
-    verbs.print_cost(result.cost)
+        text.append(f"{name:10}  {''.join(f'{cell:22}' for cell in cells)}{gap:+.1f}")
+    return [
+        *text,
+        f"{'mean gap':10}  {100 * result.value('gap'):.2f}",
+        f"{'run time':10}  {100 * result.value('run time'):.1f} % of retraining",
+        f"{'mask':10}  {result.provenance if result.masks else 'none'}",
+        f"{'exact':10}  {'yes' if result.exact else 'no'}",
+        *verbs.cost_lines(result.cost),
+    ]
 
 
 VERBS = {

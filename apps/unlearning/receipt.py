@@ -18,9 +18,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from apps.common.output import JSON, tell
 from apps.unlearning import service_paths as paths
 from apps.unlearning import signing
 from apps.unlearning.receipt_fields import Audit, Level, Receipt
+from sparsekit.cli import Parser
 
 MOST_BYTES = 10_000_000
 EXACT = ("retrain", "sisa")
@@ -258,9 +260,7 @@ def verify_command(argv: list[str]) -> int:
 
     sparsekit unlearning verify service/receipts/0001.json --files service
     """
-    import argparse
-
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="sparsekit unlearning verify",
         description="Checks a receipt: signature, fields, sense, and if asked files.",
     )
@@ -271,9 +271,16 @@ def verify_command(argv: list[str]) -> int:
         "--wiped", action="store_true", help="with --files: no retired file is there"
     )
     parser.add_argument("--previous", type=Path, help="the receipt before this one")
-    args = parser.parse_args(argv)
-    if args.wiped and args.files is None:
-        parser.error("--wiped needs --files FOLDER")
+    parser.add_argument("--json", action="store_true", help="an object, for a program")
+    try:
+        args = parser.parse_args(argv)
+        if args.wiped and args.files is None:
+            parser.error("--wiped needs --files FOLDER")
+    except ValueError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    if args.json:
+        JSON.set(True)
     try:
         receipt, checked = verify(
             args.file, args.key, args.files, args.wiped, args.previous
@@ -282,18 +289,31 @@ def verify_command(argv: list[str]) -> int:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
     except ValueError as error:
-        print(f"NOT VALID  {args.file}: {printable(str(error))}", file=sys.stderr)
+        why = printable(str(error))
+        print(f"NOT VALID  {args.file}: {why}", file=sys.stderr)
+        if JSON.get():
+            tell({"valid": False, "file": args.file, "why": why})
         return 1
-    print(f"VALID  {args.file}")
-    print("\n".join(f"  {line}" for line in checked))
+    data = receipt.data
     names = [printable(item.request) for item in receipt.requests]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    print(f"  requests: {', '.join(names[:3])}{more}")
-    print(f"  records: {receipt.data.records_erased} of {receipt.data.records_before}")
-    print(f"  verdict: {printable(receipt.verdict)}")
-    print(f"  out of scope: {len(receipt.out_of_scope)} points, in the receipt")
+    lines = [
+        *checked,
+        f"requests: {', '.join(names[:3])}{more}",
+        f"records: {data.records_erased} of {data.records_before}",
+        f"verdict: {printable(receipt.verdict)}",
+        f"out of scope: {len(receipt.out_of_scope)} points, in the receipt",
+    ]
     if args.key is None:
-        print("  The key lay beside the receipt: compare it with the published one.")
+        lines.append(
+            "The key lay beside the receipt: compare it with the published one."
+        )
+    content = {
+        "valid": True, "file": args.file, "checked": checked, "requests": names,
+        "level": receipt.level, "verdict": receipt.verdict,
+        "records_erased": data.records_erased, "records_before": data.records_before,
+    }  # fmt: skip
+    tell(content, f"VALID  {args.file}", *(f"  {line}" for line in lines))
     return 0
 
 

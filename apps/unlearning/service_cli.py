@@ -9,19 +9,18 @@ sparsekit unlearning verify service/receipts/0001.json --files service
 sparsekit unlearning retire --wipe
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from apps.common.config import RunConfig, parse
-from apps.common.verbs import print_json, required
+from apps.common.verbs import required, tell
 from apps.unlearning import service_audit
 from apps.unlearning.config import PRESETS, Config, Value
 from apps.unlearning.ledger import Batch
 from apps.unlearning.receipt import printable, verify_command
-from apps.unlearning.service import Service, setup
+from apps.unlearning.service import Service
 from apps.unlearning.service_html import write_report
-from apps.unlearning.service_retire import Line
+from apps.unlearning.service_setup import setup
 from sparsekit import atomic
 
 
@@ -61,11 +60,9 @@ class StatusConfig(FolderConfig):
     Args:
         erased: a .txt file for the records of all verified requests, one a line: what a
             later training must leave out.
-        json: print an object, for a program.
     """
 
     erased: Path | None = None
-    json: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,10 +152,11 @@ def setup_command(argv: list[str]) -> None:
     setup(config.folder, plain, config.subjects, config.hash_subjects, config.weights)
     with Service(config.folder) as service:
         counts = service.ledger.counts()
-    print(
-        f"{config.folder}: {counts['subjects']} subjects, {counts['records']} records"
+    tell(
+        {"folder": config.folder, "counts": counts},
+        f"{config.folder}: {counts['subjects']} subjects, {counts['records']} records",
+        "Publish public.pem; keep key.pem and salt secret, and in your backup.",
     )
-    print("Publish public.pem; keep key.pem and salt secret, and in your backup.")
 
 
 def import_command(argv: list[str]) -> None:
@@ -169,7 +167,7 @@ def import_command(argv: list[str]) -> None:
     config = parse(ImportConfig, argv)
     with Service(config.folder) as service:
         added = service.import_mapping(required(config.subjects, "subjects"))
-    print(f"{added} new pairs of subject and record")
+    tell({"added": added}, f"{added} new pairs of subject and record")
 
 
 def request_command(argv: list[str]) -> None:
@@ -181,9 +179,10 @@ def request_command(argv: list[str]) -> None:
     if not config.subjects:
         raise ValueError("--subjects is required: the ids of those to be erased")
     with Service(config.folder) as service:
-        for subject in config.subjects:
-            request = service.request(subject)
-            print(f"{request}  {service.ledger.state(request)}")
+        requests = [service.request(subject) for subject in config.subjects]
+        states = {request: service.ledger.state(request) for request in requests}
+    rows = [{"request": request, "state": state} for request, state in states.items()]
+    tell(rows, *(f"{request}  {state}" for request, state in states.items()))
 
 
 def run_command(argv: list[str]) -> int:
@@ -195,16 +194,21 @@ def run_command(argv: list[str]) -> int:
     with Service(config.folder) as service:
         if config.abandon:
             batch = service.abandon()
-            print("no batch is open" if batch is None else f"batch {batch.id}: failed")
+            number = None if batch is None else batch.id
+            said = "no batch is open" if batch is None else f"batch {number}: failed"
+            tell({"batch": number, "state": batch and batch.state}, said)
             return 0
         batch = service.run(config.method, config.options or None)
         if batch is None:
-            print("nothing to do: no request is waiting")
+            tell({"batch": None}, "nothing to do: no request is waiting")
             return 0
         requests = service.ledger.requests_of(batch.id)
-    print(
-        f"batch {batch.id}: {len(requests)} requests, {batch.settings['method']}, "
-        f"{batch.facts['seconds']:.2f} s; now `audit`"
+    method, seconds = batch.settings["method"], batch.facts["seconds"]
+    about = {"requests": requests, "method": method, "seconds": seconds}
+    tell(
+        {"batch": batch.id, "state": batch.state} | about,
+        f"batch {batch.id}: {len(requests)} requests, {method}, {seconds:.2f} s; "
+        "now `audit`",
     )
     return 0
 
@@ -219,16 +223,22 @@ def audit_command(argv: list[str]) -> int:
     with Service(config.folder) as service:
         batch = service.audit(wanted)
         if batch is None:
-            print("nothing to do: no batch awaits its audit")
+            tell({"batch": None}, "nothing to do: no batch awaits its audit")
             return 0
-        print_audit(batch)
+        content = {"batch": batch.id, "state": batch.state, "audit": batch.audit}
         if batch.state == "verified":
             number = service.ledger.receipts()[-1][0]
-            print(f"verified: {config.folder / 'receipts' / f'{number:04}.json'}")
-            print(f"{len(service.pending())} files are retired: `retire --wipe`")
+            receipt = config.folder / "receipts" / f"{number:04}.json"
+            tell(
+                content | {"receipt": receipt, "retired": len(service.pending())},
+                *audit_lines(batch),
+                f"verified: {receipt}",
+                f"{len(service.pending())} files are retired: `retire --wipe`",
+            )
             return 0
         request = service.ledger.requests_of(batch.id)[0]
-        print(f"failed: {service.ledger.log(request)[-1].note}")
+        why = service.ledger.log(request)[-1].note
+        tell(content | {"why": why}, *audit_lines(batch), f"failed: {why}")
         return 1
 
 
@@ -249,24 +259,23 @@ def status_command(argv: list[str]) -> None:
             (file, "current" if file.id == current else file.state)
             for file in ledger.artefacts()
         ]
-        if config.json:
-            requests = [
-                {"request": name, "state": last.state, "at": last.at, "note": last.note}
-                for name, last in logs.items()
-            ]
-            files = [
-                {"path": file.path, "kind": file.kind, "state": state}
-                for file, state in states
-            ]
-            told = {"counts": ledger.counts(), "requests": requests}
-            print_json(told | {"files": files})
-            return
-        for name, count in ledger.counts().items():
-            print(f"{name:10}{count:8}")
-        for request, last in logs.items():
-            print(f"{request}  {last.state:9} {last.at}  {printable(last.note)}")
-        for file, state in states:
-            print(f"{file.path:32} {file.kind:10} {state}")
+        counts = ledger.counts()
+    requests = [
+        {"request": name, "state": last.state, "at": last.at, "note": last.note}
+        for name, last in logs.items()
+    ]
+    files = [
+        {"path": file.path, "kind": file.kind, "state": state} for file, state in states
+    ]
+    tell(
+        {"counts": counts, "requests": requests, "files": files},
+        *(f"{name:10}{count:8}" for name, count in counts.items()),
+        *(
+            f"{request}  {last.state:9} {last.at}  {printable(last.note)}"
+            for request, last in logs.items()
+        ),
+        *(f"{file.path:32} {file.kind:10} {state}" for file, state in states),
+    )
 
 
 def register_command(argv: list[str]) -> None:
@@ -279,7 +288,10 @@ def register_command(argv: list[str]) -> None:
         raise ValueError("--path is required: the file, relative to the folder")
     with Service(config.folder) as service:
         service.register(config.path, config.kind, list(config.parents))
-    print(f"{config.path} is listed: it will be retired with what it was made from")
+    tell(
+        {"path": config.path, "kind": config.kind, "parents": list(config.parents)},
+        f"{config.path} is listed: it will be retired with what it was made from",
+    )
 
 
 def retire_command(argv: list[str]) -> int:
@@ -290,7 +302,11 @@ def retire_command(argv: list[str]) -> int:
     config = parse(RetireConfig, argv)
     with Service(config.folder) as service:
         lines = service.wipe() if config.wipe else service.pending()
-    print_lines(lines)
+    text = [
+        f"{line.state:8} {line.kind:10} {printable(line.path)}  {line.note}"
+        for line in lines
+    ]
+    tell(list(map(asdict, lines)), *(text or ["nothing is retired"]))
     return 1 if any(line.state == "refused" for line in lines) else 0
 
 
@@ -303,12 +319,12 @@ def report_command(argv: list[str]) -> None:
     out = config.out or config.folder / "report.html"
     with Service(config.folder) as service:
         write_report(service.ledger, out)
-    print(out)
+    tell({"file": out}, str(out))
 
 
-def print_audit(batch: Batch) -> None:
+def audit_lines(batch: Batch) -> list[str]:
     """The three models side by side, and the gap with its interval."""
-    print(f"{'':12}{'original':>10}{'unlearned':>11}{'retrained':>11}   gap")
+    lines = [f"{'':12}{'original':>10}{'unlearned':>11}{'retrained':>11}   gap"]
     for row in [*batch.audit["metrics"], *batch.audit["attacks"]]:
         cells = (float(row[k]["value"]) for k in ("original", "unlearned", "retrained"))
         gap = row["gap"]
@@ -316,15 +332,8 @@ def print_audit(batch: Batch) -> None:
         if gap["low"] is not None:
             ends = f"[{float(gap['low']):+.3f}, {float(gap['high']):+.3f}]"
         shown = "".join(f"{cell:11.3f}" for cell in cells)
-        print(f"{row['name']:11}{shown}   {float(gap['value']):+.3f} {ends}")
-    print(batch.audit["smallest_detectable"])
-
-
-def print_lines(lines: Sequence[Line]) -> None:
-    for line in lines:
-        print(f"{line.state:8} {line.kind:10} {printable(line.path)}  {line.note}")
-    if not lines:
-        print("nothing is retired")
+        lines.append(f"{row['name']:11}{shown}   {float(gap['value']):+.3f} {ends}")
+    return [*lines, batch.audit["smallest_detectable"]]
 
 
 VERBS = {

@@ -19,6 +19,7 @@ from sparsekit.data_pruning.beta import beta
 from sparsekit.data_pruning.embeddings import herding, k_center
 from sparsekit.data_pruning.graph import d2
 from sparsekit.masks import count_active, topk_mask
+from sparsekit.spelling import choice
 
 Policy = Callable[..., Tensor]
 
@@ -187,7 +188,7 @@ def select(
         )
     n = _count(keep, len(scores))
     if isinstance(policy, str) and policy not in POLICIES:
-        raise ValueError(f"no policy {policy!r}; known: {', '.join(POLICIES)}")
+        raise ValueError(choice(f"no policy {policy!r}", policy, POLICIES))
     chosen = POLICIES[policy] if isinstance(policy, str) else policy
     if policy == "top" and 2 * n < len(scores):
         warnings.warn(

@@ -72,10 +72,11 @@ def test_methods_lists_every_method_with_its_options(capsys) -> None:
 
 
 def test_methods_takes_no_arguments_but_help(capsys) -> None:
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["methods", "rigl"])
-    assert stop.value.code == 2
-    assert "methods: error: unrecognized arguments: rigl" in capsys.readouterr().err
+    for word, hint in (("rigl", ";"), ("--jsn", "; did you mean '--json'?")):
+        assert cli.main(["methods", word]) == 2
+        said = capsys.readouterr().err
+        start = f"sparsekit methods: error: unknown argument {word!r}{hint} valid: "
+        assert said == f"{start}--help, --json, -h\n"
     with pytest.raises(SystemExit) as stop:
         cli.main(["methods", "--help"])
     assert stop.value.code == 0
@@ -163,7 +164,10 @@ def test_the_installed_script_as_a_user_calls_it(tmp_path: Path) -> None:
     assert "mnist5k" in done.stdout
     done = run("data", "fetch", "mnist6k")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "no data set or wheel 'mnist6k'; known: mnist5k" in done.stderr
+    assert (
+        "no data set or wheel 'mnist6k'; did you mean 'mnist5k'? choose one of mnist5k"
+        in done.stderr
+    )
     assert "Traceback" not in done.stderr
 
 

@@ -25,6 +25,7 @@ from sparsekit.method import Method
 from sparsekit.methods.static import Static
 from sparsekit.methods.tdm import TDM
 from sparsekit.scores import gradient, random
+from sparsekit.spelling import choice
 
 TIES = {"margin": aum, "loss": summed_loss, "order": None}
 OURS = ("begin", "end", "every", "variant")  # of TDM's options
@@ -89,10 +90,8 @@ class SparCL(Strategy):
             if cls.uses_buffer is True and not cls.dense_only and not cls.needs_task_id
         }
         if self.replay not in replaying:
-            raise ValueError(
-                f"replay {self.replay!r} is no strategy that replays; choose one of "
-                f"{', '.join(replaying)}"
-            )
+            refused = f"replay {self.replay!r} is no strategy that replays"
+            raise ValueError(choice(refused, self.replay, replaying))
         cls = replaying[self.replay]
         own = {f.name for f in fields(cls) if f.init} & {"alpha", "beta"}
         self.inner = cls(**{name: getattr(self, name) for name in own})

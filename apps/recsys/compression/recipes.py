@@ -6,6 +6,7 @@ from apps.recsys.compression.candidate import Recipe
 from apps.recsys.compression.finished import FINISHED
 from apps.recsys.compression.item_weights import ITEM_WEIGHTS
 from apps.recsys.compression.trained import TRAINED
+from sparsekit.spelling import choice
 
 RECIPES = {recipe.name: recipe for recipe in (*FINISHED, *ITEM_WEIGHTS, *TRAINED)}
 
@@ -20,7 +21,7 @@ def chosen(names: Iterable[str], may_train: bool) -> list[Recipe]:
         return [recipe for recipe in RECIPES.values() if not recipe.trains]
     for name in names:
         if name not in RECIPES:
-            raise ValueError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
+            raise ValueError(choice(f"no recipe {name!r}", name, RECIPES))
         if RECIPES[name].trains and not may_train:
             raise ValueError(
                 f"recipe {name!r} trains networks, which given factors do not allow: "

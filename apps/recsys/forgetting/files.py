@@ -19,6 +19,7 @@ from apps.recsys.ragged import Ids, Texts, ragged
 from apps.recsys.scoring import FactorScorer, LinearScorer
 from apps.recsys.tables import Table, from_arrays
 from apps.recsys.updates import BY_ROW, refitted
+from sparsekit.spelling import choice
 
 METHODS = ("refit", "downdate", "drop")
 
@@ -66,7 +67,7 @@ def _check(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Indices of users and items that stay; ValueError for what cannot be done."""
     if method not in METHODS:
-        raise ValueError(f"no method {method!r} for a file; there are {METHODS}")
+        raise ValueError(choice(f"no method {method!r} for a file", method, METHODS))
     if not (request.users or request.items or request.pairs):
         raise ValueError("nothing to forget: give users, items or interactions")
     if len(artefact.user_ids) == 0:

@@ -28,6 +28,7 @@ from apps.recsys.models.mf import MF
 from apps.recsys.models.multvae import MultVAE
 from apps.recsys.models.network import Network, pair_rows
 from apps.recsys.train import seeded
+from sparsekit.spelling import choice
 
 
 @dataclass(frozen=True)
@@ -212,16 +213,13 @@ METHODS: dict[str, type[Any]] = {
 def build(name: str, options: Mapping[str, Any]) -> Method:
     """A method by its name; ValueError that lists what there is."""
     if name not in METHODS:
-        known = ", ".join(("retrain", *METHODS))
-        raise ValueError(f"no method {name!r}; there are {known}")
+        known = ("retrain", *METHODS)
+        raise ValueError(choice(f"method {name!r} is unknown", name, known))
     names = [f.name for f in fields(METHODS[name])]
     unknown = sorted(set(options) - set(names))
     if unknown:
-        raise ValueError(
-            f"{name} has no option {unknown[0]!r}; options are {', '.join(names)}"
-            if names
-            else f"{name} has no options, got {unknown[0]!r}"
-        )
+        refused = f"method {name!r} has no option {unknown[0]!r}"
+        raise ValueError(choice(refused, unknown[0], names, "it has"))
     return METHODS[name](**options)
 
 

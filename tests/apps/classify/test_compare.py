@@ -106,7 +106,7 @@ def test_the_figure_shows_every_label(comparison, tmp_path: Path) -> None:
         ({}, [0, 1], {}, "at least one config"),
         ({"a": TINY}, [0], {}, "two or more different seeds"),
         ({"a": TINY}, [1, 1], {}, "two or more different seeds"),
-        ({"a": TINY}, [0, 1], {"baseline": "b"}, "baseline 'b' is none of"),
+        ({"a": TINY}, [0, 1], {"baseline": "b"}, "no baseline 'b'; choose one of"),
     ],
 )
 def test_bad_comparisons_are_named(configs, seeds, arguments, message: str) -> None:

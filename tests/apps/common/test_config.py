@@ -178,7 +178,8 @@ def test_flags_may_complete_what_the_file_leaves_invalid(file) -> None:
         ("layers = 1.5", "layers must be an integer, got 1.5"),
         ("seed = true", "seed must be an integer, got True"),
         ("seed = -1", "seed must be at least 0, got -1"),
-        ("kind = 'rnn'", "kind must be one of 'mlp', 'cnn', got 'rnn'"),
+        ("kind = 'rnn'", "kind must be one of 'mlp', 'cnn', got 'rnn'; did you mean 'cnn'"),
+        ("kind = 'MPL'", r"one of 'mlp', 'cnn', got 'MPL'; did you mean 'mlp'\?"),
         ("profile = 'huge'", "profile must be one of 'smoke', 'laptop', 'full'"),
         ("profile = []", "profile must be one of"),
         ("sizes = 3", "sizes must be a list of integers, got 3"),
@@ -209,9 +210,11 @@ def test_a_mistake_in_the_file_is_named(file, text, words) -> None:
     ("arguments", "words"),
     [
         (["--lrr", "1"], r"unknown argument '--lrr'; did you mean '--lr'\?"),
-        (["--zzz=1"], "unknown argument '--zzz=1'; valid: --config, --profile, --seed"),
+        (["--zzz=1"], "unknown argument '--zzz=1'; valid: --config, --json, --profile"),
         (["--encoder.din", "1"], r"did you mean '--encoder.dim'\?"),
         (["stray"], "unknown argument 'stray'"),
+        (["--profile", "smok"], "'full', got 'smok'; did you mean 'smoke'"),
+        (["--kind", "rnn"], "--kind must be one of 'mlp', 'cnn', got 'rnn'; did you"),
         (["--config"], "--config needs a value"),
         (["--config", "--lr", "1"], "--config needs a value"),
         (["--options", "a"], "'a' has no value; write a=VALUE"),
@@ -228,7 +231,7 @@ def test_a_mistake_in_the_flags_is_named(arguments, words) -> None:
     ("arguments", "words"),
     [
         (["--lr", "many"], "^--lr must be a number, got 'many'$"),
-        (["--kind", "rnn"], "invalid choice 'rnn' for argument '--kind'. .*'mlp'"),
+        (["--kind", "rnn"], "--kind must be one of 'mlp', 'cnn', got 'rnn'"),
         (["--profile", "huge"], "smoke"),
         (["--layers"], "Missing value for argument '--layers'"),
         (["--seed", "1.5"], "^--seed must be an integer, got '1.5'$"),
@@ -266,7 +269,10 @@ def test_presets_by_name_and_files_first(tmp_path: Path, monkeypatch) -> None:
     assert parse(Config, ["--config", "large"], presets=presets).layers == 9
     Path("mine.toml").write_text("layers = 4")
     assert parse(Config, ["--config", "mine.toml"], presets=presets).layers == 4
-    with pytest.raises(FileNotFoundError, match="file: smal; presets: large, small"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="file: smal; did you mean 'small'. presets: large, small",
+    ):
         parse(Config, ["--config", "smal"], presets=presets)
     for hidden in ("../mine", str(presets), "large.toml"):
         with pytest.raises(FileNotFoundError, match="no such config file"):

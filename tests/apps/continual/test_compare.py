@@ -62,7 +62,7 @@ def test_errors(small, tmp_path):
         compare({"er": small}, [3])
     with pytest.raises(ValueError, match="give at least one config"):
         compare({})
-    with pytest.raises(ValueError, match="baseline 'x' is none of"):
+    with pytest.raises(ValueError, match="no baseline 'x'; choose one of"):
         compare({"er": small}, range(2), baseline="x")
     with pytest.raises(FileNotFoundError, match="run `compare --out"):
         load_comparison(tmp_path)
@@ -107,7 +107,7 @@ def test_the_readme_runs_as_it_stands(tmp_path, monkeypatch, capsys):
         ("compare --strategies ere", "strategy 'ere' is unknown"),
         ("report", "--run is required"),
         ("evaluate --run nowhere", "no finished run in nowhere"),
-        ("flops --method adam", "method is one of ewc"),
+        ("flops --method adam", "method 'adam' is unknown; choose one of ewc"),
     ],
 )
 def test_usage_errors(line, words, capsys):

@@ -86,8 +86,8 @@ def test_data_used_is_the_mean_of_the_schedule():
     ("arguments", "words"),
     [
         (("vgg", "er"), "resnet18-cifar, resnet18-tiny"),
-        (("resnet18-cifar", "adam"), "method is one of ewc"),
-        (("resnet18-cifar", "sparcl-adam"), "method is one of ewc"),
+        (("resnet18-cifar", "adam"), "method 'adam' is unknown; choose one of ewc"),
+        (("resnet18-cifar", "sparcl-adam"), "method 'sparcl-adam' is unknown"),
         (("resnet18-cifar", "er", 0.9), "say sparcl-er"),
         (("resnet18-cifar", "sparcl-er", 1.0), r"in \[0, 1\)"),
         (("resnet18-cifar", "er", 0.0, "mine"), "published, honest"),

@@ -98,7 +98,7 @@ def test_a_finished_run_is_read_back_and_never_overwritten(
         (["train", "--epochs", "0"], "epochs must be at least 1"),
         (["train", "--epocs", "3"], "epocs"),
         (["train", "--subset", "absent.csv"], "no such file: absent.csv"),
-        (["train", "--budget", "hours"], "one of ('steps', 'epochs')"),
+        (["train", "--budget", "hours"], "one of 'steps', 'epochs'"),
         (["train", "--dataset", "absent.npz"], "no such file: absent.npz"),
         (["data", "--dataset", "imagenet"], "mnist5k, mnist, cifar10"),
         (["score"], "--out is required"),

@@ -115,7 +115,7 @@ def test_wrong_labels_score_higher_than_chance(small, name: str, seed: int) -> N
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("el3n", "no score 'el3n'; known: random, el2n"),
+        ("el3n", "no score 'el3n'; did you mean 'el2n'"),
         ("el2n@99", r"the epoch after @ is 0 \.\.\. 4, got '99'"),
         ("el2n@x", "got 'x'"),
         ("aum@0", "a trace needs an epoch"),

@@ -173,7 +173,7 @@ def test_an_endpoint_that_fails_is_an_error_and_keeps_what_came(tmp_path, capsys
         assert main(flags) == 2
     shown = capsys.readouterr()
     assert "404" in shown.err
-    assert "never sent: ids" in shown.out  # listed before anything left
+    assert "never sent: ids" in shown.err  # listed before anything left
     with Store(tmp_path / "r.db") as store:
         assert len(store) == 5
 

@@ -209,7 +209,7 @@ def test_refusals(tmp_path: Path):
         ({"a": TINY}, (0,), {}, "two or more different seeds"),
         ({"a": TINY}, (0, 0), {}, "two or more different seeds"),
         ({"a": TINY}, (0, 1), {"trials": 0}, "trials must be"),
-        ({"a": TINY}, (0, 1), {"baseline": "b"}, "baseline 'b' is none of"),
+        ({"a": TINY}, (0, 1), {"baseline": "b"}, "no baseline 'b'; choose one of"),
         ({"ease": TINY}, (0, 1), {}, "must differ"),
         ({"a": TINY}, (0, 1), {"baselines": ["svd"]}, "no baseline 'svd'"),
         (

@@ -149,7 +149,7 @@ def test_nothing_is_written_for_a_request_that_fails(old, tmp_path):
     for request, method, fault in (
         (Request(users=("nobody",)), "drop", "no user 'nobody'"),
         (Request(users=everybody), "drop", "all 40 users"),
-        (Request(users=GONE), "scrub", "no method 'scrub'"),
+        (Request(users=GONE), "scrub", "method 'scrub' is unknown"),
         (Request(users=GONE), "nothing", "no method"),
     ):
         with pytest.raises(ValueError, match=fault):
@@ -321,7 +321,7 @@ def test_files_that_cannot_forget(data):
         (factors, Request(pairs=(("u/1", "i1"),)), "drop", "use --run"),
         (packed, Request(items=("i5",)), "drop", "no rows of its own"),
         (ease, one, "drop", "use --method refit"),
-        (ease, one, "scrub", "no method 'scrub'"),
+        (ease, one, "scrub", "no method 'scrub' for a file"),
         (ease, Request(), "refit", "nothing to forget"),
         (ease, Request(users=("u/3", "u/3")), "refit", "named twice"),
         (ease, Request(items=("x",)), "refit", "no item 'x' in the file"),

@@ -339,8 +339,8 @@ def test_random_items_take_the_place_of_theirs(data):
 def test_methods_by_name():
     assert methods.build("finetune", {"epochs": 3}) == FineTune(3)
     for name, options, fault in (
-        ("scrub", {}, "there are retrain, drop, finetune"),
-        ("finetune", {"epoch": 3}, "no option 'epoch'; options are epochs, lr"),
+        ("scrub", {}, "choose one of retrain, drop, finetune"),
+        ("finetune", {"epoch": 3}, "no option 'epoch'; did you mean 'epochs'"),
         ("drop", {"epochs": 3}, "no options"),
         ("finetune", {"epochs": -1}, "epochs must be a whole number"),
         ("ascent", {"lr": 0.0}, "lr must be a positive number"),

@@ -181,7 +181,7 @@ def test_per_class_cuts_options_with_a_row_an_example():
             {"scores": torch.tensor([1, torch.nan])},
             "1 of 2 scores are NaN, .* example 1",
         ),
-        ({"policy": "best"}, "no policy 'best'; known: top, bottom"),
+        ({"policy": "best"}, "no policy 'best'; choose one of top, bottom"),
         ({"per_class": True}, "per_class needs labels"),
         ({"per_class": True, "labels": torch.zeros(4)}, "per_class needs labels"),
         ({"per_class": True, "labels": torch.arange(5)}, "5 classes, but 3 examples"),
