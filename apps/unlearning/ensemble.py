@@ -11,7 +11,7 @@ id alone, so a model trained after a deletion is the one that never saw the reco
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -22,9 +22,11 @@ from torch import Tensor, nn
 
 from apps.common import cost
 from apps.common.images import Split
+from apps.common.seeds import mixed
 from apps.unlearning import masking
 from apps.unlearning.data import subset
-from apps.unlearning.fitting import Recipe, fit, mixed
+from apps.unlearning.fitting import Recipe, fit
+from apps.unlearning.pruning import Original, Pruner, untrained_masks
 from sparsekit import atomic
 
 
@@ -99,12 +101,12 @@ class Store:
         else:
             atomic.write_bytes(self.folder / f"{key}.safetensors", content)
 
-    def keep_only(self, keys: set[str]) -> list[str]:
+    def keep_only(self, keys: Collection[str]) -> list[str]:
         """Wipes all other checkpoints: they contain what was deleted. Their keys."""
         known = set(self.sizes)
         if self.folder is not None:
             known |= {path.stem for path in self.folder.glob("*.safetensors")}
-        stale = sorted(known - keys)
+        stale = sorted(known.difference(keys))
         for key in stale:
             self._held.pop(key, None)
             self.sizes.pop(key, None)
@@ -119,7 +121,10 @@ class Store:
 
 
 class Ensemble(nn.Module):
-    """The shards' models; answers with the log of their mean probability."""
+    """The shards' models; answers with the log of their mean probability.
+
+    keys: {checkpoint: ids of the records that it learned}.
+    """
 
     def __init__(self, models, build_model, shards, seed, masks, store, keys):
         super().__init__()
@@ -174,7 +179,7 @@ def train_shards(
         raise ValueError("shards need records with ids: Split(x, y, ids)")
     store, masks = store or Store(), dict(masks or {})
     places = torch.tensor([shards.place(int(i), seed) for i in train.ids])
-    models, keys = [], set()
+    models, keys = [], {}
     for shard in range(shards.shards):
         own_seed = seed if shard == 0 else mixed(seed, 29, shard)
         model = build_model(own_seed).to(train.y.device)
@@ -187,7 +192,7 @@ def train_shards(
             if len(chosen) == 0 or epochs == 0:
                 continue
             key = _key(context, number, train.ids[chosen])
-            keys.add(key)
+            keys[key] = train.ids[chosen].tolist()
             trained = True
             state = store.read(key)
             if state is not None:
@@ -206,6 +211,25 @@ def train_shards(
             )
         models.append(model)
     return Ensemble(models, build_model, shards, seed, masks, store, keys)
+
+
+def train_sharded(
+    pruner: Pruner,
+    train: Split,
+    build_model: Callable[[int], nn.Module],
+    recipe: Recipe,
+    shards: Shards,
+    *,
+    seed: int,
+    store: Store,
+) -> Original:
+    """The original model of SISA: with masks that no data decide, all shards."""
+    model = build_model(seed).to(train.y.device)
+    masks = untrained_masks(pruner, model, train, seed)
+    ensemble = train_shards(
+        build_model, train, shards, recipe, seed=seed, masks=masks, store=store
+    )
+    return Original(ensemble, ensemble.all_masks, "data-free")
 
 
 def _key(context: str, number: int, ids: Tensor) -> str:

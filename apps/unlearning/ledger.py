@@ -118,6 +118,11 @@ class Ledger(DataMap):
         )
         return [State(*row) for row in rows]
 
+    def latest(self) -> str:
+        """The latest time in the log; "" if it is empty."""
+        (found,) = self._all("SELECT max(at) FROM states")
+        return found[0] or ""
+
     def requests(self, state: str | None = None) -> list[str]:
         """Ids of requests, in the order of their reception."""
         rows = self._all("SELECT request FROM states GROUP BY request ORDER BY min(id)")

@@ -100,6 +100,10 @@ class DataMap:
             )
         return [row[0] for row in rows]
 
+    def knows(self, subject: str) -> bool:
+        """Whether a subject is in the map."""
+        return self._one("SELECT 1 FROM subjects WHERE name = ?", subject) is not None
+
     def counts(self) -> dict[str, int]:
         """Rows of the main tables."""
         names = ("subjects", "records", "requests", "artefacts", "receipts")

@@ -148,7 +148,7 @@ def rebuilt(config: Config, about: dict[str, Any]) -> nn.Module:
     method = build(config.method, config.options)
     shards = Shards(method.shards, method.slices)
     parts = [one(i) for i in range(method.shards)]
-    return Ensemble(parts, one, shards, config.drawn, {}, Store(), set())
+    return Ensemble(parts, one, shards, config.drawn, {}, Store(), {})
 
 
 def load_result(path: Path, config: Config | None = None) -> Result:

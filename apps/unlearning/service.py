@@ -1,6 +1,7 @@
 """A deletion service in a folder: from a request to a signed receipt.
 
-    setup(folder, config, Path("subjects.csv"))    # trains the model, makes the keys
+`service_setup.setup` makes the folder, trains the model and makes the keys. Then:
+
     with Service(folder) as service:
         service.request("c-1041")                  # received, for good
         service.run()                              # one unlearning run for all received
@@ -9,6 +10,7 @@
     service/
       ledger.sqlite  config.toml  key.pem  public.pem  salt
       models/0000.safetensors  models/0001.safetensors ...   original, after each batch
+      shards/        checkpoints of sisa, if that is the method of the setup
       receipts/0001.json  receipts/public.pem
       work/          what an interrupted run goes on from
 
@@ -17,86 +19,37 @@ between; the next call of the same verb goes on. Requests of an unfinished batch
 it, and keep its settings.
 """
 
-import os
-import secrets
-import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from apps.common.config import parse, refuse_other_settings, settings, to_toml
-from apps.unlearning import ledger_import, service_paths, service_retire, signing
+from apps.common.config import parse
+from apps.unlearning import (
+    ledger_import,
+    service_folder,
+    service_paths,
+    service_retire,
+    service_shards,
+    signing,
+)
 from apps.unlearning import service_work as work
 from apps.unlearning.config import Config
 from apps.unlearning.ledger import Batch, Ledger
 from apps.unlearning.ledger_data import DERIVED
 from apps.unlearning.pruning import Original
 from apps.unlearning.service_audit import Settings
+from apps.unlearning.service_folder import hash_and_size, locked, now
 from apps.unlearning.service_receipt import audit_batch
+from apps.unlearning.service_shards import SHARDS
 from apps.unlearning.service_work import Material
 from apps.unlearning.unlearner import build
 from sparsekit import atomic
+from sparsekit.spelling import choice
 
 MOST_REQUESTS = 10_000  # of a batch; the others wait for the next
-
-
-def now() -> str:
-    """UTC to the second, such as 2026-11-28T10:00:00Z."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def setup(
-    folder: Path,
-    config: Config,
-    mapping: Path | None = None,
-    hashed: bool = True,
-    weights: Path | None = None,
-) -> None:
-    """Makes the folder: keys, ledger, the model that is trained on all records.
-
-    mapping: whose the records are, see `ledger_import`. hashed: the ledger keeps
-    HMAC-SHA256 of subject ids, with a salt in the folder, in place of the ids.
-    weights: of a model that was trained elsewhere, on the training part that the
-    config's seed draws; then nothing is trained here. See `service_work.given`.
-
-    An interrupted setup goes on. Raises ValueError for a folder that holds something
-    else or is set up already, and for a mapping that does not fit the data.
-    """
-    data = work.material(config)
-    pairs = [] if mapping is None else _mapping(mapping, data)
-    _make_folder(folder)
-    with _locked(folder):
-        _keep_config(folder, config)
-        signing.create_key(folder / "key.pem")
-        if not (folder / "salt").exists():
-            signing.write_secret(folder / "salt", secrets.token_bytes(32))
-        with Ledger(folder / "ledger.sqlite", create=True) as ledger:
-            if ledger.is_installed():
-                raise ValueError(
-                    f"{folder} is set up already: `import` adds to its mapping"
-                )
-            salt = (folder / "salt").read_bytes() if hashed else None
-            named = [(ledger_import.hashed(s, salt), record) for s, record in pairs]
-            if weights is None:
-                trained = work.original(config, data, folder / "work" / "setup")
-            else:
-                trained = work.given(config, data, weights)
-            path = "models/0000.safetensors"
-            work.write_model(folder / path, trained.model, trained.masks)
-            facts = {
-                "hashed": "yes" if hashed else "no",
-                "data": data.name,
-                "content_sha256": data.content_sha256(),
-                "n_records": str(data.n_records),
-                "provenance": trained.provenance if trained.masks else "dense",
-            }
-            file = (path, *_hash_and_size(folder, path))
-            ledger.install(file, data.train.ids.tolist(), facts, named, now())
-        work.clear(folder / "work")
 
 
 class Service:
@@ -120,7 +73,19 @@ class Service:
 
     def request(self, subject: str) -> str:
         """Receives the request to erase a subject; its id, the same if asked twice."""
-        return self.ledger.ask(self._opaque(subject), now())
+        return self.request_all([subject])[0]
+
+    def request_all(self, subjects: Iterable[str]) -> list[str]:
+        """Receives the requests of all subjects, or none: ValueError names an unknown
+        one. Their ids, in the order given."""
+        names = {subject: self._opaque(subject) for subject in subjects}
+        for subject, name in names.items():
+            if not self.ledger.knows(name):
+                raise ValueError(
+                    f"subject {subject!r} is not in the ledger: import the mapping "
+                    "that names it, or check the spelling; nothing was received"
+                )
+        return [self.ledger.ask(name, self._now()) for name in names.values()]
 
     def register(self, path: str, kind: str, parents: list[str]) -> None:
         """Lists a file of the folder that derives from listed ones.
@@ -129,8 +94,11 @@ class Service:
         folder, FileNotFoundError for a file that is not there.
         """
         if kind not in DERIVED:
-            raise ValueError(f"kind must be one of {', '.join(DERIVED)}, got {kind!r}")
-        with _locked(self.folder):
+            raise ValueError(choice(f"kind {kind!r} is unknown", kind, DERIVED))
+        service_folder.require_foreign(path)
+        if path in parents:
+            raise ValueError(f"{path} cannot derive from itself")
+        with locked(self.folder):
             numbers = []
             for parent in parents:
                 found = self.ledger.artefact(parent)
@@ -139,8 +107,8 @@ class Service:
                 numbers.append(found.id)
             if not numbers:
                 raise ValueError("give the file that it derives from: --parents PATH")
-            size = _hash_and_size(self.folder, path)
-            self.ledger.add_artefact(path, *size, kind, now(), parents=numbers)
+            size = hash_and_size(self.folder, path)
+            self.ledger.add_artefact(path, *size, kind, self._now(), parents=numbers)
 
     def run(
         self, method: str | None = None, options: Mapping[str, Any] | None = None
@@ -182,7 +150,7 @@ class Service:
             before = self.model(batch.base, data)
             after = self.model(batch.result or 0, data)
             path = self._work(batch) / "audit"
-            audit_batch(self, batch, data, before, after, key, wanted, path, now)
+            audit_batch(self, batch, data, before, after, key, wanted, path, self._now)
             self._copy_receipts()
             work.clear(self._work(batch))
             return self.ledger.batch(batch.id)
@@ -194,7 +162,7 @@ class Service:
             batch = self.ledger.open_batch()
             if batch is None:
                 return None
-            self.ledger.fail(batch, "abandoned", now())
+            self.ledger.fail(batch, "abandoned", self._now())
             work.clear(self._work(batch))
             return self.ledger.batch(batch.id)
 
@@ -209,7 +177,7 @@ class Service:
     def wipe(self) -> list[service_retire.Line]:
         """Wipes them; what became of each."""
         with self._at_work():
-            return service_retire.wipe(self.ledger, self.folder, now())
+            return service_retire.wipe(self.ledger, self.folder, self._now())
 
     def model(self, number: int, data: Material) -> Original:
         """A listed model, if its file is what was listed. data: for its shape."""
@@ -222,7 +190,9 @@ class Service:
         return work.read_model(
             self.folder / file.path,
             "data-free" if provenance == "dense" else provenance,
-            work.builder(self.config, data),
+            self.config,
+            data,
+            self.folder / SHARDS,
         )
 
     def _begin(
@@ -245,10 +215,11 @@ class Service:
             )
         chosen = self.config.method if method is None else method
         if options is None:
-            options = self.config.options if method is None else {}
+            options = self.config.options if chosen == self.config.method else {}
         build(chosen, options)  # before a request is touched
+        self._require_served(chosen, options)
         return self.ledger.begin(
-            wanted, base, {"method": chosen, "options": dict(options)}, now()
+            wanted, base, {"method": chosen, "options": dict(options)}, self._now()
         )
 
     def _unlearn(self, batch: Batch) -> None:
@@ -260,27 +231,51 @@ class Service:
         try:
             data = self._data()
             before = self.model(batch.base, data)
+            service_shards.require_checkpoints(self.ledger, self.folder)
             result = work.unlearned(
                 config, data, before, kept, sorted(erased), self._work(batch)
             )
             work.require_usable(result.model, before.model)
         except (ValueError, RuntimeError) as error:  # torch's own are RuntimeErrors
             reason = f"{batch.settings['method']}: {error}"
-            self.ledger.fail(batch, reason, now())
+            self.ledger.fail(batch, reason, self._now())
             work.clear(self._work(batch))
             raise ValueError(f"batch {batch.id} failed: {reason}") from error
         work.write_model(self.folder / path, result.model, dict(result.masks))
         facts = {"seconds": result.seconds, "exact": result.exact}
-        file = (path, *_hash_and_size(self.folder, path))
-        self.ledger.finish(batch, file, kept, facts, now())
+        at = self._now()
+        service_shards.list_checkpoints(self.ledger, self.folder, result.model, at)
+        file = (path, *hash_and_size(self.folder, path))
+        self.ledger.finish(batch, file, kept, facts, at)
         work.clear(self._work(batch))
+
+    def _require_served(self, method: str, options: Mapping[str, Any]) -> None:
+        """ValueError for a method that this service's model cannot be unlearned by."""
+        sharded = self.config.method == "sisa"
+        if method == "sisa" and not sharded:
+            raise ValueError(
+                "the model was not trained in shards: `setup --method sisa` makes a "
+                "service whose model is; here, retrain is exact"
+            )
+        if sharded and method == "retrain":
+            raise ValueError(
+                "the model was trained in shards: sisa is what retrains it"
+            )
+        if method == "sisa" and options != self.config.options:
+            raise ValueError(
+                "shards and slices are those of `setup`: leave options out"
+            )
+
+    def _now(self) -> str:
+        """The time, or that of the last line of the log if the clock was set back."""
+        return max(now(), self.ledger.latest())
 
     def _absent(self, request: str) -> None:
         records = self.ledger.records_asked(request)
         held = self.ledger.artefacts_with(records)
         live = [file.id for file in held if file.state == "live"]
         note = "none of its records is in the model"
-        self.ledger.absent(request, live, note, now())
+        self.ledger.absent(request, live, note, self._now())
 
     def _records(self, requests: list[str]) -> set[int]:
         return {r for request in requests for r in self.ledger.records_asked(request)}
@@ -314,8 +309,10 @@ class Service:
     @contextmanager
     def _at_work(self) -> Iterator[None]:
         """Alone in the folder, without what batches that ended have left in `work`."""
-        with _locked(self.folder):
+        with locked(self.folder):
             batch = self.ledger.open_batch()
+            if batch is None:
+                service_shards.clear_unlisted(self.ledger, self.folder)
             left = self.folder / "work"
             for path in left.iterdir() if left.is_dir() else ():
                 if batch is None or path != self._work(batch):
@@ -354,57 +351,3 @@ def _require_same(batch: Batch, asked: Mapping[str, Any]) -> None:
                 f"{batch.settings[name]!r}: call `run` without --{name}, or give the "
                 "batch up with `run --abandon`"
             )
-
-
-def _mapping(path: Path, data: Material) -> list[tuple[str, int]]:
-    return ledger_import.read_mapping(path, data.n_records)
-
-
-def _make_folder(folder: Path) -> None:
-    """Ours alone; one that holds anything else is refused."""
-    if folder.is_file():
-        raise ValueError(f"{folder} is a file: give a folder for the service")
-    known = (*service_retire.KEPT, "models", "work", "receipts")
-    if folder.is_dir():
-        others = [p.name for p in folder.iterdir() if not p.name.startswith(known)]
-        others = [name for name in others if not name.startswith(".")]
-        if others:
-            raise ValueError(f"{folder} holds {others[0]!r}: give an empty folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    os.chmod(folder, 0o700)
-
-
-def _keep_config(folder: Path, config: Config) -> None:
-    path = folder / "config.toml"
-    if path.is_file():
-        before = parse(Config, ["--config", str(path)])
-        refuse_other_settings(config, settings(before), folder)
-    else:
-        atomic.write_text(path, to_toml(config))
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time; the system gives a lock back when its holder is killed."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no service in {folder}: make one with `setup`")
-    connection = sqlite3.connect(folder / "lock.sqlite", timeout=0)
-    try:
-        connection.isolation_level = None
-        try:
-            connection.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError as error:
-            raise ValueError(
-                f"{folder} is in use by another process ({error}): wait for it"
-            ) from None
-        yield
-    finally:
-        connection.close()
-
-
-def _hash_and_size(folder: Path, path: str) -> tuple[str, int]:
-    content = service_paths.digest(folder, path)
-    found = service_paths.size_and_links(folder, path)
-    if content is None or found is None:
-        raise FileNotFoundError(f"no file {path} in {folder}")
-    return content, found[0]

@@ -11,9 +11,8 @@ from pathlib import Path
 from apps.unlearning import service_paths as paths
 from apps.unlearning.ledger import Ledger
 from apps.unlearning.ledger_data import Artefact
+from apps.unlearning.service_folder import KEPT
 from apps.unlearning.service_paths import Unsafe
-
-KEPT = ("ledger.sqlite", "lock.sqlite", "key.pem", "public.pem", "salt", "config.toml")
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,18 @@ from torch import Tensor, nn
 from apps.common import classifiers, cost, images
 from apps.common.images import Split
 from apps.common.runs import RunFolder
+from apps.common.seeds import mixed
 from apps.unlearning import data as sets
-from apps.unlearning import masking
+from apps.unlearning import masking, unlearner
 from apps.unlearning.config import Config
-from apps.unlearning.fitting import fit, mixed
+from apps.unlearning.ensemble import (
+    Ensemble,
+    Shards,
+    Store,
+    train_sharded,
+    train_shards,
+)
+from apps.unlearning.fitting import fit
 from apps.unlearning.pruning import Original, Pruner, train_original
 from apps.unlearning.stages import Stages
 from apps.unlearning.unlearning import Result, unlearn
@@ -87,11 +95,19 @@ def builder(config: Config, data: Material) -> Callable[[int], nn.Module]:
     )
 
 
-def original(config: Config, data: Material, work: Path) -> Original:
-    """The model that is trained on all training records; goes on where it was cut."""
+def original(config: Config, data: Material, work: Path, shards: Path) -> Original:
+    """The model that is trained on all training records; goes on where it was cut.
+
+    shards: folder for the checkpoints of sisa.
+    """
     pruner = Pruner(
         config.pruner, config.sparsity, config.rewind, config.rounds, config.prunable
     )
+    if config.method == "sisa":
+        return train_sharded(
+            pruner, data.train, builder(config, data), config.recipe, cut(config),
+            seed=config.seed, store=Store(shards),
+        )  # fmt: skip
     return train_original(
         pruner,
         data.train,
@@ -100,6 +116,12 @@ def original(config: Config, data: Material, work: Path) -> Original:
         seed=config.seed,
         stages=_stages(config, work),
     )
+
+
+def cut(config: Config) -> Shards:
+    """The shards and slices of a config whose method is sisa."""
+    method = unlearner.build(config.method, config.options)
+    return Shards(method.shards, method.slices)
 
 
 def given(config: Config, data: Material, path: Path) -> Original:
@@ -111,6 +133,11 @@ def given(config: Config, data: Material, path: Path) -> Original:
 
     Raises FileNotFoundError, and ValueError for weights of another form, or not finite.
     """
+    if config.method == "sisa":
+        raise ValueError(
+            "sisa decides how a model is trained: leave the weights out, or set up "
+            "with another method"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"no file of weights at {path}")
     tensors, metadata = RunFolder(path.parent).read_tensors(path.name)
@@ -172,9 +199,17 @@ def references(
     """
     stages = _stages(config, work)
     retained, build = chosen(data.train, kept), builder(config, data)
-    found = []
+    found: list[nn.Module] = []
     for number in range(n):
         seed = mixed(config.seed, 1000 + number)
+        if isinstance(before.model, Ensemble):  # theirs is no single network
+            shards, masks = before.model.shards, before.model.masks
+            found.append(
+                train_shards(
+                    build, retained, shards, config.recipe, seed=seed, masks=masks
+                ).eval()
+            )
+            continue
         model = build(seed).to(config.device)
         masking.apply(model, before.masks)
         stage = stages.begin(f"reference {number}")
@@ -195,17 +230,37 @@ def write_model(path: Path, model: nn.Module, masks: Masks) -> None:
 
 
 def read_model(
-    path: Path, provenance: str, build: Callable[[int], nn.Module]
+    path: Path, provenance: str, config: Config, data: Material, shards: Path
 ) -> Original:
-    """What `write_model` wrote. Raises FileNotFoundError, ValueError."""
+    """What `write_model` wrote. shards: folder of the checkpoints of sisa.
+
+    Raises FileNotFoundError, ValueError.
+    """
     tensors, metadata = RunFolder(path.parent).read_tensors(path.name)
+    build = builder(config, data)
     try:
         state, masks = cost.unpacked(tensors, metadata)
         model = build(0)
+        if config.method == "sisa":
+            model = _ensemble(config, build, masks, Store(shards))
         model.load_state_dict(state)
     except (KeyError, RuntimeError) as error:
         raise ValueError(f"{path} is no model of this service: {error}") from error
-    return Original(model.eval(), masks, provenance)
+    return Original(model.to(config.device).eval(), masks, provenance)
+
+
+def _ensemble(
+    config: Config, build: Callable[[int], nn.Module], masks: Masks, store: Store
+) -> Ensemble:
+    """One to read weights into. masks: by the ensemble's names, of all shards alike."""
+    first, shards = "models.0.", cut(config)
+    own = {
+        name.removeprefix(first): mask
+        for name, mask in masks.items()
+        if name.startswith(first)
+    }
+    parts = [build(0) for _ in range(shards.shards)]
+    return Ensemble(parts, build, shards, config.seed, own, store, {})
 
 
 def parameters(before: Original) -> tuple[int, int]:

@@ -17,17 +17,23 @@ from torch import nn
 
 from apps.common import classifiers, cost
 from apps.common.runs import RunFolder, is_finished
+from apps.common.seeds import mixed
 from apps.unlearning import data, metrics
 from apps.unlearning.config import Config
 from apps.unlearning.data import Data
-from apps.unlearning.ensemble import Ensemble, Shards, Store, train_shards
-from apps.unlearning.fitting import fit, mixed
+from apps.unlearning.ensemble import (
+    Ensemble,
+    Shards,
+    Store,
+    train_sharded,
+    train_shards,
+)
+from apps.unlearning.fitting import fit
 from apps.unlearning.forget import parse
 from apps.unlearning.pruning import (
     Original,
     Pruner,
     train_original,
-    untrained_masks,
 )
 from apps.unlearning.result import Result, load_result, measured, save
 from apps.unlearning.stages import Stages
@@ -112,22 +118,18 @@ def prepare(
 def sharded(config: Config, loaded: Data, pruner: Pruner, stages: Stages) -> Original:
     """The original as SISA trains it; its checkpoints are files of a run with `out`."""
     method = build("sisa", config.options)
-    build_model = builder(config, loaded)
-    model = build_model(config.drawn).to(config.device)
-    masks = untrained_masks(pruner, model, loaded.train, config.drawn)
-    store = Store(None if config.out is None else Path(config.out) / "shards")
     stage = stages.begin("original")
-    ensemble = train_shards(
-        build_model,
+    original = train_sharded(
+        pruner,
         loaded.train,
-        Shards(method.shards, method.slices),
+        builder(config, loaded),
         config.recipe,
+        Shards(method.shards, method.slices),
         seed=config.drawn,
-        masks=masks,
-        store=store,
+        store=Store(None if config.out is None else Path(config.out) / "shards"),
     )
     stage.finish()
-    return Original(ensemble, ensemble.all_masks, "data-free")
+    return original
 
 
 def shares_original(config: Config) -> bool:

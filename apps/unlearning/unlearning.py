@@ -173,7 +173,7 @@ def _require_sparse(
 ) -> None:
     for name, mask in masks.items():
         parameters = dict(model.named_parameters())
-        if name in parameters and bool((parameters[name].detach() * ~mask).any()):
+        if name in parameters and bool(parameters[name].detach()[~mask].any()):
             raise RuntimeError(
                 f"{type(unlearner).__name__} gave absent weights of {name!r} a value"
             )

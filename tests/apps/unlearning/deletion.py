@@ -13,8 +13,9 @@ from sklearn.datasets import load_digits
 
 from apps.unlearning.config import Config
 from apps.unlearning.ledger_data import DataMap
-from apps.unlearning.service import Service, setup
+from apps.unlearning.service import Service
 from apps.unlearning.service_audit import Settings
+from apps.unlearning.service_setup import setup
 
 SUBJECTS = 12  # s-0 ... s-11, each with every twelfth record
 
@@ -46,15 +47,16 @@ def config(data: Path, **changes) -> Config:
     return Config(**settings)
 
 
-def make(folder: Path) -> Path:
-    """A service that is set up in folder/service."""
+def make(folder: Path, **changes) -> Path:
+    """A service that is set up in folder/service, with other settings if given."""
     write_digits(folder), write_subjects(folder)
-    set_up(folder / "service")
+    set_up(folder / "service", **changes)
     return folder / "service"
 
 
-def set_up(folder: Path) -> None:
-    setup(folder, config(folder.parent / "digits.npz"), folder.parent / "subjects.csv")
+def set_up(folder: Path, **changes) -> None:
+    settings = config(folder.parent / "digits.npz", **changes)
+    setup(folder, settings, folder.parent / "subjects.csv")
 
 
 def work(folder: str, kills: int, log: str, new: bool = False) -> None:

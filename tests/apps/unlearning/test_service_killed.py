@@ -39,8 +39,20 @@ def start(tmp_path_factory):
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory):
     """A service that is set up, and what an undisturbed one ends with."""
-    folder = tmp_path_factory.mktemp("whole")
-    service = deletion.make(folder)
+    return undisturbed(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def fresh_shards(tmp_path_factory):
+    """The same of a model that is trained in shards."""
+    options = {"shards": 2, "slices": 2}
+    return undisturbed(
+        tmp_path_factory.mktemp("shards"), method="sisa", options=options
+    )
+
+
+def undisturbed(folder: Path, **changes) -> tuple[Path, dict]:
+    service = deletion.make(folder, **changes)
     whole = deletion.copied(service, folder / "whole")
     deletion.finish(whole)
     return service, ending(whole)
@@ -92,15 +104,16 @@ def check_between(folder: Path, earlier: list) -> list:
 EVERY = int(os.environ.get("SPARSEKIT_KILL_EVERY", "43"))  # 1: at each, minutes
 
 
+@pytest.mark.parametrize("which", ["fresh", "fresh_shards"])
 def test_killed_at_any_step_it_ends_where_an_undisturbed_one_does(
-    fresh, start, tmp_path
+    which, request, start, tmp_path
 ):
     """SIGKILL of a real process at one step, of the next at a later one; then the rest.
 
     A step is a file opened, renamed or removed, a transaction begun, about to be
     committed, or committed: all that can be seen from outside lies between two of them.
     """
-    service, expected = fresh
+    service, expected = request.getfixturevalue(which)
     done, draw = tmp_path / "done", random.Random(1)
     start(
         deletion.work, str(deletion.copied(service, tmp_path / "0")), 0, str(done)
