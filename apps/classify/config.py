@@ -1,16 +1,15 @@
 """The settings of one training."""
 
-import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from apps.common import options
-from apps.common.config import RunConfig, parse
+from apps.common.config import RunConfig, Value, read_preset
+from apps.common.ranges import at_least, in_unit_interval, positive
+from sparsekit.method import require_sparsity
 
 PRESETS = Path(__file__).parent / "presets"
-
-Value = str | int | float | bool
 
 
 @dataclass(frozen=True)
@@ -82,32 +81,15 @@ def preset(name: str, profile: str = "laptop", **changes: Any) -> Config:
     >>> config.width, config.method
     (30, 'rigl')
     """
-    argv = ["--config", name, "--profile", profile]
-    return replace(parse(Config, argv, presets=PRESETS), **changes)
+    return read_preset(Config, PRESETS, name, profile, **changes)
 
 
 def check(config: Config) -> None:
     """ValueError for a setting out of range, before any work."""
-    for name in ("width", "epochs", "batch"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
-    if config.mask_seed is not None and config.mask_seed < 0:
-        raise ValueError(f"mask_seed must be at least 0, got {config.mask_seed}")
-    if not 0 <= config.sparsity < 1:
-        raise ValueError(
-            f"sparsity is the fraction of zeros, in [0, 1), got {config.sparsity}"
-        )
-    if not (config.lr > 0 and math.isfinite(config.lr)):
-        raise ValueError(f"lr must be positive, got {config.lr}")
-    if not config.weight_decay >= 0:
-        raise ValueError(f"weight_decay must be at least 0, got {config.weight_decay}")
-    if not 0 <= config.label_smoothing < 1:
-        raise ValueError(
-            f"label_smoothing must be in [0, 1), got {config.label_smoothing}"
-        )
-    if config.backend == "values" and config.method == "dense":
-        raise ValueError(
-            "backend values stores what a sparse method keeps: method dense needs "
-            "backend masked"
-        )
+    at_least(1, config, "width", "epochs", "batch")
+    at_least(0, config, "mask_seed", "weight_decay")
+    require_sparsity(config.sparsity)
+    positive(config, "lr")
+    in_unit_interval(config, "label_smoothing")
+    options.require_backend(config.backend, config.method)
     options.build(config.method, config.sparsity, config.options, 100, 1000)

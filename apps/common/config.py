@@ -19,7 +19,15 @@ import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, make_dataclass
+from dataclasses import (
+    MISSING,
+    dataclass,
+    field,
+    fields,
+    is_dataclass,
+    make_dataclass,
+    replace,
+)
 from pathlib import Path
 from typing import (
     Annotated,
@@ -36,6 +44,7 @@ from sparsekit import atomic
 from sparsekit.spelling import choice, meant
 
 Profile = Literal["smoke", "laptop", "full"]
+Value = str | int | float | bool  # of an option
 C = TypeVar("C", bound="RunConfig")
 
 # What the help calls the program: "sparsekit classify train".
@@ -83,6 +92,17 @@ def parse(cls: type[C], argv: Sequence[str], *, presets: Path | None = None) -> 
     if config.out is not None:
         atomic.require_writable(config.out)
     return config
+
+
+def read_preset(
+    cls: type[C], presets: Path, name: str, profile: str, **changes: Any
+) -> C:
+    """A preset's settings in a profile, with some fields changed.
+
+    Raises FileNotFoundError for an unknown preset, TypeError for an unknown field.
+    """
+    argv = ["--config", name, "--profile", profile]
+    return replace(parse(cls, argv, presets=presets), **changes)
 
 
 def to_toml(config: RunConfig) -> str:

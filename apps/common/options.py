@@ -120,6 +120,15 @@ def build(
     return cls(sparsity=sparsity, **values)
 
 
+def require_backend(backend: str, method: str) -> None:
+    """ValueError for backend values without a sparse method."""
+    if backend == "values" and method == "dense":
+        raise ValueError(
+            "backend values stores what a sparse method keeps: method dense needs "
+            "backend masked"
+        )
+
+
 def in_steps(
     key: str, value: Any, steps_per_epoch: int, total_steps: int
 ) -> int | None:

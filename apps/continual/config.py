@@ -1,16 +1,15 @@
 """The settings of one training on a stream of tasks."""
 
-import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from apps.common import options as methods
-from apps.common.config import RunConfig, parse
+from apps.common.config import RunConfig, Value, read_preset
+from apps.common.ranges import at_least, in_unit_interval, positive
+from sparsekit.method import require_sparsity
 
 PRESETS = Path(__file__).parent / "presets"
-
-Value = str | int | float | bool
 
 
 @dataclass(frozen=True)
@@ -121,30 +120,17 @@ def preset(name: str, profile: str = "laptop", **changes: Any) -> Config:
     >>> preset("derpp-mnist", "smoke", buffer=500).strategy
     'derpp'
     """
-    argv = ["--config", name, "--profile", profile]
-    return replace(parse(Config, argv, presets=PRESETS), **changes)
+    return read_preset(Config, PRESETS, name, profile, **changes)
 
 
 def check(config: Config) -> None:
     """ValueError for a setting out of range, before any work."""
-    for name in ("tasks", "width", "epochs", "batch", "replay_batch"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
-    for name in ("buffer", "checkpoint_every", "depth", "weight_decay"):
-        if not getattr(config, name) >= 0:
-            raise ValueError(f"{name} must be at least 0, got {getattr(config, name)}")
-    for name in ("buffer_bytes", "train_size"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if not 0 <= config.sparsity < 1:
-        raise ValueError(
-            f"sparsity is the fraction of zeros, in [0, 1), got {config.sparsity}"
-        )
-    if not 0 <= config.blurry < 1:
-        raise ValueError(f"blurry is a share in [0, 1), got {config.blurry}")
-    if not (config.lr > 0 and math.isfinite(config.lr)):
-        raise ValueError(f"lr must be positive, got {config.lr}")
+    at_least(1, config, "tasks", "width", "epochs", "batch", "replay_batch")
+    at_least(1, config, "buffer_bytes", "train_size")
+    at_least(0, config, "buffer", "checkpoint_every", "depth", "weight_decay")
+    require_sparsity(config.sparsity)
+    positive(config, "lr")
+    in_unit_interval(config, "blurry")
     if config.online and config.epochs > 1:
         raise ValueError(
             f"online means one pass: epochs must be 1, got {config.epochs}"
@@ -159,11 +145,7 @@ def check(config: Config) -> None:
             "online strategies are not told of tasks: use loss_over all, replay_from "
             "first and scenario class or domain"
         )
-    if config.backend == "values" and config.method == "dense":
-        raise ValueError(
-            "backend values stores what a sparse method keeps: method dense needs "
-            "backend masked"
-        )
+    methods.require_backend(config.backend, config.method)
     if config.compile and config.backend == "values":
         raise ValueError(
             "backend values has kernels of its own: use compile with backend masked"

@@ -1,11 +1,11 @@
 """The settings of a training: data, network, optimisation, scoring."""
 
-import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from apps.common.config import RunConfig, convert_table, parse
+from apps.common.config import RunConfig, convert_table, read_preset
+from apps.common.ranges import at_least, in_unit_interval, positive
 from apps.common.toml import deep_merge, read_toml
 
 PRESETS = Path(__file__).parent / "presets"
@@ -83,23 +83,15 @@ class TrainConfig(Config):
 
 def check(config: Config) -> None:
     """ValueError for a setting out of range, before any work."""
-    for name in ("width", "epochs", "batch", "score_runs"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
-    if config.train_size is not None and config.train_size < 1:
-        raise ValueError(f"train_size must be at least 1, got {config.train_size}")
-    for name in ("noise", "duplicates", "label_smoothing"):
-        if not 0 <= getattr(config, name) < 1:
-            raise ValueError(f"{name} must be in [0, 1), got {getattr(config, name)}")
+    at_least(1, config, "width", "epochs", "batch", "score_runs", "train_size")
+    in_unit_interval(config, "noise", "duplicates", "label_smoothing")
     if not 0 <= config.score_epoch <= config.epochs:
         raise ValueError(
             f"score_epoch must be in 0 ... {config.epochs} (epochs), got "
             f"{config.score_epoch}"
         )
-    if not (config.lr > 0 and math.isfinite(config.lr)):
-        raise ValueError(f"lr must be positive, got {config.lr}")
-    if not (config.weight_decay >= 0 and math.isfinite(config.weight_decay)):
-        raise ValueError(f"weight_decay must be at least 0, got {config.weight_decay}")
+    positive(config, "lr")
+    at_least(0, config, "weight_decay")
 
 
 def preset(name: str, profile: str = "laptop", **changes: Any) -> Config:
@@ -111,8 +103,7 @@ def preset(name: str, profile: str = "laptop", **changes: Any) -> Config:
     >>> config.epochs, config.noise
     (2, 0.1)
     """
-    argv = ["--config", name, "--profile", profile]
-    return replace(parse(Config, argv, presets=PRESETS), **changes)
+    return read_preset(Config, PRESETS, name, profile, **changes)
 
 
 def from_file(path: Path, profile: str) -> Config:

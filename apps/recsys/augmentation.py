@@ -9,7 +9,6 @@ language model.
 
 import hashlib
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import scipy.sparse as sp
 
+from apps.common.ranges import at_least, in_unit_interval
 from apps.recsys.splits import Dataset
 from sparsekit import atomic
 
@@ -52,20 +52,15 @@ class LLMRecSettings:
     gamma: float = 2.0
 
     def __post_init__(self) -> None:
-        for name in ("dropped", "masked"):
-            if not 0 <= getattr(self, name) < 1:
-                value = getattr(self, name)
-                raise ValueError(f"llmrec.{name} must be in [0, 1), got {value}")
+        in_unit_interval(self, "dropped", "masked", prefix="llmrec.")
         if not 0 <= self.edges <= 1:
             raise ValueError(f"llmrec.edges must be in [0, 1], got {self.edges}")
         if self.keep not in ("hard", "easy", "middle", "random"):
             raise ValueError(
                 f"llmrec.keep is hard, easy, middle or random, not {self.keep!r}"
             )
-        for name in ("items", "users", "alone", "restored", "gamma"):
-            value = getattr(self, name)
-            if not (value >= 0 and math.isfinite(value)):
-                raise ValueError(f"llmrec.{name} must be at least 0, got {value}")
+        weights = ("items", "users", "alone", "restored", "gamma")
+        at_least(0, self, *weights, prefix="llmrec.")
         if self.restored and not self.masked:
             raise ValueError("llmrec.restored needs llmrec.masked above 0")
 

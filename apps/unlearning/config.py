@@ -1,17 +1,16 @@
 """The settings of one experiment: prune, forget, compare with retraining."""
 
-import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from apps.common.config import RunConfig, parse
+from apps.common.config import RunConfig, Value, read_preset
+from apps.common.ranges import at_least, positive
 from apps.unlearning import forget, unlearner
 from apps.unlearning.fitting import Recipe
+from sparsekit.method import require_sparsity
 
 PRESETS = Path(__file__).parent / "presets"
-
-Value = str | int | float | bool
 
 
 @dataclass(frozen=True)
@@ -105,33 +104,23 @@ def preset(name: str, profile: str = "laptop", **changes: Any) -> Config:
     >>> preset("mnist-class", "smoke", pruner="omp").forget
     'class:3'
     """
-    argv = ["--config", name, "--profile", profile]
-    return replace(parse(Config, argv, presets=PRESETS), **changes)
+    return read_preset(Config, PRESETS, name, profile, **changes)
 
 
 def check(config: Config) -> None:
     """ValueError for a setting out of range, before any work."""
-    if config.model_seed is not None and config.model_seed < 0:
-        raise ValueError(f"model_seed must be at least 0, got {config.model_seed}")
     if config.method == "sisa" and config.pruner in ("omp", "imp"):
         raise ValueError(
             "sisa is exact with masks that no data decide: pruner dense, synflow or "
             f"random, not {config.pruner}"
         )
-    for name in ("width", "epochs", "batch", "rounds"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    at_least(1, config, "width", "epochs", "batch", "rounds")
+    at_least(0, config, "model_seed", "weight_decay")
     if not 0 <= config.rewind < config.epochs:
         raise ValueError(
             f"rewind must be in [0, epochs = {config.epochs}), got {config.rewind}"
         )
-    if not 0 <= config.sparsity < 1:
-        raise ValueError(
-            f"sparsity is the fraction of zeros, in [0, 1), got {config.sparsity}"
-        )
-    if not (config.lr > 0 and math.isfinite(config.lr)):
-        raise ValueError(f"lr must be positive, got {config.lr}")
-    if not config.weight_decay >= 0:
-        raise ValueError(f"weight_decay must be at least 0, got {config.weight_decay}")
+    require_sparsity(config.sparsity)
+    positive(config, "lr")
     forget.parse(config.forget)
     unlearner.build(config.method, config.options)

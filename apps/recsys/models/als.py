@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
+from apps.common.ranges import at_least
 from apps.recsys.models.factors import Factors
 
 
@@ -31,14 +32,8 @@ class ALS:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("dim", "epochs", "threads"):
-            if getattr(self, name) < 1:
-                value = getattr(self, name)
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if not (self.l2 >= 0 and self.alpha >= 0):
-            raise ValueError(
-                f"l2 and alpha must be at least 0, got {self.l2} and {self.alpha}"
-            )
+        at_least(1, self, "dim", "epochs", "threads")
+        at_least(0, self, "l2", "alpha")
 
     def fit(self, train: sp.csr_array) -> Factors:
         try:

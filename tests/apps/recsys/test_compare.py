@@ -193,7 +193,7 @@ def test_als():
         np.testing.assert_allclose(model.users[user], expected, atol=0.02)
     with pytest.raises(ValueError, match="dim must be at least 1"):
         ALS(dim=0)
-    with pytest.raises(ValueError, match="l2 and alpha"):
+    with pytest.raises(ValueError, match="l2 must be at least 0, got -1"):
         ALS(l2=-1)
 
 

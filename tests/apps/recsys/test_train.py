@@ -293,7 +293,7 @@ def test_refusals(tiny):
         ({"sparsity": 1.0}, "sparsity is the fraction"),
         ({"method": "riggle"}, "method 'riggle' is unknown"),
         ({"method": "rigl", "options": {"zeta": 1}}, "no option 'zeta'"),
-        ({"backend": "values"}, "needs a sparse method"),
+        ({"backend": "values"}, "needs backend masked"),
         ({"backend": "values", "method": "set", "device": "cuda"}, "on the cpu"),
         ({"sparse": ("embedding.weight",)}, "masks none"),
         ({"mask_seed": -1}, "mask_seed"),
