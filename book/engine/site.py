@@ -50,10 +50,19 @@ def staged(chapter: Chapter, run: Run | None) -> NotebookNode:
         notebook = jupytext.reads(chapter.text, fmt="md:myst")
         note = "```{warning}\nThis chapter was not run in this build.\n```"
         notebook.cells.insert(1, new_markdown_cell(note))
-    # Cell ids must not differ from build to build.
     for index, cell in enumerate(notebook.cells):
-        cell.id = f"cell-{index}"
+        cell.id = f"cell-{index}"  # not another one in each build
+        figure = cell.metadata.get("mystnb", {}).get("figure", {})
+        if "caption" in figure:
+            figure["caption"] = held_together(figure["caption"])
+        if cell.cell_type == "markdown":
+            cell.source = held_together(cell.source)
     return notebook
+
+
+def held_together(text: str) -> str:
+    """Prose in which no line begins with a percent sign."""
+    return re.sub(r"(?<=[\d`]) %", "\N{NO-BREAK SPACE}%", text)
 
 
 def listed_pages(toc: Mapping[str, Any]) -> list[str]:
@@ -79,7 +88,10 @@ def stage(
     pages = [f"{page}.md" for page in listed_pages(toc)]
     for source in (SHARED, book.folder):
         for name in ("_config.yml", "references.bib", *pages):
-            if (source / name).is_file():
+            if name.endswith(".md") and (source / name).is_file():
+                text = (source / name).read_text("utf-8")
+                (folder / name).write_text(held_together(text), encoding="utf-8")
+            elif (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
         for name in ("_static", "vendor"):
             if (source / name).is_dir():

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 
 from book.engine.runs import ROOT
-from book.engine.site import SiteError, build_site
+from book.engine.site import SiteError, build_site, held_together
 from tests.book.test_engine import PARAMETERS, make_book
 
 
@@ -36,6 +36,12 @@ def test_a_mistake_in_prose_fails_the_build(tmp_path, prose, words):
     assert str(tmp_path) not in str(caught.value)
     assert (out / "index.html").read_text() == "the last good build"
     assert not list(tmp_path.glob(".site*"))
+
+
+def test_no_line_begins_with_a_percent_sign():
+    assert held_together("at 95 %, `x` % of 3 x") == (
+        "at 95\N{NO-BREAK SPACE}%, `x`\N{NO-BREAK SPACE}% of 3 x"
+    )
 
 
 def test_page_has_its_parts(mini_site):
