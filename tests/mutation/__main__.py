@@ -186,7 +186,11 @@ class Runner:
     def judge(
         self, chosen: Sequence[dict[str, Any]], lines: Lines, results: Path
     ) -> None:
-        """Appends to the results, fault by fault."""
+        """Appends to the results, fault by fault.
+
+        Raises RuntimeError if a kernel is found beside its source, perhaps a faulty one
+        that later tests would load.
+        """
         done, suite = 0, digests(self.tree, SUITE)
         with open(results, "a", encoding="utf-8") as file:
             for job, result, seconds in self._run(self._jobs(chosen, lines)):
@@ -198,6 +202,8 @@ class Runner:
                 file.write(json.dumps(line | {"seconds": round(seconds, 2)}) + "\n")
                 file.flush()
                 done += 1
+                if any(self.tree.rglob("*.nbi")):
+                    raise RuntimeError(f"compiled into the sources: {job.what}")
                 if done % 100 == 0:
                     left = self.deadline - time.monotonic()
                     print(f"{done} of {len(chosen)}, {left:.0f} s left", flush=True)

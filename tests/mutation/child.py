@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numba
 import pytest
 from hypothesis import Phase, settings
 
 SLOW_TO_IMPORT = (
-    "torch", "numba", "scipy.sparse", "scipy.stats", "scipy.optimize",
+    "torch", "scipy.sparse", "scipy.stats", "scipy.optimize",
     "sklearn.metrics",
     "sklearn.linear_model", "pandas", "onnx", "onnxruntime", "torch._dynamo",
     "torch.distributed", "torch.multiprocessing", "torch.func",
@@ -123,6 +124,7 @@ def run_tests(
         **environment,
     }
     tempfile.tempdir = private
+    numba.config.CACHE_DIR = environment.get("NUMBA_CACHE_DIR", "")  # read on import
     os.chdir(tree)
     sys.modules.pop("sitecustomize", None)
     start = importlib.import_module("sitecustomize")
