@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from apps.common import claims_text, datasets, ledger, wheels
-from apps.common.config import PROGRAM
+from apps.common.flags import PROGRAM
 from apps.common.output import tell
 from apps.common.verbs import guarded, listed, run
 from sparsekit.cli import Parser

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from apps.common import processes
-from apps.common.config import PROGRAM, RunConfig, parse
+from apps.common.config import RunConfig, parse
+from apps.common.flags import PROGRAM
 from apps.common.output import JSON, tell
 from apps.common.statistics import Interval
 from sparsekit.spelling import meant
