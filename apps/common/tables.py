@@ -110,6 +110,16 @@ def shown(interval: Interval, digits: int = 2, sign: bool = False) -> str:
     return f"{value} [{low}, {high}]"
 
 
+def signed(value: float, digits: int = 1) -> str:
+    """A number with its sign, which 0 and what rounds to it have not.
+
+    >>> signed(-1.26), signed(0.04), signed(-0.04)
+    ('-1.3', '0.0', '0.0')
+    """
+    rounded = round(value, digits)
+    return f"{rounded:+.{digits}f}" if rounded else f"{0:.{digits}f}"
+
+
 def points(values: Values, digits: int = 1, sign: bool = True) -> str:
     """Fractions, one a seed: their mean in percent points with its 95 % interval.
 
