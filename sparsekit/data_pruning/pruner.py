@@ -1,7 +1,7 @@
 """`DataPruner`: trains, scores and selects in one call, for arrays or data sets."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from sparsekit.data_pruning.dataset import Scores, score
 from sparsekit.data_pruning.dynamics import TrainingTrace
 from sparsekit.data_pruning.selection import select
 from sparsekit.data_pruning.training import train
+from sparsekit.spelling import choice
 
 OF_MODEL: dict[str, Callable[..., Tensor]] = {
     "el2n": of_model.el2n,
@@ -45,7 +46,8 @@ class DataPruner:
         loader = DataLoader(pruner.subset(), batch_size=128)
 
     By scikit-learn's conventions: arguments are stored as they are, what is learned
-    ends in `_`, and `get_params`, `set_params` and `clone` work.
+    ends in `_`, and `get_params`, `set_params` and `clone` work. Steps of a Pipeline
+    keep all examples: there, `sparsekit.integrations.sklearn.FitOnKept` takes it.
 
     Args:
         keep: a share in (0, 1], or a number of examples.
@@ -215,7 +217,8 @@ class DataPruner:
         """Changes arguments of the constructor."""
         for name, value in params.items():
             if name not in self._names():
-                raise ValueError(f"no parameter {name!r}; known: {self._names()}")
+                refused = f"DataPruner has no parameter {name!r}"
+                raise ValueError(choice(refused, name, self._names()))
             setattr(self, name, value)
         return self
 
@@ -277,7 +280,12 @@ class DataPruner:
     def _require_arguments(self) -> None:
         known = [*OF_MODEL, *OF_TRACE]
         if isinstance(self.scores, str) and self.scores not in known:
-            raise ValueError(f"no score {self.scores!r}; known: {', '.join(known)}")
+            raise ValueError(choice(f"no score {self.scores!r}", self.scores, known))
+        if isinstance(self.model, nn.Module) or not callable(self.model or nn.Module):
+            raise TypeError(
+                "model makes a network anew for each training, so it is a function: "
+                f"model=lambda: Net(), not Net(); got a {type(self.model).__name__}"
+            )
         if self.epochs < 1 or self.seeds < 1 or self.batch_size < 2:
             raise ValueError(
                 "epochs and seeds are at least 1, batch_size at least 2, got "
@@ -330,6 +338,13 @@ def _arrays(X: Any, y: Any) -> tuple[Tensor, np.ndarray]:
 
 def _labels(dataset: Any) -> np.ndarray:
     """All labels, classes 0 ... K - 1, read once."""
+    first = dataset[0] if len(dataset) else (None, 0)
+    if not isinstance(first, Sequence) or len(first) != 2:
+        raise TypeError(
+            "items of a data set are pairs (x, class), as those of TensorDataset; the "
+            f"first is a {type(first).__name__}: wrap the data set in one that makes "
+            "pairs"
+        )
     labels = np.array([int(dataset[i][1]) for i in range(len(dataset))])
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(np.unique(labels)):
         raise ValueError(

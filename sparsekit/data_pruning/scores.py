@@ -27,8 +27,8 @@ def el2n(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
         inputs: [B, ...]; targets: [B] int64, 0 ... K - 1.
 
     Raises:
-        ValueError: for logits that are not [B, K] or not finite, or targets that are no
-            classes.
+        ValueError: for logits that are not [B, K] or not finite, outputs that are
+            probabilities, or targets that are no classes.
 
     >>> model = torch.nn.Identity()
     >>> el2n(model, torch.zeros(1, 4), torch.tensor([2]))  # sqrt(1 - 1/4)
@@ -160,6 +160,12 @@ def _require_classes(logits: Tensor, targets: Tensor) -> None:
         raise ValueError(
             f"the model's outputs are NaN or infinite for {int((~finite).sum())} of "
             f"{len(logits)} examples, first for number {int((~finite).nonzero()[0])}"
+        )
+    # Logits that are not negative and add up to 1, for every example, are none.
+    if logits.min() >= 0 and (logits.detach().float().sum(1) - 1).abs().max() < 1e-4:
+        raise ValueError(
+            "the model returns probabilities, and scores apply softmax to logits: "
+            "leave the softmax out of the model, or let it return the logarithm"
         )
 
 

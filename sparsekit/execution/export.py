@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from sparsekit import atomic, packing
 from sparsekit.execution import reader
+from sparsekit.execution.layer import SparseLayer
 from sparsekit.execution.model_file import ENCODINGS, FORMAT, VERSION
 from sparsekit.execution.tracing import Layer, trace
+from sparsekit.modes import in_mode
 
 # Of stored values: type, and the relative error that the written file may have.
 VALUES = {
@@ -78,14 +80,9 @@ def save(
             f"of shape {tuple(example.shape)}"
         )
     path = Path(path)
-    training = {module for module in model.modules() if module.training}
-    try:
-        model.eval()
+    with in_mode(model, training=False):
         steps = trace(model, example, masks)
         expected = _masked_output(model, example, masks or {})
-    finally:
-        for module in training:
-            module.training = True
     content, encodings, dense = _pack(steps, tuple(example.shape[1:]), values)
     error = _error(content, example, expected)
     limit = VALUES[values][1]
@@ -105,15 +102,26 @@ def save(
 def save_onnx(model: nn.Module, example: Tensor, path: str | Path) -> Path:
     """Writes a plain (dense or compacted) model as ONNX, checked with onnxruntime.
 
-    Zeros are stored like any number: ONNX has no sparse convolutions.
+    Zeros are stored like any number: ONNX has no sparse convolutions. The model is run
+    in evaluation mode.
 
     Raises:
-        ValueError: if onnxruntime's output differs from the model's.
+        ValueError: for layers in values mode, or if onnxruntime's output differs from
+            the model's.
     """
+    for name, module in model.named_modules():
+        if isinstance(module, SparseLayer):
+            raise ValueError(
+                f"{name!r} is in values mode, which ONNX has not: write the model it "
+                "was made of, after load_state_dict(dense_state_dict(model))"
+            )
+    with in_mode(model, training=False):
+        return _save_onnx(model, example, Path(path))
+
+
+def _save_onnx(model: nn.Module, example: Tensor, path: Path) -> Path:
     import onnxruntime
 
-    path = Path(path)
-    model.eval()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # torchvision is no need
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # about the exporter's own code

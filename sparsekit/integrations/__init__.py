@@ -1,4 +1,4 @@
-"""Callbacks for trainers of other libraries; each file imports its library."""
+"""What other libraries take: callbacks, an estimator; each file imports its library."""
 
 import copy
 from collections.abc import Mapping

@@ -217,9 +217,29 @@ def test_refused(X, y, message):
         DataPruner(seeds=1, epochs=1).fit(X, y)
 
 
+class Named(torch.utils.data.Dataset):
+    """Items as those of Hugging Face's data sets are."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        return {"image": torch.zeros(2), "label": i % 2}
+
+
+def test_what_is_no_pair_and_no_function_is_named():
+    with pytest.raises(TypeError, match=r"pairs \(x, class\).* the first is a dict"):
+        DataPruner(seeds=1, epochs=1).fit(Named())
+    X, y, _ = blobs()
+    with pytest.raises(TypeError, match=r"lambda: Net\(\), not Net\(\); got a Linear"):
+        DataPruner(model=nn.Linear(2, 3), seeds=1, epochs=1).fit(X, y)
+
+
 def test_refused_arguments_and_calls():
     X, y, _ = blobs(30)
-    with pytest.raises(ValueError, match="no score 'best'; known: el2n, grand"):
+    with pytest.raises(
+        ValueError, match=r"no score 'best'.* choose one of el2n, grand"
+    ):
         DataPruner(scores="best").fit(X, y)
     with pytest.raises(ValueError, match="epochs and seeds are at least 1"):
         DataPruner(seeds=0).fit(X, y)

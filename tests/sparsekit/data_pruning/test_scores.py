@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sparsekit.data_pruning import el2n, grand
+from sparsekit.data_pruning.per_sample import gradient_norms
 from sparsekit.data_pruning.scores import (
     entropy,
     input_norm,
@@ -122,6 +123,16 @@ def test_refused(function, x, y, message):
         function(model, x, y)
 
 
+@pytest.mark.parametrize("function", [el2n, grand, margin, loss, entropy])
+def test_probabilities_are_refused_and_their_logarithms_are_logits(function):
+    """A softmax at the end of the model would be taken twice, silently."""
+    model, x, y = mlp()
+    with pytest.raises(ValueError, match="returns probabilities"):
+        function(nn.Sequential(model, nn.Softmax(1)), x, y)
+    of_logarithms = function(nn.Sequential(model, nn.LogSoftmax(1)), x, y)
+    torch.testing.assert_close(of_logarithms, function(model, x, y))
+
+
 def test_unknown_parameters():
     model, x, y = mlp()
     with pytest.raises(
@@ -158,7 +169,10 @@ def mutant_mean_reduction(model, x, y):
 
 
 def mutant_softmax_twice(model, x, y):
-    return grand(nn.Sequential(model, nn.Softmax(1)), x, y)
+    def loss(logits, y):
+        return F.cross_entropy(logits.softmax(1), y, reduction="none")
+
+    return gradient_norms(model, x, y, loss=loss)
 
 
 @pytest.mark.parametrize(

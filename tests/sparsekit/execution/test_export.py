@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import nn
 
 from benchmarks.networks import resnet18
-from sparsekit.execution import export, reader
+from sparsekit.execution import convert, export, reader
 from sparsekit.execution.conv import SparseConv2d
 
 
@@ -249,3 +249,14 @@ def test_onnx(tmp_path):
     session = onnxruntime.InferenceSession(path)
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     np.testing.assert_allclose(found, exact(model, x), atol=1e-4)
+
+
+def test_onnx_of_what_it_cannot_be(tmp_path):
+    model, shape = network("mlp")
+    model.train()
+    x = torch.randn(2, *shape)
+    with pytest.raises(ValueError, match=r"in values mode.*dense_state_dict"):
+        export.save_onnx(convert(model, "values"), x, tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
+    export.save_onnx(model, x, tmp_path / "model.onnx")
+    assert all(module.training for module in model.modules())
