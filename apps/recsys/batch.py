@@ -17,7 +17,7 @@ import scipy.sparse as sp
 from apps.recsys.artefact import Artefact
 from apps.recsys.export import matrix_of
 from apps.recsys.fold_in import folded
-from apps.recsys.recommender import BadQuestion, Filters, Recommender
+from apps.recsys.recommender import BadQuestion, Filters, Recommender, Unknown
 from apps.recsys.scoring import FactorScorer, LinearScorer, best
 from apps.recsys.topk import Ranking, top_k_factors, top_k_scores
 from sparsekit import atomic
@@ -41,13 +41,14 @@ def write(
     *,
     exclude_seen: bool = True,
     filters: Filters | None = None,
+    unknown: Unknown = "raise",
     block: int = BLOCK,
 ) -> int:
     """Create or replace a file with the k best items of each user; the number of rows.
 
     path: .parquet or .csv. users: ids, default all of the file. exclude_seen: whether
-    items of the history are left out. filters: what items must be. The lists are those
-    of `Recommender.recommend`.
+    items of the history are left out. filters: what items must be; unknown: about
+    their ids. The lists are those of `Recommender.recommend`.
 
     Raises BadQuestion for a user that the file does not have and for filters that make
     no sense, ValueError for another kind of file and for k < 1.
@@ -57,7 +58,7 @@ def write(
     if k < 1 or block < 1:
         raise ValueError(f"k and block must be at least 1, got {k} and {block}")
     recommender = Recommender(artefact)
-    allowed = np.flatnonzero(recommender.passing(filters or Filters()))
+    allowed = np.flatnonzero(recommender.passing(filters or Filters(), unknown))
     if not len(allowed):
         raise BadQuestion("no item passes all filters")
     rows = np.arange(len(artefact.user_ids))

@@ -1,42 +1,35 @@
 """The settings of a data set and of one training."""
 
-import math
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from apps.common import options
-from apps.common.config import RunConfig, parse
+from apps.common.config import RunConfig, Value, read_preset
+from apps.common.ranges import at_least, in_unit_interval, positive
 from apps.recsys import data
 from apps.recsys.augmentation import LLMRecSettings
 from apps.recsys.forgetting.request import Forgotten
 from apps.recsys.models.shared_rows import SHARING
 from apps.recsys.reading import BadRows, Columns
 from apps.recsys.splits import Dataset
+from sparsekit.method import require_sparsity
 from sparsekit.spelling import choice
 
 PRESETS = Path(__file__).parent / "presets"
 MODELS = ("lightgcn", "llmrec", "mf", "multvae", "neumf")
 
-Value = str | int | float | bool
-
 
 @dataclass(frozen=True)
-class Source(RunConfig):
-    """Interactions and their split. Every field is a flag and a key of a preset.
+class LogFile(RunConfig):
+    """A file of interactions and how it is read. Every field is a flag.
 
     Args:
         dataset: ml100k, gowalla, or a file: .csv, .tsv, .inter (also .gz), .parquet.
         catalogue: a file of the items, a row each: titles to show and to read, columns
             to filter by. .csv, .tsv (also .gz), .parquet; ids as in `columns`.
-        test: a file with the test part; then `dataset` is the training part.
-        split: random (10 % of each user are test, 10 % validation), leave_one_out or
-            global_time.
-        split_seed: of a random split, of the order of equal times in leave_one_out,
-            and of the validation part of gowalla.
         rating: the least that counts as liked; default: 4 for ml100k, else all rows.
-        core: interactions that each user and item must have; 1 for no such limit.
         columns: names in the file: user, item, rating, timestamp; unit of times.
         where: column=value, rows that count, as event=buy or event=buy,cart.
         separator: of a text file; default: by its suffix.
@@ -48,11 +41,7 @@ class Source(RunConfig):
 
     dataset: str = "ml100k"
     catalogue: Path | None = None
-    test: str | None = None
-    split: Literal["random", "leave_one_out", "global_time"] = "random"
-    split_seed: int = 0
     rating: float | None = None
-    core: int = 1
     columns: dict[str, str] = field(default_factory=dict)
     where: dict[str, str] = field(default_factory=dict)
     separator: str | None = None
@@ -60,12 +49,38 @@ class Source(RunConfig):
     bad_rows: BadRows = "raise"
     without: Path | None = None
 
-    def load(self) -> Dataset:
-        """The data set in its three parts."""
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How files are read: arguments of `data.described` and `data.load`."""
         unknown = sorted(set(self.columns) - set(Columns.__dataclass_fields__))
         if unknown:
             refused, known = f"no column {unknown[0]!r}", Columns.__dataclass_fields__
             raise ValueError(choice(f"columns: {refused}", unknown[0], known))
+        names = ("separator", "encoding", "bad_rows", "where", "catalogue")
+        chosen = {name: getattr(self, name) for name in names}
+        return {"columns": Columns(**self.columns), **chosen}
+
+
+@dataclass(frozen=True)
+class Source(LogFile):
+    """Interactions and their split. Every field is a flag and a key of a preset.
+
+    Args:
+        test: a file with the test part; then `dataset` is the training part.
+        split: random (10 % of each user are test, 10 % validation), leave_one_out or
+            global_time.
+        split_seed: of a random split, of the order of equal times in leave_one_out,
+            and of the validation part of gowalla.
+        core: interactions that each user and item must have; 1 for no such limit.
+    """
+
+    test: str | None = None
+    split: Literal["random", "leave_one_out", "global_time"] = "random"
+    split_seed: int = 0
+    core: int = 1
+
+    def load(self) -> Dataset:
+        """The data set in its three parts."""
         if self.core < 1:
             raise ValueError(f"core must be at least 1, got {self.core}")
         changed = (self.rating, self.core, self.split, self.test)
@@ -83,12 +98,7 @@ class Source(RunConfig):
             split=self.split,
             seed=self.split_seed,
             test=self.test,
-            columns=Columns(**self.columns),
-            separator=self.separator,
-            encoding=self.encoding,
-            bad_rows=self.bad_rows,
-            where=self.where,
-            catalogue=self.catalogue,
+            **self.reading,
         )
         if self.without is None:
             return whole
@@ -184,8 +194,7 @@ def preset(name: str, profile: str = "laptop", **changes: Any) -> Config:
     >>> config.model, config.epochs, config.seed
     ('lightgcn', 6, 3)
     """
-    argv = ["--config", name, "--profile", profile]
-    return replace(parse(Config, argv, presets=PRESETS), **changes)
+    return read_preset(Config, PRESETS, name, profile, **changes)
 
 
 def check(config: Config) -> None:
@@ -205,35 +214,16 @@ def check(config: Config) -> None:
             raise ValueError("backend values stores a row for each: leave sharing none")
     elif config.stored_rows:
         raise ValueError("stored_rows needs sharing: hashed, product or sum")
-    least = {"layers": 0, "patience": 0, "split_seed": 0}
-    least["stored_rows"] = 0 if config.sharing == "none" else 1
-    for name in ("dim", "hidden", "negatives", "epochs", "every", "batch"):
-        least[name] = 1
-    for name, low in least.items():
-        if getattr(config, name) < low:
-            value = getattr(config, name)
-            raise ValueError(f"{name} must be at least {low}, got {value}")
-    if config.mask_seed is not None and config.mask_seed < 0:
-        raise ValueError(f"mask_seed must be at least 0, got {config.mask_seed}")
-    if not 0 <= config.sparsity < 1:
-        raise ValueError(
-            f"sparsity is the fraction of zeros, in [0, 1), got {config.sparsity}"
-        )
-    for name in ("dropout", "anneal"):
-        value = getattr(config, name)
-        if value is not None and not 0 <= value < 1:
-            raise ValueError(f"{name} must be in [0, 1), got {value}")
-    for name in ("l2", "kl", "negative_power"):
-        value = getattr(config, name)
-        if not (value >= 0 and math.isfinite(value)):
-            raise ValueError(f"{name} must be at least 0, got {value}")
-    if not (config.lr > 0 and math.isfinite(config.lr)):
-        raise ValueError(f"lr must be positive, got {config.lr}")
-    if config.backend == "values":
-        if config.method == "dense":
-            raise ValueError("backend values needs a sparse method, not dense")
-        if config.device != "cpu":
-            raise ValueError(f"backend values works on the cpu, not {config.device}")
+    at_least(0 if config.sharing == "none" else 1, config, "stored_rows")
+    at_least(0, config, "layers", "patience", "split_seed", "mask_seed")
+    at_least(1, config, "dim", "hidden", "negatives", "epochs", "every", "batch")
+    require_sparsity(config.sparsity)
+    in_unit_interval(config, "dropout", "anneal")
+    at_least(0, config, "l2", "kl", "negative_power")
+    positive(config, "lr")
+    options.require_backend(config.backend, config.method)
+    if config.backend == "values" and config.device != "cpu":
+        raise ValueError(f"backend values works on the cpu, not {config.device}")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", config.device):
         raise ValueError(f"device must be cpu, cuda or cuda:0, got {config.device!r}")
     if config.method == "dense" and config.sparse:

@@ -60,48 +60,56 @@ def load(
     split: Split = "random",
     seed: int = 0,
     test: str | Path | None = None,
+    **reading: Any,
+) -> Dataset:
+    """A data set with its three parts.
+
+    source: "ml100k", "gowalla" or a file. preparation: default ratings of at least 4
+    for ml100k, all else as it is. test: a file with the test part; then the source is
+    the training part and `split` does not matter, as for gowalla. reading: how files
+    are read, see `described`.
+
+    Raises ValueError and FileNotFoundError that name the fix.
+    """
+    if source in NAMES and (reading.get("where") or reading.get("catalogue")):
+        raise ValueError(f"where and catalogue are for files of your own, not {source}")
+    if source == "gowalla":
+        return gowalla(seed=seed)
+    if source == "ml100k":
+        log = (preparation or LIKED)(ml100k())
+    else:
+        log = (preparation or Preparation())(described(source, **reading))
+    if test is not None:
+        # A core would leave out test items of the file: it is not applied there.
+        prepare = replace(preparation or Preparation(), core=1)
+        return splits.given(log, prepare(described(test, **reading)), seed=seed)
+    return split_by(log, split, seed)
+
+
+def described(
+    path: str | Path,
     columns: Columns | None = None,
+    *,
     separator: str | None = None,
     encoding: str = "utf-8",
     bad_rows: BadRows = "raise",
     where: Mapping[str, str] | None = None,
     catalogue: str | Path | None = None,
-) -> Dataset:
-    """A data set with its three parts.
+) -> Interactions:
+    """Interactions of a file (see `reading.read`) with what a catalogue says of items.
 
-    source: "ml100k", "gowalla" or a file (see `read`). preparation: default ratings of
-    at least 4 for ml100k, all else as it is. test: a file with the test part; then the
-    source is the training part and `split` does not matter, as for gowalla. columns ...
-    where: see `reading.read`. catalogue: a file of the items, see `side_tables`; its
-    ids are in the column that those of the interactions are in.
-
-    Raises ValueError and FileNotFoundError that name the fix.
+    catalogue: a file of the items (see `side_tables`), whose ids are in the column
+    that has the same name as that of the interactions.
     """
-    if source in NAMES and (where or catalogue is not None):
-        raise ValueError(f"where and catalogue are for files of your own, not {source}")
-    if source == "gowalla":
-        return gowalla(seed=seed)
-
-    def described(path: str | Path) -> Interactions:
-        log = read(
-            path, columns, separator=separator, encoding=encoding, bad_rows=bad_rows,
-            where=where,
-        )  # fmt: skip
-        if catalogue is None:
-            return log
-        key = (columns or Columns()).item
-        table = catalogue_of(catalogue, log.item_ids, key=key, encoding=encoding)
-        return replace(log, item_table=table)
-
-    if source == "ml100k":
-        log = (preparation or LIKED)(ml100k())
-    else:
-        log = (preparation or Preparation())(described(source))
-    if test is not None:
-        # A core would leave out test items of the file: it is not applied there.
-        prepare = replace(preparation or Preparation(), core=1)
-        return splits.given(log, prepare(described(test)), seed=seed)
-    return split_by(log, split, seed)
+    log = read(
+        path, columns, separator=separator, encoding=encoding, bad_rows=bad_rows,
+        where=where,
+    )  # fmt: skip
+    if catalogue is None:
+        return log
+    key = (columns or Columns()).item
+    table = catalogue_of(catalogue, log.item_ids, key=key, encoding=encoding)
+    return replace(log, item_table=table)
 
 
 def split_by(log: Interactions, split: Split, seed: int = 0) -> Dataset:

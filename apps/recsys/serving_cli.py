@@ -20,18 +20,18 @@ from typing import Any, Literal
 
 from apps.common.config import RunConfig, parse, settings
 from apps.common.verbs import Verbs, required, tell
-from apps.recsys import interactions
+from apps.recsys import interactions, plain_vectors
 from apps.recsys.artefact import Artefact, load, save
-from apps.recsys.config import Source, Value
+from apps.recsys.config import LogFile, Source, Value
+from apps.recsys.data import described
 from apps.recsys.export import Users, artefact_of
 from apps.recsys.fold_in import mean_square
-from apps.recsys.forgetting.request import Forgotten
+from apps.recsys.forgetting.request import Forgotten, id_list
 from apps.recsys.models.als import ALS
 from apps.recsys.models.closed_form import EASE, ItemKNN
 from apps.recsys.models.closed_form import Recommender as Settings
 from apps.recsys.models.factors import Factors
 from apps.recsys.reader import table
-from apps.recsys.reading import Columns, read
 from apps.recsys.recommender import Filters, Recommender, Unknown
 from apps.recsys.scoring import FoldIn
 from apps.recsys.splits import known_items
@@ -54,7 +54,7 @@ class ExportConfig(Source):
         fold_in: unseen and l2 of new users' vectors, l2 in units of the items' mean
             squared length; default: chosen on the validation part. A run that was
             trained on that part needs them: take those of one that was not.
-        out: the file.
+        out: the file: .safetensors, or .npz for plain arrays of vectors and ids.
     """
 
     run: Path | None = None
@@ -68,7 +68,7 @@ class ExportConfig(Source):
 
 @dataclass(frozen=True)
 class RecommendConfig(RunConfig):
-    """Prints items for one user, or writes those of all users as Parquet.
+    """Prints items for one user, or writes those of many.
 
     Args:
         file: from `export`.
@@ -78,10 +78,13 @@ class RecommendConfig(RunConfig):
         like: an item's id; prints those that are like it.
         k: items a list.
         because: items of the history that are named for each item.
-        where: column=value, what items must have, as class=Comedy.
-        without: ids of items that are left out.
-        unknown: raise, or skip ids that the file does not have.
-        out: without a user or a history: a .parquet file for the lists of all users.
+        where: column=value, what items must have, as class=Comedy or class=Comedy,War.
+        only: ids of items to choose from, or one .txt file with an id a line.
+        without: ids of items that are left out, likewise.
+        seen: recommend what is in the history, too.
+        unknown: raise, or skip ids of items that the file does not have.
+        users: with `out`: whose lists; default: everybody's. Ids, or one .txt file.
+        out: without a user or a history: a .parquet or .csv file for lists of users.
     """
 
     file: Path | None = None
@@ -92,20 +95,25 @@ class RecommendConfig(RunConfig):
     k: int = 10
     because: int = 0
     where: dict[str, str] = field(default_factory=dict)
+    only: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
+    seen: bool = False
     unknown: Unknown = "raise"
+    users: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class UpdateConfig(Source):
+class UpdateConfig(LogFile):
     """Takes new interactions, users and items into a file, without training.
 
     Args:
         file: from `export`.
-        dataset: the new interactions: .csv, .tsv, .parquet, .inter.
+        dataset: the new interactions: .csv, .tsv, .inter (also .gz), .parquet.
+        without: a forgotten.json that `forget` wrote: whom and what not to take in.
         out: the new file; default: it takes the place of the old one.
     """
 
+    dataset: str = ""
     file: Path | None = None
 
 
@@ -133,19 +141,23 @@ def export_command(argv: list[str]) -> None:
 
     sparsekit recsys export --run runs/lightgcn --kind int8 --out model.safetensors
     sparsekit recsys export --model ease --options l2=250 --keep 100 --out e.safetensors
+    sparsekit recsys export --run runs/lightgcn --out vectors.npz
     """
     config = parse(ExportConfig, argv)
     out = required(config.out, "out")
     if (config.run is None) == (config.model is None):
         raise ValueError("give --run, a finished training, or --model to fit one here")
     artefact = _fitted(config) if config.run is None else _trained(config, config.run)
-    name = save(out, artefact)
+    if out.suffix == ".npz":
+        name = None
+        plain_vectors.write(out, artefact)
+    else:
+        name = save(out, artefact)
     users, items = len(artefact.user_ids), len(artefact.item_ids)
     size = out.stat().st_size
-    lines = [
-        f"{out}: {users:,} users, {items:,} items, {size:,} bytes",
-        f"content {name}",
-    ]
+    lines = [f"{out}: {users:,} users, {items:,} items, {size:,} bytes"]
+    if name is not None:
+        lines.append(f"content {name}")
     told = artefact.about.get("fold_in")
     if told is not None:
         lines.append(
@@ -165,7 +177,7 @@ def recommend_command(argv: list[str]) -> None:
     config = parse(RecommendConfig, argv)
     artefact = load(required(config.file, "file"))
     recommender = Recommender(artefact)
-    filters = Filters(without=config.without, where=config.where)
+    filters = filters_of(config, artefact)
     history = (*config.history, *(titled(artefact, title) for title in config.liked))
     if config.like is not None:
         similar = recommender.similar(config.like, config.k, filters)
@@ -173,17 +185,22 @@ def recommend_command(argv: list[str]) -> None:
     elif config.user is not None or history:
         found = recommender.recommend(
             config.user, history=history or None, k=config.k, filters=filters,
-            reasons=config.because, unknown=config.unknown,
+            reasons=config.because, exclude_seen=not config.seen,
+            unknown=config.unknown,
         )  # fmt: skip
         tell(asdict(found), f"source: {found.source}", table(found.items))
     else:
         from apps.recsys import batch
 
-        if config.without or config.where:
-            raise ValueError("lists of all users know no filters: leave them out")
+        if config.because:
+            raise ValueError("lists of users name no reasons: leave because out")
         out = required(config.out, "out, or --user, --history, --liked or --like")
-        rows = batch.write(out, artefact, config.k)
-        users = len(artefact.user_ids)
+        chosen = id_list(config.users) or None
+        rows = batch.write(
+            out, artefact, config.k, chosen, exclude_seen=not config.seen,
+            filters=filters, unknown=config.unknown,
+        )  # fmt: skip
+        users = len(artefact.user_ids if chosen is None else chosen)
         told = {"file": out, "rows": rows, "users": users}
         tell(told, f"{out}: {rows:,} rows for {users:,} users")
 
@@ -197,10 +214,7 @@ def update_command(argv: list[str]) -> None:
 
     config = parse(UpdateConfig, argv)
     path = required(config.file, "file")
-    log = read(
-        config.dataset, Columns(**config.columns), separator=config.separator,
-        bad_rows=config.bad_rows,
-    )  # fmt: skip
+    log = described(required(config.dataset or None, "dataset"), **config.reading)
     if config.rating is not None:
         log = interactions.at_least(log, config.rating)
     if config.without is not None:
@@ -231,6 +245,17 @@ def serve_command(argv: list[str]) -> None:
     # In place of this program, which has loaded torch: 50 MB and not 350.
     sys.stdout.flush()
     os.execv(sys.executable, command)
+
+
+def filters_of(config: RecommendConfig, artefact: Artefact) -> Filters:
+    """What was asked for; of several values with commas between, one must be there."""
+    where: dict[str, str | list[str]] = {}
+    for column, text in config.where.items():
+        tags = artefact.tags.get(column)
+        is_one = tags is None or tags.find(text) is not None
+        where[column] = text if is_one else [v.strip() for v in text.split(",")]
+    only = id_list(config.only) if config.only else None
+    return Filters(only, id_list(config.without), where)
 
 
 def titled(artefact: Artefact, title: str) -> str:
@@ -313,9 +338,10 @@ def _trained(config: ExportConfig, folder: Path) -> Artefact:
 def _shown(config: Source) -> dict[str, Any]:
     """Settings without the folders of this machine."""
     shown = {k: v for k, v in settings(config).items() if k not in ("run", "test")}
-    if config.without is not None:
-        shown["without"] = config.without.name
-    return shown | {"dataset": Path(config.dataset).name}
+    for name in ("without", "catalogue", "dataset"):
+        path = getattr(config, name)
+        shown[name] = None if path is None else Path(path).name
+    return shown
 
 
 def _plain(numbers: Mapping[str, float]) -> dict[str, float | None]:

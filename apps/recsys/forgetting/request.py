@@ -76,7 +76,7 @@ def read_request(
     Raises ValueError that names the file, for one without a row too; FileNotFoundError.
     """
     pairs = () if interactions is None else _pairs(Path(interactions), columns)
-    return Request(_ids(users), _ids(items), pairs)
+    return Request(id_list(users), id_list(items), pairs)
 
 
 def _pairs(path: Path, columns: Columns | None) -> tuple[Pair, ...]:
@@ -256,10 +256,11 @@ def chosen(
     )
 
 
-def _ids(words: Sequence[str]) -> tuple[str, ...]:
+def id_list(words: Sequence[str]) -> tuple[str, ...]:
+    """Ids as they are given, or those of one .txt file with an id a line."""
     if len(words) != 1 or Path(words[0]).suffix != ".txt":
         return tuple(words)
-    lines = Path(words[0]).read_text("utf-8").splitlines()
+    lines = Path(words[0]).read_text("utf-8-sig").splitlines()
     ids = tuple(line.strip() for line in lines if line.strip())
     if not ids:
         raise ValueError(f"{words[0]} holds no id")

@@ -95,8 +95,9 @@ def catalogue(data: Dataset) -> Catalogue:
     """
     if data.titles is None or data.item_table is None:
         raise ValueError(
-            f"{data.name} has no titles: a language model has nothing to read; give an "
-            ".item file with a column like 'title' beside the .inter file"
+            f"{data.name} has no titles: a language model has nothing to read; give a "
+            "table of items with a column like 'title' (--catalogue items.csv), or an "
+            ".item file beside the .inter file"
         )
     titles = tuple(t if isinstance(t, str) else "" for t in data.titles)
     empty = ("",) * len(titles)

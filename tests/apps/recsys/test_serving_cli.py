@@ -1,5 +1,7 @@
 """The commands after training, on MovieLens-100k as they are typed."""
 
+import csv
+import json
 import os
 import socket
 import subprocess
@@ -8,12 +10,13 @@ import time
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from apps.recsys.artefact import load
 from apps.recsys.cli import main
-from apps.recsys.recommender import Recommender
+from apps.recsys.recommender import Filters, Recommender
 
 ROOT = Path(__file__).parents[3]
 
@@ -83,6 +86,79 @@ def test_everybody(ease, tmp_path, capsys):
     assert pq.read_table(path).num_rows == 4710
 
 
+def test_some_with_filters(ease, tmp_path, capsys):
+    """Each list is what the recommender gives for the same filters."""
+    some, path = tmp_path / "some.txt", tmp_path / "lists.csv"
+    some.write_text("42\n7\n", "utf-8-sig")  # as some editors write it
+    command = ["recommend", "--file", str(ease), "--k", "4", "--users", str(some)]
+    command += ["--where", "class=War,Comedy", "--without", "50", "--out", str(path)]
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == 8
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    filters = Filters(where={"class": ["War", "Comedy"]}, without=["50"])
+    for user in ("42", "7"):
+        found = Recommender.open(ease).recommend(user, k=4, filters=filters)
+        listed = [row["item"] for row in rows if row["user"] == user]
+        assert listed == [item.item for item in found.items]
+    one = ["recommend", "--file", str(ease), "--user", "42", "--only", "50", "172"]
+    assert main([*one, "--seen", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["items"]
+    assert {item["item"] for item in found} == {"50", "172"}
+
+
+def test_vectors_leave_as_plain_arrays(tmp_path, capsys):
+    """A file for an index of inner products: the lists are the exported model's."""
+    pytest.importorskip("implicit")
+    model, arrays = tmp_path / "m.safetensors", tmp_path / "v.npz"
+    export = ["export", "--model", "als", "--options", "dim=8", "epochs=3"]
+    assert main([*export, "--out", str(model)]) == 0
+    assert main([*export, "--out", str(arrays), "--json"]) == 0
+    lines = capsys.readouterr().out
+    assert json.loads(lines[lines.index("{") :])["content"] is None
+    found = np.load(arrays, allow_pickle=False)
+    row = found["user_ids"].tolist().index("42")
+    scores = found["items"] @ found["users"][row]
+    ranked = found["item_ids"][np.argsort(-scores)[:9]].tolist()
+    recommender = Recommender.open(model)
+    same = recommender.recommend("42", k=9, exclude_seen=False).items
+    assert ranked == [item.item for item in same]
+
+
+def test_a_shop_of_ones_own(tmp_path, capsys):
+    """Titles and categories from a table of items; then a single new click."""
+    rng = np.random.default_rng(0)
+    pairs = {(int(u), int(i)) for u, i in rng.integers(0, (23, 31), (300, 2))}
+    clicks, items = tmp_path / "clicks.csv", tmp_path / "items.csv"
+    bought = [f"c{u},S{i},{'buy' if i % 2 else 'view'}" for u, i in sorted(pairs)]
+    clicks.write_text("\n".join(["customer,sku,event", *bought]))
+    named = [f'S{i},"<b>Tea</b>, no {i}",cat{i % 3}' for i in range(40)]
+    items.write_text("\n".join(["sku,product_name,category", *named]))
+    path = tmp_path / "ease.safetensors"
+    own = ["--columns", "user=customer", "item=sku", "--catalogue", str(items)]
+    log = ["--dataset", str(clicks), "--where", "event=buy"]
+    command = ["export", "--model", "ease", "--options", "l2=5", *log, *own]
+    assert main([*command, "--out", str(path)]) == 0
+    assert str(tmp_path) not in str(load(path).about)
+    capsys.readouterr()
+    ask = ["recommend", "--file", str(path), "--liked", "<b>tea</b>, no 7"]
+    assert main([*ask, "--where", "category=cat0", "--k", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "source: folded"
+    assert len(lines) == 4
+    for line in lines[1:]:
+        number = int(line.split()[2].removeprefix("S"))
+        assert number % 2 == 1
+        assert number % 3 == 0
+        assert line.endswith(f"<b>Tea</b>, no {number}")
+    clicks.write_text("customer,sku,event\nnobody,S38,buy\n")
+    update = ["update", "--file", str(path), "--dataset", str(clicks), *own]
+    assert main(update) == 0
+    assert "1 new interactions, 1 new users, 1 new items" in capsys.readouterr().out
+    newer = load(path)
+    assert newer.texts["product_name"][len(newer.item_ids) - 1] == "<b>Tea</b>, no 38"
+
+
 def test_an_update(ease, tmp_path, capsys):
     news, newer = tmp_path / "news.csv", tmp_path / "newer.safetensors"
     news.write_text("user_id,item_id,rating\nme,50,5\nme,new,5\nyou,new,4\nyou,2,1\n")
@@ -119,8 +195,18 @@ def test_an_update(ease, tmp_path, capsys):
         ),
         (
             ["recommend", "--file", "{ease}", "--without", "1", "--out", "x"],
-            "lists of all users know no filters",
+            "x: lists are .parquet or .csv",
         ),
+        (
+            ["recommend", "--file", "{ease}", "--because", "1", "--out", "x.csv"],
+            "lists of users name no reasons",
+        ),
+        (
+            ["recommend", "--file", "{ease}", "--user", "1", "--where", "class=Wer"],
+            "no item has class",
+        ),
+        (["export", "--model", "ease", "--out", "x.npz"], "item weights"),
+        (["update", "--file", "{ease}"], "--dataset is required"),
         (["update", "--file", "{ease}", "--dataset", "nowhere.csv"], "no file nowhere"),
         (["serve", "--file", "nowhere"], "No such file"),
     ],
