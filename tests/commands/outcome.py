@@ -20,14 +20,16 @@ def outcome(path: Path) -> dict[str, Any]:
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     found = {}
     for file in files:
-        if file.is_file() and file.suffix not in SKIPPED:
+        # What a download leaves behind that was killed is removed a day later.
+        is_left = any(part.startswith(".fetch-") for part in file.parts)
+        if file.is_file() and file.suffix not in SKIPPED and not is_left:
             found[str(file.relative_to(path))] = _content(file)
     return found
 
 
 def unfinished(folder: Path) -> list[Path]:
     """Files that are neither the old nor the new one."""
-    return [path for path in folder.rglob("*.tmp")]
+    return [*folder.rglob("*.tmp"), *folder.rglob(".fetch-*")]
 
 
 def _content(file: Path) -> Any:

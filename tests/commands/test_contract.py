@@ -4,35 +4,34 @@ full disk, Ctrl-C, kill -9 and going on}.
 Each cell really happens, in a process of its own. What a page of the book says about
 it, book/results/contracts/cli.json, is compared cell by cell;
 `SPARSEKIT_CONTRACTS=write` writes it anew. Cells that repeat a run, or need a slow one,
-are left to `SPARSEKIT_CONTRACTS=all`.
+are left to `make contracts`, which sets `SPARSEKIT_CONTRACTS=all`; CI runs it.
 """
 
-import csv
 import json
 import os
 import random
 import re
-import shutil
 import signal
-from functools import cache
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import jsonschema
-import numpy as np
 import pytest
-from sklearn.datasets import load_digits
 
 from apps.common import runs
 from apps.common.verbs import examples
 from sparsekit.cli import commands
-from tests.commands.child import Done, Trouble, inside, run
+from tests.commands.child import Done, Trouble, inside
 from tests.commands.outcome import outcome, unfinished
+from tests.commands.place import Place, files, ran, words
 from tests.commands.rows import ROWS, Row
 
 COLUMNS = {
     "help": "says what the verb does, every flag, an example; status 0",
     "small": "a small run ends with status 0 and writes nothing but what it says",
+    "--json": "a small run, or a finished one, prints JSON on stdout and nothing else",
     "bad flag": "status 2 and one line that names the command and the flag",
     "bad file": "settings with an unknown key: status 2, names file and key",
     "missing": "an input that is not there: status 2, names it",
@@ -44,7 +43,7 @@ COLUMNS = {
 STORED = Path(__file__).parents[2] / "book" / "results" / "contracts" / "cli.json"
 MODE = os.environ.get("SPARSEKIT_CONTRACTS", "")
 REPEATS = ("full", "Ctrl-C", "kill")
-pytestmark = pytest.mark.xdist_group("commands")
+WHERE = ("yes", "CI")  # with every change; where
 
 
 def registered() -> list[str]:
@@ -66,83 +65,6 @@ def verb_function(name: str):
     if app not in points:
         return None
     return import_module(points[app].module).VERBS.get(verb)
-
-
-def words(name: str, text: str) -> list[str]:
-    return [*name.split(), *text.split()]
-
-
-class Place:
-    """Folders with the inputs, and with what verbs need that come first."""
-
-    def __init__(self, root: Path):
-        self.root, self.made, self.n = root, {}, 0
-        inputs = root / "inputs"
-        inputs.mkdir(parents=True)
-        digits = load_digits()
-        np.savez(
-            inputs / "digits.npz", y=digits.target[:600],
-            x=digits.images[:600].astype(np.float32),
-        )  # fmt: skip
-        (inputs / "bad.toml").write_text("epocs = 3\n")
-        rows = [(f"s-{i % 12}", i) for i in range(600)]
-        _table(inputs / "subjects.csv", ("subject", "record"), rows)
-        _table(inputs / "more.csv", ("subject", "record"), [("s-99", 1)])
-        rng = np.random.default_rng(0)
-        users, items = np.nonzero(rng.random((40, 60)) < 0.25)
-        log = [(f"u{u}", f"i{i}", t) for t, (u, i) in enumerate(zip(users, items))]  # noqa: B905
-        header = ("user_id", "item_id", "timestamp")
-        _table(inputs / "log.csv", header, log)
-        _table(inputs / "today.csv", header, [("u0", "i1", 9999), ("new", "i2", 9999)])
-        self.made[()] = inputs
-
-    def after(self, steps: tuple[str, ...]) -> Path:
-        """A folder in which these verbs have run."""
-        if steps not in self.made:
-            *before, last = steps
-            chain = (*ROWS[last].after, last) if not before else steps
-            if chain != steps:
-                self.made[steps] = self.after(chain)
-                return self.made[steps]
-            folder = self.copy(self.after(tuple(before)))
-            done = run(words(last, ROWS[last].words), folder)
-            assert done.status == 0, (last, done.err)
-            self.made[steps] = folder
-        return self.made[steps]
-
-    def copy(self, template: Path) -> Path:
-        self.n += 1
-        folder = self.root / f"{self.n}"
-        shutil.copytree(template, folder)
-        return folder
-
-    def cell(self, name: str) -> Path:
-        """A fresh folder in which the verb can run."""
-        row = ROWS[name]
-        folder = self.copy(self.after(row.after))
-        if row.prepare is not None:
-            row.prepare(folder)
-        return folder
-
-    @cache  # noqa: B019
-    def small(self, name: str) -> tuple[Done, Path, set[Path]]:
-        """The small run: how it ended, where, and which files it made or changed."""
-        folder = self.cell(name)
-        before = _files(folder)
-        done = run(words(name, ROWS[name].words), folder)
-        after = _files(folder)
-        changed = {path for path in after if after[path] != before.get(path)}
-        return done, folder, changed
-
-
-def _table(path: Path, header: tuple, rows: list) -> None:
-    with open(path, "w", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
-
-
-def _files(folder: Path) -> dict[Path, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="session")
@@ -176,19 +98,27 @@ def expected(name: str, column: str) -> str:
     why = not_here(name, column)
     if why:
         return why
-    works = column in ("small", "read-only", "missing")
+    works = column in ("small", "--json", "read-only", "missing")
     is_left = column in REPEATS or (works and is_slow(name))
-    return "slow" if is_left else "yes"
+    return WHERE[is_left]
+
+
+def grouped(names: Iterable[str]) -> list[Any]:
+    """Names as parameters; one process tests all verbs of an app, which share runs."""
+    return [
+        pytest.param(name, marks=pytest.mark.xdist_group(f"{name.split()[0]} commands"))
+        for name in names
+    ]
 
 
 @pytest.mark.parametrize("column", COLUMNS)
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", grouped(ROWS))
 def test_cell(name: str, column: str, place: Place) -> None:
     told = expected(name, column)
     if told.startswith("–"):
         return
-    if told == "slow" and MODE != "all":
-        pytest.skip("slow: SPARSEKIT_CONTRACTS=all")
+    if told == "CI" and MODE != "all":
+        pytest.skip("make contracts")
     CELLS[column](name, ROWS[name], place)
 
 
@@ -209,25 +139,11 @@ def test_the_page_says_what_is_tested() -> None:
     assert json.loads(STORED.read_text()) == content, "SPARSEKIT_CONTRACTS=write"
 
 
-AS_JSON = (
-    "classify evaluate", "continual evaluate", "continual flops", "recsys evaluate",
-    "unlearning status", "methods", "claims", "data list",
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("name", AS_JSON)
-def test_json_for_a_program(name: str, place: Place) -> None:
-    text = f"{ROWS[name].words} --json"
-    done = run(words(name, text), place.cell(name))
-    assert done.status == 0, done.err[-2000:]
-    assert json.loads(done.out)
-
-
 SCHEMA = json.loads((Path(runs.__file__).parent / "result.schema.json").read_text())
 TRAINS = [name for name in ROWS if name.endswith(" train")]
 
 
-@pytest.mark.parametrize("name", TRAINS)
+@pytest.mark.parametrize("name", grouped(TRAINS))
 def test_the_result_of_every_app_is_what_the_schema_says(
     name: str, place: Place
 ) -> None:
@@ -250,9 +166,11 @@ def error_line(name: str, done: Done) -> str:
     assert done.status == 2, (done.status, done.out[-300:], done.err[-1500:])
     start = f"sparsekit {name}: error: "
     lines = re.split(r"[\r\n]+", done.err.strip())  # a bar of progress ends in \r
-    # argparse prints its usage first.
+    # What is fetched is said, and a bar of progress may stand there.
     own = [
-        line for line in lines if not re.match(r"usage: |\s|.*(run/s|s/run)\]", line)
+        line
+        for line in lines
+        if line.strip() and not re.match(r"sparsekit: fetching|.*(run/s|s/run)\]", line)
     ]
     assert len(own) == 1, done.err[-1500:]
     assert own[0].startswith(start), own[0]
@@ -287,6 +205,19 @@ def small_cell(name: str, row: Row, place: Place) -> None:
         assert changed
 
 
+def json_cell(name: str, row: Row, place: Place) -> None:
+    """A program that reads stdout to its end has one JSON value there."""
+    text = row.words
+    if name.endswith((" train", " compare")):  # the finished run again
+        folder, text = place.copy(place.small(name)[1]), row.again or row.words
+    else:
+        folder = place.cell(name)
+    done = ran(name, folder, f"{text} --json")
+    assert done.status == 0, done.err[-2000:]
+    assert json.loads(done.out)
+    assert "Traceback" not in done.err
+
+
 def bad_flag_cell(name: str, row: Row, place: Place) -> None:
     done = inside([*words(name, row.words), "--nope"], place.made[()])
     assert "--nope" in error_line(name, done)
@@ -294,23 +225,24 @@ def bad_flag_cell(name: str, row: Row, place: Place) -> None:
 
 def bad_file_cell(name: str, row: Row, place: Place) -> None:
     folder = place.made[()]
-    before = _files(folder)
+    before = files(folder)
     done = inside([*words(name, row.words), "--config", "bad.toml"], folder)
     message = error_line(name, done)
     assert "bad.toml: unknown key 'epocs'" in message
-    assert _files(folder) == before
+    assert files(folder) == before
 
 
 def missing_cell(name: str, row: Row, place: Place) -> None:
     folder = place.cell(name)
-    before = _files(folder)
+    before = files(folder)
     message = error_line(name, inside(words(name, row.missing), folder))
     assert row.absent in message
-    assert _files(folder) == before
+    assert files(folder) == before
 
 
 def read_only_cell(name: str, row: Row, place: Place) -> None:
     folder = place.cell(name)
+    environ = ()
     if row.writes == "service" and (folder / "service").exists():
         locked = folder / "service"
         for path in (locked, *locked.rglob("*")):
@@ -321,15 +253,17 @@ def read_only_cell(name: str, row: Row, place: Place) -> None:
         locked.mkdir(0o555)
         out = f"locked/{row.writes}"
         text = f"{row.words} --folder {out}"
-        if row.writes != "service":
+        if row.environ:
+            text, environ = row.words, (("SPARSEKIT_CACHE", out),)
+        elif row.writes != "service":
             text = re.sub(r"--out \S+", f"--out {out}", row.words)
-    before = _files(folder)
-    done = run(words(name, text), folder, Trouble(powerless=True))
+    before = files(folder)
+    done = ran(name, folder, text, Trouble(powerless=True, environ=environ))
     for path in (locked, *locked.rglob("*")):  # so that pytest can remove them
         path.chmod(0o755)
     message = error_line(name, done)
     assert locked.name in message
-    assert _files(folder) == before
+    assert files(folder) == before
 
 
 def full_cell(name: str, row: Row, place: Place) -> None:
@@ -338,10 +272,10 @@ def full_cell(name: str, row: Row, place: Place) -> None:
     cell = place.cell(name)
     # SQLite writes page by page, into a file that is there.
     trouble = Trouble(limit=1024 if row.writes == "service" else largest // 2)
-    message = error_line(name, run(words(name, row.words), cell, trouble))
+    message = error_line(name, ran(name, cell, None, trouble))
     assert re.search("size limit|disk full|disk is full", message), message
     assert not unfinished(cell)
-    again = run(words(name, row.again or row.words), cell)
+    again = ran(name, cell, row.again or None)
     assert again.status == 0, again.err[-2000:]
     if row.writes != "service":
         assert outcome(cell / row.writes) == outcome(folder / row.writes)
@@ -356,7 +290,7 @@ def random_step(name: str, place: Place) -> int:
 def interrupt_cell(name: str, row: Row, place: Place) -> None:
     folder = place.cell(name)
     trouble = Trouble(signal=signal.SIGINT, at=random_step(name, place))
-    done = run(words(name, row.words), folder, trouble)
+    done = ran(name, folder, None, trouble)
     assert done.status == 130, (trouble, done)
     assert done.err.strip().splitlines()[-1] == "interrupted"
     assert "Traceback" not in done.err
@@ -366,9 +300,9 @@ def interrupt_cell(name: str, row: Row, place: Place) -> None:
 def kill_cell(name: str, row: Row, place: Place) -> None:
     folder = place.cell(name)
     trouble = Trouble(signal=signal.SIGKILL, at=random_step(name, place))
-    done = run(words(name, row.words), folder, trouble)
+    done = ran(name, folder, None, trouble)
     assert done.status == -signal.SIGKILL
-    again = run(words(name, row.again or row.words), folder)
+    again = ran(name, folder, row.again or None)
     assert again.status == 0, (trouble, again.err[-2000:])
     found, wanted = (
         outcome(folder / row.writes),
@@ -382,8 +316,8 @@ CELLS = dict(
     zip(
         COLUMNS,
         (
-            help_cell, small_cell, bad_flag_cell, bad_file_cell, missing_cell,
-            read_only_cell, full_cell, interrupt_cell, kill_cell,
+            help_cell, small_cell, json_cell, bad_flag_cell, bad_file_cell,
+            missing_cell, read_only_cell, full_cell, interrupt_cell, kill_cell,
         ),
         strict=True,
     )

@@ -209,7 +209,7 @@ def test_a_path_is_listed_once(ledger):
     assert file(ledger, "f/x", [1]) == number
     with pytest.raises(ValueError, match="listed already"):
         ledger.add_artefact("f/x", "1" * 64, 5, "export", AT, parents=[1])
-    with pytest.raises(ValueError, match="kind '.*' is unknown"):
+    with pytest.raises(ValueError, match=r"kind '.*' is unknown"):
         file(ledger, "f/y", [1], kind="thing")
     with pytest.raises(sqlite3.IntegrityError):
         file(ledger, "f/y", [99])
