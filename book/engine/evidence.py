@@ -42,11 +42,13 @@ def section(row: Row, pages: set[str]) -> str:
         "Would change it": cell(row["would_change"]),
         "Chapter": chapter_link(row, pages),
     }
-    who = f"Paper {row['paper']}" if row["paper"] else cell(row.get("reference") or "")
+    who = cell(row.get("reference") or "A question of this book")
+    if row["paper"]:
+        who = f"Paper {row['paper']}, {cell(row['title'])}"
     items = "\n\n".join(f"{key}\n: {text}" for key, text in facts.items() if text)
     return (
-        f"({evidence_label(row)})=\n## Claim {cell(row['id'])}\n\n{who}: "
-        f"{cell(row['statement'])}\n\n{items}\n"
+        f"({evidence_label(row)})=\n## Claim {cell(row['id'])}\n\n"
+        f"{cell(row['statement'])} (*{who}.*)\n\n{items}\n"
     )
 
 
