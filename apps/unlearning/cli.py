@@ -13,7 +13,7 @@ from apps.common.tables import percent, shown
 from apps.unlearning import data, figure, service_cli, unlearner
 from apps.unlearning.compare import compare, load_comparison
 from apps.unlearning.config import PRESETS, Config
-from apps.unlearning.evaluation import Ladder, ladder
+from apps.unlearning.evaluation import RELEARN, Ladder, ladder
 from apps.unlearning.result import MODELS, Result, load_result
 from apps.unlearning.shadows import train_shadows
 from apps.unlearning.train import train
@@ -174,6 +174,14 @@ def attacked(found: Ladder) -> tuple[dict[str, Any], list[str]]:
         if values is not None:
             cells = [f"{name} {100 * values[name]:.1f}" for name in MODELS]
             text.append(f"{title}: {', '.join(cells)}")
+    said = {
+        name: f"over {RELEARN}" if taken is None else str(taken)
+        for name, taken in found.relearn.items()
+    }
+    text.append(
+        f"relearning, steps to a loss of {found.below:.2f}: "
+        + ", ".join(f"{name} {said[name]}" for name in MODELS)
+    )
     null = found.rmia["reference"]
     n, m = len(null.members), len(null.others)
     text.append(
@@ -182,6 +190,7 @@ def attacked(found: Ladder) -> tuple[dict[str, Any], list[str]]:
     )
     content = {
         "models": models, "confusion": found.confusion, "backdoor": found.backdoor,
+        "relearn_steps": found.relearn, "relearned_below": found.below,
         "forgotten": n, "fresh": m, "detectable": null.detectable,
     }  # fmt: skip
     return content, text

@@ -18,13 +18,18 @@ from apps.common.training import evaluate
 from apps.unlearning import data, forget
 from apps.unlearning.attacks.backdoor import attack_success
 from apps.unlearning.attacks.confusion import confusion_error
+from apps.unlearning.attacks.relearn import steps
 from apps.unlearning.attacks.rmia import rmia
 from apps.unlearning.attacks.targets import difficulty, hardest, matched
 from apps.unlearning.config import Config
 from apps.unlearning.data import Data, subset
+from apps.unlearning.fitting import cross_entropy
 from apps.unlearning.pruning import Original
 from apps.unlearning.result import MODELS, load_result, stored_model
 from apps.unlearning.train import retrain
+
+RELEARN = 300  # steps at most
+LEARNED = 0.1  # nats a record; the original's loss if that is larger
 
 
 @dataclass(frozen=True)
@@ -34,13 +39,16 @@ class Ladder:
     rmia: on the whole forget set. hard: on its hardest tenth, against fresh records as
     hard. confusion: the share of records of two swapped classes that are still taken
     for another, None without a confusion set. backdoor: the share of patched records
-    that the backdoor moves, None without one.
+    that the backdoor moves, None without one. relearn: steps of fine-tuning on the
+    forget set until its mean loss is `below`, None if `RELEARN` did not suffice.
     """
 
     rmia: dict[str, Attack]
     hard: dict[str, Attack]
     confusion: dict[str, float] | None
     backdoor: dict[str, float] | None
+    relearn: dict[str, int | None]
+    below: float
 
 
 def ladder(run: Path, references: int = 2, share: float = 0.1) -> Ladder:
@@ -113,7 +121,15 @@ def attack_all(
             name: float(attack_success(trained[name], loaded.fresh).mean())
             for name in MODELS
         }
-    return Ladder(whole, hard, confusion, backdoor)
+    original = cross_entropy(
+        evaluate(trained["original"], loaded.forgotten), loaded.forgotten.y
+    )
+    below = max(LEARNED, float(original.mean()))
+    relearn = {
+        name: steps(trained[name], loaded.forgotten, below, most=RELEARN)
+        for name in MODELS
+    }
+    return Ladder(whole, hard, confusion, backdoor, relearn, below)
 
 
 def hard_pair(loaded: Data, reference: nn.Module, share: float):

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from apps.unlearning.ledger_schema import connect
+from sparsekit.spelling import choice
 
 # What may be made from a model. An unlearned model is not among these: it is listed
 # with the records that it was left with, and its line of descent ends there.
@@ -132,7 +133,7 @@ class DataMap:
         ValueError for a path that is listed with another content.
         """
         if kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+            raise ValueError(choice(f"kind {kind!r} is unknown", kind, KINDS))
         with self.transaction():
             number = self._add(path, sha256, n_bytes, kind, at, parents, trained_on)
             above = [self.artefact(parent) for parent in parents]

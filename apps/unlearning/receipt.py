@@ -51,6 +51,8 @@ def write(content: Mapping[str, Any], key: Any) -> str:
 
 def read(path: Path) -> tuple[Receipt, dict[str, Any]]:
     """The receipt, and the JSON as it stands. Raises FileNotFoundError, ValueError."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: give a receipt in it")
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     with open(path, "rb") as file:
@@ -121,13 +123,15 @@ def verify(
     files: Path | None = None,
     wiped: bool = False,
     previous: Path | None = None,
+    request: str | None = None,
 ) -> tuple[Receipt, list[str]]:
     """Checks fields, sense and signature, and with `files` the hashes of the models.
 
     key: the public key; default: that beside the receipt. files: the service's folder;
     then the model after the deletion must be there with its hash. wiped: and no retired
     file may be there. previous: the receipt before, whose model and records this one
-    must go on from.
+    must go on from. request: the id of one that it must answer: an old receipt may be
+    handed out again, for another request.
 
     Returns the receipt and what was checked, a line each. Raises ValueError that says
     what does not fit, FileNotFoundError for a file or key that is not there.
@@ -140,11 +144,14 @@ def verify(
             f"signed with the key {receipt.signature.key_sha256[:16]}..., not with "
             f"{print_of_key[:16]}..."
         )
-    signed = {name: value for name, value in table.items() if name != "signature"}
-    signing.check(signed, receipt.signature.value, public)
+    _check_signature(receipt, table, public)
     checked = [f"signature: Ed25519, key {print_of_key}"]
     margin = f" within {receipt.audit.margin} of AUC" * (receipt.level != "exact")
     checked.append(f"level: {receipt.level}{margin}, as its numbers allow")
+    if request is not None:
+        if request not in [item.request for item in receipt.requests]:
+            raise ValueError(f"it does not answer request {request!r:.50}")
+        checked.append(f"answers: request {request}")
     if previous is not None:
         checked.append(_check_chain(receipt, previous))
     if files is not None:
@@ -172,13 +179,48 @@ def _check_chain(receipt: Receipt, path: Path) -> str:
     return f"follows: receipt {earlier.number}"
 
 
+def require_chain(
+    receipts: Sequence[str], records: Sequence[int], sha256: str, key: Any
+) -> None:
+    """Before a receipt is signed: do ledger and key go on from the one before?
+
+    receipts: texts of the earlier ones. records: that the model before was trained on;
+    sha256: of its file. Raises ValueError if the key is another one, or the ledger was
+    changed.
+    """
+    if not receipts:
+        return
+    last, table = parse(receipts[-1].encode("utf-8"))
+    public = key.public_key()
+    if last.signature.key_sha256 != signing.fingerprint(public):
+        raise ValueError(
+            f"key.pem is not the key that receipt {last.number} was signed with: "
+            "restore it from your backup, since nobody could follow the chain"
+        )
+    _check_signature(last, table, public)
+    same = last.after.sha256, last.data.index_sha256_after
+    if same != (sha256, index_sha256(records)):
+        raise ValueError(
+            f"the ledger does not go on from the model and records of receipt "
+            f"{last.number}: it was changed; restore your backup"
+        )
+
+
+def _check_signature(receipt: Receipt, table: dict[str, Any], public: Any) -> None:
+    signed = {name: value for name, value in table.items() if name != "signature"}
+    signing.check(signed, receipt.signature.value, public)
+
+
 def _check_files(receipt: Receipt, folder: Path, wiped: bool) -> list[str]:
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder: {folder}")
     after = receipt.after
     found = paths.digest(folder, after.path)
     if found is None:
-        raise ValueError(f"{after.path} is not in {folder}")
+        raise ValueError(
+            f"{after.path} is not in {folder}; if a later receipt retired it, verify "
+            "that one"
+        )
     if found != after.sha256:
         raise ValueError(f"{after.path} has another content than the receipt says")
     there = [
@@ -192,7 +234,13 @@ def _check_files(receipt: Receipt, folder: Path, wiped: bool) -> list[str]:
 
 def _check_sense(receipt: Receipt) -> None:
     """What no field alone shows."""
-    data = receipt.data
+    data, process = receipt.data, receipt.process
+    times = [process.started, process.finished, process.audited]
+    times.insert(0, max(item.received for item in receipt.requests))
+    if times != sorted(times):
+        raise ValueError(
+            "process: received, started, finished and audited are not in this order"
+        )
     if data.records_before - data.records_erased != data.records_after:
         raise ValueError("data: records before, erased and after do not add up")
     if not data.records_erased:
@@ -271,6 +319,7 @@ def verify_command(argv: list[str]) -> int:
         "--wiped", action="store_true", help="with --files: no retired file is there"
     )
     parser.add_argument("--previous", type=Path, help="the receipt before this one")
+    parser.add_argument("--request", help="id of a request that it must answer")
     parser.add_argument("--json", action="store_true", help="an object, for a program")
     try:
         args = parser.parse_args(argv)
@@ -283,7 +332,7 @@ def verify_command(argv: list[str]) -> int:
         JSON.set(True)
     try:
         receipt, checked = verify(
-            args.file, args.key, args.files, args.wiped, args.previous
+            args.file, args.key, args.files, args.wiped, args.previous, args.request
         )
     except OSError as error:  # not there, or not to be read
         print(f"{parser.prog}: error: {error}", file=sys.stderr)

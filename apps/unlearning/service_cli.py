@@ -81,7 +81,7 @@ class RequestConfig(FolderConfig):
     """Receives requests to erase subjects. The same request twice is one.
 
     Args:
-        subjects: their ids, as in the file that was imported.
+        subjects: their ids, as in the file that was imported; all or none is received.
     """
 
     subjects: tuple[str, ...] = ()
@@ -148,8 +148,11 @@ def setup_command(argv: list[str]) -> None:
     sparsekit unlearning setup --config mnist-random --subjects subjects.csv
     """
     config = parse(SetupConfig, argv, presets=PRESETS)
+    mapping = required(config.subjects, "subjects")  # before keys are made
+    if config.out is not None:
+        raise ValueError("a service is made in --folder: leave --out out")
     plain = Config(**{f.name: getattr(config, f.name) for f in fields(Config)})
-    setup(config.folder, plain, config.subjects, config.hash_subjects, config.weights)
+    setup(config.folder, plain, mapping, config.hash_subjects, config.weights)
     with Service(config.folder) as service:
         counts = service.ledger.counts()
     tell(
@@ -179,7 +182,7 @@ def request_command(argv: list[str]) -> None:
     if not config.subjects:
         raise ValueError("--subjects is required: the ids of those to be erased")
     with Service(config.folder) as service:
-        requests = [service.request(subject) for subject in config.subjects]
+        requests = service.request_all(config.subjects)
         states = {request: service.ledger.state(request) for request in requests}
     rows = [{"request": request, "state": state} for request, state in states.items()]
     tell(rows, *(f"{request}  {state}" for request, state in states.items()))
@@ -200,7 +203,9 @@ def run_command(argv: list[str]) -> int:
             return 0
         batch = service.run(config.method, config.options or None)
         if batch is None:
-            tell({"batch": None}, "nothing to do: no request is waiting")
+            failed = len(service.ledger.requests("failed"))
+            said = f"; {failed} failed: `request` asks again" * (failed > 0)
+            tell({"batch": None}, f"nothing to do: no request is waiting{said}")
             return 0
         requests = service.ledger.requests_of(batch.id)
     method, seconds = batch.settings["method"], batch.facts["seconds"]

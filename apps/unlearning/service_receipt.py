@@ -68,6 +68,12 @@ def audit_batch(
     wanted = wanted or Settings()
     ledger = service.ledger
     learned, kept = ledger.trained_on(batch.base), ledger.trained_on(batch.result or 0)
+    receipt.require_chain(
+        [text for *_, text in ledger.receipts()],
+        learned,
+        _listed(ledger.artefact(batch.base)).sha256,
+        key,
+    )
     erased = sorted(set(learned) - set(kept))
     parts = {
         "erased": work.chosen(data.train, erased),
@@ -146,8 +152,8 @@ def _content(
             "name": ledger.fact("data"),
             "content_sha256": ledger.fact("content_sha256"),
         },
-        "before": _file(ledger.artefact(batch.base), before),
-        "after": _file(ledger.artefact(batch.result or 0), after),
+        "before": _file(_listed(ledger.artefact(batch.base)), before),
+        "after": _file(_listed(ledger.artefact(batch.result or 0)), after),
         "mask": {"provenance": provenance, "note": PROVENANCE[provenance]},
         "method": {
             "name": batch.settings["method"],
@@ -231,9 +237,13 @@ def decimal(value: float) -> str:
     return f"{value + 0.0:.6g}"
 
 
-def _file(file: Artefact | None, model: Original) -> dict[str, Any]:
+def _listed(file: Artefact | None) -> Artefact:
     if file is None:
         raise ValueError("the ledger lacks a model of this batch")
+    return file
+
+
+def _file(file: Artefact, model: Original) -> dict[str, Any]:
     total, active = work.parameters(model)
     return {
         "path": file.path,

@@ -148,6 +148,10 @@ def load_public(path: Path) -> "Ed25519PublicKey":
     try:
         key = serialization.load_pem_public_key(_start(path))
     except Exception as error:  # what a damaged file raises depends on the damage
+        if b"PRIVATE KEY" in _start(path):
+            raise ValueError(
+                f"{path} is a private key: keep it secret, and give public.pem"
+            ) from None
         raise ValueError(f"{path} is no public key in PEM") from error
     if not isinstance(key, Ed25519PublicKey):
         raise ValueError(f"{path} is a public key, but not of Ed25519")

@@ -235,6 +235,26 @@ def test_another_key(folder, capsys):
     refused(folder / "r.json", capsys, "does not fit")
     (folder / "public.pem").write_text("no key")
     refused(folder / "r.json", capsys, "no public key in PEM")
+    signing.create_key(folder / "key.pem")
+    (folder / "public.pem").write_bytes((folder / "key.pem").read_bytes())
+    refused(folder / "r.json", capsys, "is a private key: keep it secret")
+
+
+def test_an_old_receipt_does_not_answer_another_request(folder, capsys):
+    argv = [str(folder / "r.json"), "--request"]
+    assert verify_command([*argv, "r-1"]) == 0
+    assert "answers: request r-1" in capsys.readouterr().out
+    assert verify_command([*argv, "r-2"]) == 1
+    assert "does not answer request 'r-2'" in capsys.readouterr().err
+
+
+def test_times_are_in_order():
+    times = CONTENT["process"] | {"started": "2026-11-28T10:02:01Z"}
+    with pytest.raises(ValueError, match="not in this order"):
+        receipt.write(content(process=times), KEY)
+    late = CONTENT["requests"][0] | {"received": "2026-11-28T10:01:01Z"}
+    with pytest.raises(ValueError, match="not in this order"):
+        receipt.write(content(requests=[late]), KEY)
 
 
 GAPS = {

@@ -354,6 +354,64 @@ def test_a_changed_model_or_other_data_are_noticed(folder, tmp_path):
         path.write_bytes(whole)
 
 
+def test_a_ledger_that_was_changed_signs_nothing(folder):
+    """Records that were struck off the map, and a key that is not the old one."""
+    with Service(folder) as service:
+        service.request("s-1")
+        service.run("retrain")
+        service.audit(TWO)
+        service.request("s-2")
+        batch = service.run("retrain")
+        kept = (folder / "key.pem").read_bytes()
+        (folder / "key.pem").unlink()
+        signing.create_key(folder / "key.pem")
+        with pytest.raises(ValueError, match="not the key that receipt 1 was signed"):
+            service.audit(TWO)
+        signing.write_secret(folder / "key.pem", kept)
+        (hidden, *_) = service.ledger.trained_on(batch.base)
+        rows = [batch.base, hidden]
+        with service.ledger.transaction():
+            service.ledger._many(
+                "DELETE FROM trained_on WHERE artefact = ? AND record = ?", [rows]
+            )
+        with pytest.raises(ValueError, match="records of receipt 1: it was changed"):
+            service.audit(TWO)
+        with service.ledger.transaction():
+            service.ledger._many("INSERT INTO trained_on VALUES (?, ?)", [rows])
+        assert service.audit(TWO).state == "verified"
+    receipt.verify(
+        folder / "receipts" / "0002.json", None, folder,
+        previous=folder / "receipts" / "0001.json",
+    )  # fmt: skip
+
+
+def test_a_clock_that_is_set_back_keeps_the_order_of_the_log(folder, monkeypatch):
+    times = iter(f"2026-11-28T10:{59 - n:02}:00Z" for n in range(60))
+    monkeypatch.setattr("apps.unlearning.service.now", lambda: next(times))
+    with Service(folder) as service:
+        service.request("s-1")
+        service.run("retrain")
+        assert service.audit(TWO).state == "verified"
+        log = [line.at for line in service.ledger.log()]
+        assert log == sorted(log)
+
+
+def test_many_requests_are_received_or_none_is(folder, capsys):
+    argv = ["request", "--folder", str(folder), "--subjects", "s-1", "nobody", "s-2"]
+    assert cli.main(argv) == 2
+    assert "subject 'nobody' is not in the ledger" in capsys.readouterr().err
+    with Service(folder) as service:
+        assert service.ledger.requests() == []
+        assert len(service.request_all(["s-1", "s-1", "s-2"])) == 2
+
+
+@pytest.mark.parametrize("path", ["key.pem", "ledger.sqlite", "receipts/0001.json"])
+def test_what_the_service_needs_cannot_be_retired(folder, path):
+    own = pytest.raises(ValueError, match="the service's own")
+    with Service(folder) as service, own:
+        service.register(path, "copy", ["models/0000.safetensors"])
+
+
 def test_setup_refuses_what_is_there(folder, template, tmp_path):
     with Service(folder) as service:
         config = service.config

@@ -160,7 +160,7 @@ def test_a_missing_or_odd_key_is_named_and_never_shown(tmp_path, capsys):
         with pytest.raises(ValueError, match="no Ed25519 private key") as error:
             signing.load_key(path)
         assert "secret" not in str(error.value)
-        with pytest.raises(ValueError, match="no public key in PEM"):
+        with pytest.raises(ValueError, match=r"no public key in PEM|is a private key"):
             signing.load_public(path)
     path.write_bytes(
         other.public_key().public_bytes(

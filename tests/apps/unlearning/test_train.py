@@ -313,6 +313,10 @@ def test_the_ladder_sees_a_backdoor(small, tmp_path):
     assert found.backdoor["reference"] < 0.5
     assert found.confusion is None
     assert found.rmia["original"].auc.value > found.rmia["reference"].auc.value
+    assert found.below >= 0.1
+    # The original knows its records, to its own loss; a retrained model learns them.
+    assert found.relearn["original"] == 0
+    assert found.relearn["reference"] is None or found.relearn["reference"] > 0
     with pytest.raises(ValueError, match="at least one reference"):
         ladder(tmp_path, references=0)
 
