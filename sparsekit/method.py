@@ -4,19 +4,16 @@ A method decides *where* weights live. It never touches one: it reads a `Context
 returns boolean masks. `sparsekit.Sparsifier` does everything else.
 """
 
-import importlib
-import inspect
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from numbers import Integral, Real
-from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
 from sparsekit.allocation import apportion, global_budget, uniform
+from sparsekit.discovery import classes_in
 from sparsekit.masks import topk_mask
 from sparsekit.modes import in_mode
 from sparsekit.patterns import Pattern, Unstructured
@@ -237,24 +234,6 @@ def require_fraction(**fractions: float) -> None:
             raise ValueError(f"{name} is a fraction in [0, 1], got {value!r}")
 
 
-def method_in(module: ModuleType) -> type[Method]:
-    """The one method class that a module defines."""
-    found = [
-        value
-        for value in vars(module).values()
-        if inspect.isclass(value)
-        and value.__module__ == module.__name__
-        and is_dataclass(value)
-        and issubclass(value, Method)
-    ]
-    if len(found) != 1:
-        raise ValueError(
-            f"{module.__name__} must define exactly one frozen dataclass that "
-            f"subclasses sparsekit.method.Method, found {[c.__name__ for c in found]}"
-        )
-    return found[0]
-
-
 def discover() -> dict[str, type[Method]]:
     """Every method in `sparsekit/methods/`, by file name, without registration.
 
@@ -264,8 +243,4 @@ def discover() -> dict[str, type[Method]]:
     """
     import sparsekit.methods as package
 
-    names = sorted(info.name for info in pkgutil.iter_modules(package.__path__))
-    return {
-        name: method_in(importlib.import_module(f"{package.__name__}.{name}"))
-        for name in names
-    }
+    return classes_in(package, Method)

@@ -22,9 +22,11 @@ from typing import Any, get_args, get_type_hints
 
 from torch import nn
 
+from apps.common.toml import convert as from_toml
 from sparsekit import allocation
+from sparsekit.discovery import class_in
 from sparsekit.execution import convert
-from sparsekit.method import Method, discover, method_in
+from sparsekit.method import Method, discover
 from sparsekit.patterns import NM, Block, Columns, Pattern, Rows, Unstructured
 from sparsekit.spelling import choice
 
@@ -66,7 +68,7 @@ def method_class(name: str) -> type[Method] | None:
     sys.modules[unique] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     if not attribute:
-        return method_in(module)
+        return class_in(module, Method)
     found = getattr(module, attribute, None)
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise ValueError(f"{path} has no subclass of Method named {attribute!r}")
@@ -118,6 +120,29 @@ def build(
         else:
             values[key] = _converted(key, value, hints[key])
     return cls(sparsity=sparsity, **values)
+
+
+def field_values(cls: type, what: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A table of options in the types of a dataclass's fields.
+
+    what: has the options, as in "strategy 'er'". Raises ValueError for an unknown
+    option, listing the known ones, or a wrong type.
+    """
+    known = [field.name for field in fields(cls) if field.init]
+    hints = get_type_hints(cls)
+    values = {}
+    for name, value in options.items():
+        if name not in known:
+            raise ValueError(
+                choice(f"{what} has no option {name!r}", name, known, "it has")
+            )
+        try:
+            values[name] = from_toml(value, hints[name])
+        except ValueError as error:
+            raise ValueError(
+                f"option {name} of {what} must be {error}, got {value!r}"
+            ) from None
+    return values
 
 
 def require_backend(backend: str, method: str) -> None:

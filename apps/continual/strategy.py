@@ -15,19 +15,17 @@ What it learns and must survive an interruption is named in `SAVED`.
 """
 
 import dataclasses
-import importlib
-import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apps.common import options as methods
-from apps.common.toml import convert
 from apps.continual.config import Config
+from sparsekit.discovery import classes_in
 from sparsekit.method import Method
 from sparsekit.spelling import choice
 
@@ -212,8 +210,7 @@ def discover() -> dict[str, type[Strategy]]:
     """
     import apps.continual.strategies as package
 
-    names = sorted(info.name for info in pkgutil.iter_modules(package.__path__))
-    return {name: _strategy_in(f"{package.__name__}.{name}") for name in names}
+    return classes_in(package, Strategy)
 
 
 def build(config: Config) -> Strategy:
@@ -227,19 +224,8 @@ def build(config: Config) -> Strategy:
         refused = f"strategy {config.strategy!r} is unknown"
         raise ValueError(choice(refused, config.strategy, known))
     cls = known[config.strategy]
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
-    hints = get_type_hints(cls)
-    values = {}
-    for name, value in config.strategy_options.items():
-        if name not in fields:
-            refused = f"strategy {config.strategy!r} has no option {name!r}"
-            raise ValueError(choice(refused, name, fields, "it has"))
-        try:
-            values[name] = convert(value, hints[name])
-        except ValueError as error:
-            raise ValueError(
-                f"option {name} of {config.strategy} must be {error}, got {value!r}"
-            ) from None
+    what = f"strategy {config.strategy!r}"
+    values = methods.field_values(cls, what, config.strategy_options)
     if cls.needs_tasks and config.online:
         raise ValueError(
             f"{config.strategy} must be told where tasks end, which online is not"
@@ -263,20 +249,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         model.train(was)
-
-
-def _strategy_in(module_name: str) -> type[Strategy]:
-    module = importlib.import_module(module_name)
-    found = [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type)
-        and value.__module__ == module_name
-        and issubclass(value, Strategy)
-    ]
-    if len(found) != 1:
-        raise ValueError(f"{module_name} must define exactly one Strategy, has {found}")
-    return found[0]
 
 
 def _moved(value: Any, device: str) -> Any:

@@ -5,20 +5,19 @@ A method is a frozen dataclass of its settings with one function, `run`. It chan
 """
 
 import dataclasses
-import importlib
-import pkgutil
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from apps.common.images import Split
+from apps.common.options import field_values
 from apps.common.seeds import mixed
-from apps.common.toml import convert
 from apps.unlearning import masking
 from apps.unlearning.fitting import Loss, Recipe, batches, cross_entropy
 from apps.unlearning.stages import Stage, Stages
+from sparsekit.discovery import classes_in
 from sparsekit.spelling import choice
 
 
@@ -141,8 +140,7 @@ def discover() -> dict[str, type[Unlearner]]:
     """
     import apps.unlearning.unlearners as package
 
-    names = sorted(info.name for info in pkgutil.iter_modules(package.__path__))
-    return {name: _defined_in(f"{package.__name__}.{name}") for name in names}
+    return classes_in(package, Unlearner)
 
 
 def build(
@@ -162,33 +160,4 @@ def build(
     if method not in known:
         raise ValueError(choice(f"method {method!r} is unknown", method, known))
     cls = known[method]
-    hints = get_type_hints(cls)
-    fields = [f.name for f in dataclasses.fields(cls)]
-    values = {}
-    for name, value in options.items():
-        if name not in fields:
-            refused = f"method {method!r} has no option {name!r}"
-            raise ValueError(choice(refused, name, fields, "it has"))
-        try:
-            values[name] = convert(value, hints[name])
-        except ValueError as error:
-            raise ValueError(
-                f"option {name} of {method} must be {error}, got {value!r}"
-            ) from None
-    return cls(**values)
-
-
-def _defined_in(module_name: str) -> type[Unlearner]:
-    module = importlib.import_module(module_name)
-    found = [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type)
-        and value.__module__ == module_name
-        and issubclass(value, Unlearner)
-    ]
-    if len(found) != 1:
-        raise ValueError(
-            f"{module_name} must define exactly one Unlearner, has {found}"
-        )
-    return found[0]
+    return cls(**field_values(cls, f"method {method!r}", options))

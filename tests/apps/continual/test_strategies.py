@@ -359,7 +359,7 @@ def test_the_loss_over_current_classes_moves_no_other_logit(small):
         ),
         (
             {"strategy": "ewc", "strategy_options": {"gamma": "x"}},
-            "gamma of ewc must be",
+            "gamma of strategy 'ewc' must be",
         ),
         ({"strategy": "ewc", "online": True, "epochs": 1}, "told where tasks end"),
         ({"strategy": "packnet"}, "needs the task in tests: scenario task"),

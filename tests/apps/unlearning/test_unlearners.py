@@ -393,7 +393,7 @@ def test_scrub_forgets_what_finetuning_keeps(records):
     [
         ("magic", {}, "choose one of"),
         ("finetune", {"lrr": 1.0}, "has no option 'lrr'"),
-        ("finetune", {"lr": "fast"}, "option lr of finetune must be"),
+        ("finetune", {"lr": "fast"}, "option lr of method 'finetune' must be"),
         ("finetune", {"lr": -1.0}, "lr must be positive"),
         ("l1_sparse", {"gamma": -1.0}, "gamma must be"),
         ("salun", {"saliency": 0.0}, "saliency must be"),
