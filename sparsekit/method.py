@@ -243,4 +243,4 @@ def discover() -> dict[str, type[Method]]:
     """
     import sparsekit.methods as package
 
-    return classes_in(package, Method)
+    return classes_in(package, Method)  # type: ignore[type-abstract]
