@@ -12,7 +12,7 @@ MINUTES ?= 10
 BIN   := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: book test check mutation bench front results clean help
+.PHONY: book test contracts check mutation bench front results clean help
 
 book: $(STAMP)
 	$(BIN)/python -m book.engine --profile $(PROFILE) $(if $(CHAPTER),--chapter $(CHAPTER))
@@ -25,6 +25,12 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layering.py
+
+# Every verb through a full disk, Ctrl-C and kill -9: the cells that `make test` leaves
+# out because they repeat a run, and the others.
+contracts: $(STAMP)
+	OMP_NUM_THREADS=1 SPARSEKIT_CONTRACTS=all \
+	  $(BIN)/python -m pytest $(PYTEST) tests/commands
 
 # Keep measurements with the book: what a reader's machine takes too long for.
 results: $(STAMP)
@@ -55,6 +61,7 @@ help:
 	@sed -n 's/^# //p' Makefile | head -3
 	@echo "    PROFILE=smoke|laptop|full  CHAPTER=name  PYTHON=python3.12  PYTEST='-k name'"
 	@echo "make check     linters and types only"
+	@echo "make contracts every verb through a full disk, Ctrl-C and kill -9"
 	@echo "make mutation  do the tests notice planted faults? MINUTES=10 of a fair sample"
 	@echo "make bench     measure every claim of speed, into build/benchmarks"
 	@echo "make front     put kept benchmarks into README and the book's first page"

@@ -9,7 +9,10 @@ import argparse
 import ast
 import json
 import os
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from importlib.metadata import (
@@ -123,15 +126,24 @@ def usage(found: dict[str, EntryPoint]) -> str:
     about["methods"] = _first_line(methods.__doc__)
     width = max(map(len, about))
     lines = [f"  {n:{width}} {about[n]}".rstrip() for n in sorted(about)]
-    return "\n".join(
-        [
-            "usage: sparsekit COMMAND [--help] ...",
-            "",
-            *lines,
-            "",
-            "sparsekit --version prints the version.",
-        ]
+    return fitted(
+        "usage: sparsekit COMMAND [--help] ...",
+        "",
+        *lines,
+        "",
+        "sparsekit COMMAND --help lists its verbs, sparsekit --version the version.",
     )
+
+
+def fitted(*lines: str) -> str:
+    """Lines of usage at the terminal's width; what is too long goes on below itself."""
+    width = min(max(shutil.get_terminal_size((80, 24)).columns, 40), 88)
+    shown: list[str] = []
+    for line in lines:
+        column = re.match(r"  [\w-]+ +|[\w-]+: ", line)
+        indent = " " * (len(column[0]) if column else 2)
+        shown += textwrap.wrap(line, width, subsequent_indent=indent) or [""]
+    return "\n".join(shown)
 
 
 def described(point: EntryPoint) -> str:

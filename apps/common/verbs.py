@@ -14,6 +14,7 @@ common, options, errors and exit statuses, is the page book/commands.md.
 import contextlib
 import inspect
 import io
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -25,6 +26,7 @@ from apps.common.config import RunConfig, parse
 from apps.common.flags import PROGRAM
 from apps.common.output import JSON, tell
 from apps.common.statistics import Interval
+from sparsekit.cli import fitted
 from sparsekit.spelling import meant
 
 Verb = Callable[[list[str]], int | None]
@@ -44,14 +46,14 @@ def run(
     """
     words = sys.argv[1:] if argv is None else list(argv)
     if not words or words[0] in ("-h", "--help"):
-        print(usage())
+        print(fitted(*usage().splitlines()))
         return 0 if words else 2
     name, rest = words[0], words[1:]
     if name not in verbs:
         near = meant(name, [*verbs, "--help"])
         hint = f"; did you mean {near!r}?" if near else ""
         print(f"sparsekit {app}: error: no verb {name!r}{hint}\n", file=sys.stderr)
-        print(usage(), file=sys.stderr)
+        print(fitted(*usage().splitlines()), file=sys.stderr)
         return 2
     return guarded(f"sparsekit {app} {name}", verbs[name], rest)
 
@@ -95,11 +97,18 @@ def _help(verb: Verb) -> int:
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
         verb(["--help"])
-    print(shown.getvalue().rstrip())
+    print(_without_none(shown.getvalue()))
     lines = examples(verb)
     if lines:
         print("\n".join(["", "examples:", *(f"  {line}" for line in lines)]))
     return 0
+
+
+def _without_none(text: str) -> str:
+    """tyro's help without its words for a setting that need not be given."""
+    text = re.sub(r"\{None\}\|(\S+)", r"\1       ", text)  # as wide as before
+    text = re.sub(r"\s*\(default:\s*(None)?\s*\)", "", text)
+    return "\n".join(line.rstrip() for line in text.rstrip().splitlines())
 
 
 def examples(verb: Verb) -> list[str]:
@@ -113,6 +122,7 @@ def listed(app: str, verbs: Verbs) -> list[str]:
     lines = [f"usage: sparsekit {app} VERB [--help] ...", ""]
     for name, verb in verbs.items():
         lines.append(f"  {name:10}{(verb.__doc__ or '').strip().splitlines()[0]}")
+    lines += ["", f"sparsekit {app} VERB --help: every flag, and examples"]
     return [*lines, ""]
 
 

@@ -2,7 +2,7 @@
 
 Their tables are book/results/contracts/NAME.json, which the tests write and compare
 with themselves: {"what": text, "columns": {name: meaning}, "rows": {name: {column:
-"yes", "slow" or "– reason"}}}.
+"yes", "CI" or "– reason"}}}.
 """
 
 import json

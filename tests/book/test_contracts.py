@@ -18,7 +18,7 @@ def test_a_table_has_meanings_cells_and_numbered_reasons():
             "columns": {"help": "a | b", "kill": "again"},
             "rows": {
                 "one": {"help": "yes", "kill": "– elsewhere"},
-                "two": {"help": "slow", "kill": "– elsewhere"},
+                "two": {"help": "CI", "kill": "– elsewhere"},
                 "three": {"help": "– nothing", "kill": "yes"},
             },
         }
@@ -28,7 +28,7 @@ def test_a_table_has_meanings_cells_and_numbered_reasons():
     at = lines.index("| | help | kill |")
     assert lines[at + 2 :] == [
         "| one | yes | –¹ |",
-        "| two | slow | –¹ |",
+        "| two | CI | –¹ |",
         "| three | –² | yes |",
         "",
         "1. elsewhere",
