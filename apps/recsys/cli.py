@@ -9,7 +9,9 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from apps.common import options, verbs
+from tqdm import tqdm
+
+from apps.common import options, processes, verbs
 from apps.common.config import RunConfig, parse
 from apps.common.statistics import Interval
 from apps.common.tables import aligned, shown
@@ -101,7 +103,11 @@ def train_command(argv: list[str]) -> None:
     sparsekit recsys train --config lightgcn-ml100k --out runs/lightgcn
     sparsekit recsys train --resume --out runs/lightgcn
     """
-    result = train(verbs.resumable(Config, argv, PRESETS))
+    config = verbs.resumable(Config, argv, PRESETS)
+    # On a terminal only, on stderr: epochs, and the time that is left at most.
+    hidden = True if processes.rank() else None
+    with tqdm(total=config.epochs, unit="epoch", leave=False, disable=hidden) as bar:
+        result = train(config, lambda epoch, *_: bar.update(epoch - bar.n))
     verbs.tell(verbs.measured(result), *lines(result))
 
 

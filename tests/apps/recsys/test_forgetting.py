@@ -341,7 +341,7 @@ def test_methods_by_name():
     for name, options, fault in (
         ("scrub", {}, "choose one of retrain, drop, finetune"),
         ("finetune", {"epoch": 3}, "no option 'epoch'; did you mean 'epochs'"),
-        ("drop", {"epochs": 3}, "no options"),
+        ("drop", {"epochs": 3}, "it has none"),
         ("finetune", {"epochs": -1}, "epochs must be a whole number"),
         ("ascent", {"lr": 0.0}, "lr must be a positive number"),
         ("ascent", {"bound": "high"}, "bound must be a positive number"),
