@@ -9,8 +9,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -83,6 +84,40 @@ class RunError(Exception):
         super().__init__("\n\n".join(map(str, failures)))
 
 
+class Processes:
+    """The processes of the chapters that run now; `stop` ends them all."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[str]] = set()
+        self._stopped = False
+
+    @contextmanager
+    def started(self, *command: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
+        """A process, which has ended afterwards."""
+        with self._lock:
+            if self._stopped:
+                raise InterruptedError("no process is started any more")
+            process = subprocess.Popen(command, text=True, **options)
+            self._running.add(process)
+        try:
+            yield process
+            process.wait()
+        except BaseException:
+            process.terminate()  # its kernel ends with it
+            process.wait()
+            raise
+        finally:
+            with self._lock:
+                self._running.discard(process)
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                process.terminate()
+
+
 def environment(chapter: Chapter, results: Path, claims: Path) -> dict[str, str]:
     """Environment of a chapter's process: its threads, its ledger, no progress bars."""
     env = dict(os.environ)
@@ -109,7 +144,12 @@ def commit(root: Path) -> str | None:
 
 
 def execute(
-    chapter: Chapter, profile: str, book: Book, show: Reporter, key: str
+    chapter: Chapter,
+    profile: str,
+    book: Book,
+    show: Reporter,
+    key: str,
+    processes: Processes,
 ) -> Run | Failure:
     """Run one chapter in an empty folder, check it and keep it."""
     runs = book.build / "runs"
@@ -128,9 +168,8 @@ def execute(
     (folder / "job.json").write_text(json.dumps(job))
     began = time.perf_counter()
     try:
-        end = converse(
-            chapter, folder, environment(chapter, results, book.claims), show
-        )
+        env = environment(chapter, results, book.claims)
+        end = converse(chapter, folder, env, show, processes)
         if isinstance(end, Failure):
             return end
         recorded = sorted(p for p in results.rglob("*.json"))
@@ -166,21 +205,20 @@ def execute(
 
 
 def converse(
-    chapter: Chapter, folder: Path, env: dict[str, str], show: Reporter
+    chapter: Chapter,
+    folder: Path,
+    env: dict[str, str],
+    show: Reporter,
+    processes: Processes,
 ) -> dict[str, Any] | Failure:
     """Start the chapter's process and follow its reports until it ends."""
+    command = [sys.executable, "-m", "book.engine.execution", str(folder / "job.json")]
     with open(folder / "log.txt", "w+", encoding="utf-8") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "book.engine.execution", str(folder / "job.json")],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env=env,
-            cwd=folder,
-        )
         end: dict[str, Any] | Failure | None = None
-        assert process.stdout is not None
-        try:
+        with processes.started(
+            *command, stdout=subprocess.PIPE, stderr=log, env=env, cwd=folder
+        ) as process:
+            assert process.stdout is not None
             for line in process.stdout:
                 event = json.loads(line)
                 kind = event.pop("event")
@@ -190,11 +228,6 @@ def converse(
                     end = event
                 else:
                     end = Failure(chapter.name, **event)
-            process.wait()
-        except BaseException:
-            process.terminate()  # its kernel ends with it
-            process.wait()
-            raise
         if end is None or (process.returncode and not isinstance(end, Failure)):
             log.seek(0)
             return Failure(
@@ -228,7 +261,8 @@ def run_chapters(
 ) -> dict[str, Run]:
     """Run the chapters that are not cached; restore the measurements of all.
 
-    Returns the run of each chapter. Raises RunError after all have been tried.
+    Returns the run of each chapter. Raises RunError after all have been tried; if it is
+    interrupted, the chapters that run are ended and the others are not begun.
     """
     keys = run_keys(chapters, profile, book)
     found = cached_runs(chapters, profile, book, keys)
@@ -236,7 +270,7 @@ def run_chapters(
     fetch_data(todo)
     done: dict[str, Run] = {}
     failures: list[Failure] = []
-    lock = threading.Lock()
+    lock, processes = threading.Lock(), Processes()
     with show or reporter(len(chapters)) as show:
 
         def finish(chapter: Chapter, run: Run | Failure, how: str) -> None:
@@ -253,7 +287,7 @@ def run_chapters(
             began = time.perf_counter()
             with lock:
                 show.start(chapter.name)
-            run = execute(chapter, profile, book, show, keys[chapter.name])
+            run = execute(chapter, profile, book, show, keys[chapter.name], processes)
             finish(chapter, run, f"ran in {time.perf_counter() - began:.1f} s")
 
         for chapter in chapters:
@@ -263,8 +297,12 @@ def run_chapters(
             work(chapter)
         beside = [c for c in todo if not c.options.alone]
         with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
-            for future in [pool.submit(work, chapter) for chapter in beside]:
-                future.result()
+            try:
+                for future in [pool.submit(work, chapter) for chapter in beside]:
+                    future.result()
+            except BaseException:
+                processes.stop()  # else the pool would wait for all of them
+                raise
     if failures:
         raise RunError(failures)
     return {chapter.name: done[chapter.name] for chapter in chapters}

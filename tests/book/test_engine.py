@@ -1,17 +1,21 @@
 """The engine on small chapters, most of them broken on purpose."""
 
 import json
+import signal
+import subprocess
+import sys
 import textwrap
 import time
 
 import nbformat
+import psutil
 import pytest
 
 from book.engine import cache
 from book.engine.__main__ import main
 from book.engine.chapter import ChapterError, read_chapter, read_contents
 from book.engine.execution import check_executed, fold_parameters, output_problem
-from book.engine.runs import Book, RunError, run_chapters
+from book.engine.runs import ROOT, Book, RunError, run_chapters
 
 PARAMETERS = """\
 ```{code-cell} ipython3
@@ -113,6 +117,45 @@ def test_the_book_is_built_without_a_chapter_that_fails(tmp_path, monkeypatch, c
     assert "smoke 2" in (pages / "good.html").read_text()
     assert main(["--profile", "smoke", "--chapter", "divides"]) == 1
     assert capsys.readouterr().err.endswith("The book was not built.\n")
+
+
+BUILD = """
+import sys
+from pathlib import Path
+import book.engine.__main__ as command
+folder = Path(sys.argv[1])
+build = folder / "build"
+mine = command.Book(folder, build, folder, build / "results")  # nobody edits it
+command.Book = lambda: mine
+sys.exit(command.main(["--profile", "smoke", "--no-site", "--jobs", "1"]))
+"""
+
+
+def test_an_interrupted_build_ends_its_processes_and_goes_on_from_there(tmp_path):
+    slow = "import time\nfrom pathlib import Path\n"
+    slow += f"if not Path({str(tmp_path / 'fast')!r}).exists():\n    time.sleep(600)"
+    make_book(tmp_path, {"good": GOOD, "slow": chapter_text(slow)})
+    command = [sys.executable, "-c", BUILD, str(tmp_path)]
+    build = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for line in build.stdout:  # the good one has run, the slow one has begun
+        if "slow: running" in line:
+            break
+    processes = psutil.Process(build.pid)
+    while len(children := processes.children(recursive=True)) < 2:  # and its kernel
+        time.sleep(0.1)
+    build.send_signal(signal.SIGINT)
+    _, error = build.communicate(timeout=60)
+    assert build.returncode == 130
+    assert "interrupted" in error
+    _, left = psutil.wait_procs(children, timeout=20)
+    assert left == []
+    (tmp_path / "fast").touch()
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert "good: unchanged, from the cache" in again.stdout
+    assert "slow: ran in" in again.stdout
 
 
 @pytest.mark.parametrize(
