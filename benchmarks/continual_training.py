@@ -43,7 +43,7 @@ from apps.continual.config import Config
 from apps.continual.strategy import Batch
 from apps.continual.streams import Part, Stream, Task
 from apps.continual.training import Training
-from benchmarks.per_sample_norms import forget_peak, peak_rss
+from benchmarks.memory import forget_peak, peak_rss
 from sparsekit.execution.blocked import release
 
 ROOT = Path(__file__).parents[1]

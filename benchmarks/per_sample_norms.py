@@ -14,12 +14,10 @@ torch it needs numpy.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -31,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from apps.common.provenance import provenance
+from benchmarks.memory import forget_peak, peak_rss
 from benchmarks.networks import NETWORKS
 from sparsekit.data_pruning.per_sample import gradient_norms
 
@@ -137,22 +136,6 @@ def peak_bytes(network: str, batch: int, device: str, method: str) -> int:
     before = peak_rss()
     METHODS[method](model, x, y)
     return peak_rss() - before
-
-
-def peak_rss() -> int:
-    """On Linux VmHWM: ru_maxrss begins with what the parent process had."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(x for x in status.read_text().splitlines() if "VmHWM" in x)
-        return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def forget_peak() -> None:
-    """Imports take more for a moment than the process has now. Linux can forget it."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_in_fresh_process(network: str, args: argparse.Namespace, method: str) -> int:

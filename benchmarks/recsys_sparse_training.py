@@ -19,11 +19,9 @@ have the same masks.
 """
 
 import argparse
-import ctypes
 import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -45,6 +43,7 @@ from apps.recsys.models.mf import MF
 from apps.recsys.models.network import Network
 from apps.recsys.sampling import Pairs
 from apps.recsys.train import in_values_mode
+from benchmarks.memory import forget_peak, peak_rss
 from sparsekit import Sparsifier
 from sparsekit.methods.dsl import DSL
 
@@ -86,7 +85,8 @@ def trained(
     model: str, engine: str, density: float, steps: int, train: sp.csr_array
 ) -> dict:
     batches = list(first_batches(train, min(BATCH, train.nnz // 4), steps))
-    before = fresh_memory()
+    forget_peak()
+    before = peak_rss()
     network: Network = (
         MF(train, DIM, 1e-4, seed=0)
         if model == "mf"
@@ -100,10 +100,10 @@ def trained(
     if engine != "dense":
         method = DSL(1 - density, every=steps // 2, end=steps)
         sparsifier = Sparsifier(network, optimizer, method, params=[TABLE])
-    highest = {"start": highest_memory() - before, "training": 0, "move": 0}
+    highest = {"start": peak_rss() - before, "training": 0, "move": 0}
     seconds = []
     for step, batch in enumerate(batches):
-        fresh_memory()
+        forget_peak()
         began = time.perf_counter()
         optimizer.zero_grad()
         network.loss(batch).backward()
@@ -115,7 +115,7 @@ def trained(
         taken = time.perf_counter() - began
         moves = sparsifier is not None and sparsifier.method.due(step)
         kind = "move" if moves else "training"
-        highest[kind] = max(highest[kind], highest_memory() - before)
+        highest[kind] = max(highest[kind], peak_rss() - before)
         if not moves:
             seconds.append(taken)
     return highest | {
@@ -158,23 +158,6 @@ def digest(sparsifier: Sparsifier | None) -> str | None:
     if sparsifier is None:
         return None
     return hashlib.sha256(sparsifier.alive[TABLE].numpy().tobytes()).hexdigest()
-
-
-def fresh_memory() -> int:
-    """Resident bytes now; the highest point is measured from here on."""
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
-
-
-def highest_memory() -> int:
-    return _status("VmHWM")
-
-
-def _status(key: str) -> int:
-    line = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert line is not None
-    return 1024 * int(line[1])
 
 
 def measure(density: float, steps: int, turns: int, quick: bool) -> list[dict]:

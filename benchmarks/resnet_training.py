@@ -35,8 +35,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.memory import forget_peak, peak_rss
 from benchmarks.networks import resnet18
-from benchmarks.per_sample_norms import forget_peak, peak_rss
 from sparsekit.execution.conv import SparseConv2d
 from sparsekit.execution.kernels import conv, norm
 from sparsekit.execution.layer import SparseLayer

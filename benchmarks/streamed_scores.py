@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from benchmarks.per_sample_norms import ROOT, forget_peak, peak_rss
+from benchmarks.memory import forget_peak, peak_rss
+from benchmarks.per_sample_norms import ROOT
 from sparsekit.data_pruning import el2n, score
 
 SIZES = (10_000, 100_000, 300_000, 1_000_000)
