@@ -186,8 +186,9 @@ def build_site(
     try:
         stage(book, chapters, runs, rows, work / "sources")
         html, warnings = render(work / "sources", work, strict=strict)
-        for extra in ("objects.inv", ".buildinfo"):
-            (html / extra).unlink(missing_ok=True)
+        extras = [html / "objects.inv", html / ".buildinfo", *html.rglob("*.map")]
+        for extra in extras:  # for tools; nothing that a reader's browser asks for
+            extra.unlink(missing_ok=True)
         shutil.rmtree(html / "reports", ignore_errors=True)
         shutil.rmtree(out, ignore_errors=True)
         html.rename(out)
