@@ -16,7 +16,6 @@ from apps.classify.config import Config
 from apps.classify.result import Result
 from apps.classify.train import train
 from apps.common import comparison as common
-from apps.common.tables import plain
 from sparsekit.spelling import choice
 
 COLUMNS = (
@@ -41,17 +40,6 @@ class Comparison(common.Comparison):
             for label in self.values
         ]
 
-    def table(self) -> str:
-        """Plain text: means over seeds, 95 % intervals in brackets."""
-        n = len(self.seeds)
-        notes = [
-            f"\n{n} seeds; means over seeds with 95 % intervals; "
-            f"'- {self.baseline}' is the paired difference in points of accuracy."
-        ]
-        if self.added:
-            notes.append("* baseline, always included.")
-        return plain(self.rows(), *notes)
-
     def content(self) -> dict[str, Any]:
         summary = {
             label: {
@@ -63,9 +51,7 @@ class Comparison(common.Comparison):
         return asdict(self) | {"accuracy": summary}
 
 
-def load_comparison(folder: Path) -> Comparison:
-    """The comparison that `save` wrote."""
-    return Comparison.load(folder)
+load_comparison = Comparison.load
 
 
 def compare(
@@ -80,10 +66,7 @@ def compare(
     """Trains every config with every seed.
 
     Args:
-        configs: {label: config}; their seed, out and resume are set here.
-        seeds: at least two, for an interval.
-        out: folder for the runs, compare.json and compare.txt. A run that is complete
-            there is not repeated, and an interrupted one goes on.
+        configs, seeds, out: see `apps.common.comparison`.
         baseline: label that paired differences refer to.
         add_baselines: adds "dense" and "static" (random connections, fixed) if no
             config has that method, with the other settings of the first config.
@@ -101,11 +84,7 @@ def compare(
                 added.append(label)
     if baseline not in configs:
         raise ValueError(choice(f"no baseline {baseline!r}", baseline, configs))
-    values: common.Values = {label: {} for label in configs}
-    for label, result in common.trained(configs, seeds, out, train):
-        common.record(values[label], result.metrics, result.cost)
-        if watch is not None:
-            watch(label, result)
+    values = common.measured(configs, seeds, out, train, watch)
     comparison = Comparison(
         seeds, values, common.described(configs), baseline, tuple(added)
     )

@@ -1,11 +1,13 @@
 """A comparison: labels x seeds, each trained in a folder of its own.
 
-    seeds, configs = checked(configs, seeds)
-    values = {label: {} for label in configs}
-    for label, result in trained(configs, seeds, out, train):
-        record(values[label], result.metrics, result.cost)
+    seeds, configs = checked(configs, seeds, out)
+    values = measured(configs, seeds, out, train)
     comparison = Comparison(seeds, values, described(configs), baseline)
     comparison.interval("rigl"), comparison.difference("rigl")
+
+configs: {label: config}, whose seed, out and resume are set here. seeds: at least two,
+for an interval. out: folder for the runs, compare.json and compare.txt; a run that is
+complete there is not repeated, and an interrupted one goes on.
 
 A seed draws everything that is random and is the same for every label, so differences
 are paired by seed. An app's own Comparison adds the rows of its table.
@@ -23,7 +25,7 @@ from tqdm import tqdm
 from apps.common.config import RunConfig, settings
 from apps.common.runs import MALFORMED, RunFolder
 from apps.common.statistics import Interval, mean_interval, paired_interval
-from apps.common.tables import percent
+from apps.common.tables import percent, plain
 from sparsekit import atomic
 
 C = TypeVar("C", bound=RunConfig)
@@ -37,10 +39,13 @@ class Comparison:
 
     values: {label: {metric or cost: one value a seed}}; configs: {label: settings but
     the seed}; baseline: label that differences refer to; added: labels that were not
-    asked for. METRIC: what is meant where none is named.
+    asked for. METRIC: what is meant where none is named. NOTE: ends the line below the
+    table. ADDED: what the added labels are.
     """
 
     METRIC: ClassVar[str] = "accuracy"
+    NOTE: ClassVar[str] = ""
+    ADDED: ClassVar[str] = "baseline"
 
     seeds: tuple[int, ...]
     values: Values
@@ -90,7 +95,14 @@ class Comparison:
 
     def table(self) -> str:
         """Plain text: means over seeds, 95 % intervals in brackets."""
-        raise NotImplementedError
+        notes = [
+            f"\n{len(self.seeds)} seeds; means over seeds with 95 % intervals; "
+            f"'- {self.baseline}' is the paired difference in points of accuracy."
+            f"{self.NOTE}"
+        ]
+        if self.added:
+            notes.append(f"* {self.ADDED}, always included.")
+        return plain(self.rows(), *notes)
 
     def content(self) -> dict[str, Any]:
         """What compare.json holds."""
@@ -173,6 +185,25 @@ def checked(
     if out is not None:
         atomic.require_writable(out)
     return seeds, dict(configs)
+
+
+def measured(
+    configs: Mapping[str, C],
+    seeds: Iterable[int],
+    out: Path | None,
+    train: Callable[[C], Any],
+    watch: Callable[[str, Any], None] | None = None,
+) -> Values:
+    """Trains every config with every seed: {label: {metric or cost: a value a seed}}.
+
+    watch: called as watch(label, result) after each run.
+    """
+    values: Values = {label: {} for label in configs}
+    for label, result in trained(configs, seeds, out, train):
+        record(values[label], result.metrics, result.cost)
+        if watch is not None:
+            watch(label, result)
+    return values
 
 
 def trained(

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from apps.common import comparison as common
-from apps.common.tables import plain
 from apps.continual.config import Config
 from apps.continual.result import Result
 from apps.continual.train import train
@@ -37,6 +36,9 @@ class Comparison(common.Comparison):
     matrices: {label: one accuracy matrix a seed, nested lists}.
     """
 
+    NOTE = " Forgetting as Chaudhry et al. define it."
+    ADDED = "bound"
+
     matrices: dict[str, list[list[list[float]]]]
 
     def rows(self) -> list[dict[str, str]]:
@@ -53,22 +55,8 @@ class Comparison(common.Comparison):
             return "-"
         return f"{100 * self.interval(label, metric).value:.1f}"
 
-    def table(self) -> str:
-        """Plain text: means over seeds, 95 % intervals in brackets."""
-        n = len(self.seeds)
-        notes = [
-            f"\n{n} seeds; means over seeds with 95 % intervals; "
-            f"'- {self.baseline}' is the paired difference in points of accuracy. "
-            "Forgetting as Chaudhry et al. define it."
-        ]
-        if self.added:
-            notes.append("* bound, always included.")
-        return plain(self.rows(), *notes)
 
-
-def load_comparison(folder: Path) -> Comparison:
-    """The comparison that `save` wrote."""
-    return Comparison.load(folder)
+load_comparison = Comparison.load
 
 
 def compare(
@@ -83,10 +71,7 @@ def compare(
     """Trains every config with every seed.
 
     Args:
-        configs: {label: config}; their seed, out and resume are set here.
-        seeds: at least two, for an interval.
-        out: folder for the runs, compare.json and compare.txt. A run that is complete
-            there is not repeated, and an interrupted one goes on.
+        configs, seeds, out: see `apps.common.comparison`.
         baseline: label that paired differences refer to.
         add_bounds: adds fine-tuning and joint training, dense, if no config has that
             strategy, with the other settings of the first config.
@@ -105,13 +90,14 @@ def compare(
             added.append(label)
     if baseline not in configs:
         raise ValueError(choice(f"no baseline {baseline!r}", baseline, configs))
-    values: common.Values = {label: {} for label in configs}
     matrices: dict[str, list[list[list[float]]]] = {label: [] for label in configs}
-    for label, result in common.trained(configs, seeds, out, train):
-        common.record(values[label], result.metrics, result.cost)
+
+    def keep(label: str, result: Result) -> None:
         matrices[label].append(result.matrix.tolist())
         if watch is not None:
             watch(label, result)
+
+    values = common.measured(configs, seeds, out, train, keep)
     comparison = Comparison(
         seeds=seeds, values=values, matrices=matrices,
         configs=common.described(configs), baseline=baseline, added=tuple(added),

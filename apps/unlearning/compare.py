@@ -58,9 +58,7 @@ class Comparison(common.Comparison):
         )
 
 
-def load_comparison(folder: Path) -> Comparison:
-    """The comparison that `save` wrote."""
-    return Comparison.load(folder)
+load_comparison = Comparison.load
 
 
 def compare(
@@ -73,10 +71,7 @@ def compare(
     """Runs every config with every seed.
 
     Args:
-        configs: {label: config}; their seed, out and resume are set here.
-        seeds: at least two, for an interval.
-        out: folder for the runs, compare.json and compare.txt. A run that is complete
-            there is not repeated.
+        configs, seeds, out: see `apps.common.comparison`.
         watch: called as watch(label, result, prepared) after each run; prepared is None
             for one that was complete.
     """
