@@ -206,3 +206,86 @@ def test_a_model_without_masks_is_refused():
         table(nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"got torch\.float32"):
         mask_picture(torch.ones(2, 2))
+
+
+def test_bars_say_their_numbers_and_the_line_that_of_all():
+    """Inside of a bar that has room for it, in white; else beside it."""
+    masks = {
+        "nearly dense": torch.arange(8).view(2, 4) >= 1,  # 12.5 %
+        "sparse": torch.arange(56).view(8, 7) >= 49,  # 87.5 %
+    }
+    ax = sparsity_per_layer(masks)
+    beside, inside = ax.texts
+    assert [t.get_text() for t in ax.texts] == ["12.5", "87.5"]
+    assert [t.xy for t in ax.texts] == [(12.5, 0), (87.5, 1)]
+    assert (beside.get_ha(), inside.get_ha()) == ("left", "right")
+    assert beside.xyann[0] > 0 > inside.xyann[0]
+    assert inside.get_color() == "white" != beside.get_color()
+    (line,) = ax.get_lines()
+    assert list(line.get_xdata()) == [78.125, 78.125]  # 50 of 64
+    (text,) = ax.get_legend().get_texts()
+    assert text.get_text() == "all: 78.1 %"
+    assert ax.get_xlim() == (0, 100)
+    top, bottom = (ax.transData.transform((0, i))[1] for i in range(2))
+    assert top > bottom  # the first layer is on top
+    assert ax.get_legend().get_frame_on() is False
+
+
+def test_a_picture_grows_with_its_layers():
+    masks = {f"{i}": torch.ones(2, 2, dtype=torch.bool) for i in range(20)}
+    small = sparsity_per_layer({"0": masks["0"]}).figure.get_figheight()
+    large = sparsity_per_layer(masks).figure.get_figheight()
+    assert 1 < small < 2
+    assert (large - small) / 19 > 0.2  # inches a layer: the names stay apart
+
+
+@pytest.mark.parametrize(
+    ("shape", "inputs", "rows", "columns"),
+    [((6,), "input x kernel", 1, 6), ((2, 3), "input", 2, 3),
+     ((2, 3, 4), "input x kernel", 2, 12)],
+)  # fmt: skip
+def test_titles_and_axes_of_mask_pictures(shape, inputs, rows, columns):
+    mask = (torch.arange(torch.Size(shape).numel()) % 3 == 0).view(shape)
+    ax = mask_picture(mask)
+    assert ax.get_images()[0].get_array().shape == (rows, columns)
+    assert ax.get_title() == "Mask: 33.3 % alive"
+    assert ax.get_xlabel() == f"{inputs} (index)"
+    assert mask_picture(mask, "fc", ax=ax) is ax
+    assert ax.get_title() == "fc: 33.3 % alive"
+
+
+@pytest.mark.parametrize(
+    "mask", [torch.tensor(True), torch.zeros(0, 3, dtype=torch.bool), torch.ones(3)]
+)
+def test_what_is_no_mask_has_no_picture(mask):
+    with pytest.raises(ValueError, match="a mask is bool with at least one entry"):
+        degree_histogram(mask)
+
+
+def test_histogram_and_curve_say_what_they_show():
+    ax = degree_histogram(torch.eye(4, dtype=torch.bool))
+    assert ax.get_title() == "Degrees"
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == [
+        "in-degree of outputs, random mask", "out-degree of inputs, random mask",
+        "in-degree of outputs", "out-degree of inputs",
+    ]  # fmt: skip
+    thing = SimpleNamespace(alive={"a": torch.tensor([True, False])})
+    history = History(thing)
+    history.record()
+    history.record()
+    ax = exploration_curve(history)
+    low, high = ax.get_ylim()
+    assert low == 0
+    assert 1 < high < 1.1  # a share
+    for line in ax.get_lines():
+        assert list(line.get_xdata()) == [0, 1]
+    thin, *_, density = ax.get_lines()
+    assert thin.get_linewidth() < ax.get_lines()[1].get_linewidth()
+    assert density.get_linestyle() == ":"
+    assert list(density.get_ydata()) == history.density
+
+
+def test_no_masks_are_refused_by_name():
+    for source in ({}, SimpleNamespace(alive={}), SimpleNamespace(alive=[1])):
+        with pytest.raises(ValueError, match="has no masks: give a sparsifier"):
+            sparsity_per_layer(source)
