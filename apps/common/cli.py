@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from apps.common import claims_text, datasets, ledger, wheels
+from apps.common.claims import N_PAPERS
 from apps.common.flags import PROGRAM
 from apps.common.output import tell
 from apps.common.verbs import guarded, listed, run
@@ -97,6 +98,8 @@ def _named(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, A
     found = []
     for name in (name.removeprefix("#") for name in names):
         own = [row for row in rows if name in (str(row["paper"]), row["id"])]
+        if not own and name.isdecimal():
+            raise ValueError(f"no paper {name}: the list has 1 to {N_PAPERS}")
         if not own:
             known = dict.fromkeys(row["id"] for row in rows)
             raise ValueError(choice(f"no paper or claim {name!r}", name, known))

@@ -89,6 +89,8 @@ def complain(program: str, error: Exception) -> None:
     """`PROGRAM: error: MESSAGE` on stderr; the message names the thing and the fix."""
     number = getattr(error, "errno", None)
     message = str(error).removeprefix(f"[Errno {number}] ")
+    if getattr(error, "filename", None):  # as Python says it: the name last, in quotes
+        message = f"{error.strerror}: {error.filename}"
     print(f"{program}: error: {message}", file=sys.stderr)
 
 

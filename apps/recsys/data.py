@@ -23,6 +23,7 @@ from apps.recsys.reading import BadRows, Columns, read
 from apps.recsys.side_tables import catalogue as catalogue_of
 from apps.recsys.side_tables import side_table
 from apps.recsys.splits import Dataset
+from sparsekit.spelling import choice
 
 NAMES = ("ml100k", "gowalla")
 Split = Literal["random", "leave_one_out", "global_time"]
@@ -73,6 +74,12 @@ def load(
     """
     if source in NAMES and (reading.get("where") or reading.get("catalogue")):
         raise ValueError(f"where and catalogue are for files of your own, not {source}")
+    path = Path(source)
+    if source not in NAMES and not path.suffix and not path.exists():
+        known = choice(f"dataset {str(source)!r} is unknown", str(source), NAMES)
+        raise FileNotFoundError(
+            f"{known}, or give a file: .csv, .tsv, .parquet, .inter"
+        )
     if source == "gowalla":
         return gowalla(seed=seed)
     if source == "ml100k":

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from apps.common.config import RunConfig, parse, settings
-from apps.common.verbs import Verbs, required, tell
+from apps.common.output import JSON, tell
+from apps.common.verbs import Verbs, required
 from apps.recsys import interactions, plain_vectors
 from apps.recsys.artefact import Artefact, load, save
 from apps.recsys.config import LogFile, Source, Value
@@ -235,6 +236,8 @@ def serve_command(argv: list[str]) -> None:
     sparsekit recsys serve --file model.safetensors --port 8000
     """
     config = parse(ServeConfig, argv)
+    if JSON.get():
+        raise ValueError("serve answers over HTTP and prints no result: no --json")
     path = required(config.file, "file")
     load(path)  # what is wrong with it is said here
     if find_spec("fastapi") is None:

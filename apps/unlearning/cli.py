@@ -234,6 +234,9 @@ def report_command(argv: list[str]) -> int | None:
     """
     if any(word.partition("=")[0] == "--folder" for word in argv):
         return service_cli.VERBS["report"](argv)
+    asked = {word.partition("=")[0] for word in argv}
+    if not asked & {"--run", "--help", "-h"}:
+        raise ValueError("give --run, a comparison, or --folder, of the service")
     return verbs.report(argv, load_comparison, figure.draw, PRESETS)
 
 

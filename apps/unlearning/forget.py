@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from apps.common.images import Split, Splits
+from sparsekit.spelling import meant
 
 KINDS = ("random", "class", "backdoor", "confusion")
 PATCH, TARGET = 4, 0  # pixels of the backdoor's side, and the class it leads to
@@ -284,8 +285,11 @@ def _class(argument: str, classes: int) -> int:
 
 
 def _unknown(text: str) -> ValueError:
+    kind = meant(text.partition(":")[0], KINDS)
+    hint = ";" if kind is None else f"; did you mean {kind!r}?"
     return ValueError(
-        f"forget set {text!r} is not understood; write random:SHARE, class:LABEL, "
+        f"forget set {text!r} is not understood{hint} write random:SHARE, "
+        "class:LABEL, 
         "backdoor:SHARE, confusion:LABEL,LABEL,COUNT, ATTRIBUTE=VALUE, or a file "
         ".txt, .json or .npy of record ids"
     )
