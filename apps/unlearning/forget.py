@@ -289,7 +289,6 @@ def _unknown(text: str) -> ValueError:
     hint = ";" if kind is None else f"; did you mean {kind!r}?"
     return ValueError(
         f"forget set {text!r} is not understood{hint} write random:SHARE, "
-        "class:LABEL, 
-        "backdoor:SHARE, confusion:LABEL,LABEL,COUNT, ATTRIBUTE=VALUE, or a file "
-        ".txt, .json or .npy of record ids"
+        "class:LABEL, backdoor:SHARE, confusion:LABEL,LABEL,COUNT, ATTRIBUTE=VALUE, "
+        "or a file .txt, .json or .npy of record ids"
     )
