@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
 
 SENTENCE = 40  # characters: what is longer than this needs a column of some width
-TOGETHER = re.compile(r"\[[^][]*\]|\d %")  # an interval, a number and its unit
+INTERVAL, PERCENT = re.compile(r"\[[^][]*\]"), re.compile(r"(?<=\d) ?%")
 
 
 def table(
@@ -40,6 +40,7 @@ def table(
         raise ValueError(f"no column {unknown[0]!r}; the table has {list(rows[0])}")
     frame = pd.DataFrame([{k: unbroken(v) for k, v in row.items()} for row in rows])
     style = frame.style.format(formats or {})
+    style.relabel_index([unbroken(column) for column in rows[0]], axis="columns")
     long = [
         column
         for column in rows[0]
@@ -55,14 +56,13 @@ def table(
 def unbroken(value: Any) -> Any:
     """A text whose intervals and percentages hold together on one line.
 
-    >>> unbroken("0.92 [0.87, 0.97]") == "0.92 [0.87,\N{NO-BREAK SPACE}0.97]"
+    >>> unbroken("9% [8, 10]") == "9~% [8,~10]".replace("~", "\N{NO-BREAK SPACE}")
     True
     """
     if not isinstance(value, str):
         return value
-    return TOGETHER.sub(
-        lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), value
-    )
+    text = PERCENT.sub("\N{NO-BREAK SPACE}%", value)
+    return INTERVAL.sub(lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
 
 
 def aligned(rows: Sequence[Mapping[str, str]]) -> list[str]:
