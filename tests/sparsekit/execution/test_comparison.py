@@ -1,10 +1,15 @@
 import json
+import sys
+import time
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from sparsekit.execution import benchmark, convert
+from sparsekit.execution import benchmark, comparison, convert
+from sparsekit.execution.comparison import Benchmark, Row
 
 
 @pytest.fixture
@@ -52,3 +57,127 @@ def test_another_function_is_no_rival(pair):
     dense[0].weight.data.add_(1.0)
     with pytest.raises(ValueError, match="differ by"):
         benchmark(dense, sparse, torch.randn(5, 19), rounds=2, engines=[])
+
+
+ROWS = [
+    Row("dense", 8.0, 0.5, None, 1.5, 4000),
+    Row("torch.compile", 4.0, 1.0, None, None, 4000),
+    Row("onnxruntime", None, None, None, None, None, "not available: no onnx"),
+    Row("masked", 10.0, 0.4, None, 2.25, 4000),
+    Row("sparse", 1.0, 4.0, 2e-7, 0.0, 1234567),
+]
+
+
+def test_the_table_as_text_and_json():
+    table = Benchmark(ROWS, "inference", (3, 5), "a machine")
+    assert table.fastest_dense is ROWS[1]  # sparse is faster, but not dense
+    title, header, *lines, base = str(table).splitlines()
+    assert title == "inference, batch 3 x 5, a machine"
+    assert header.split("  ")[0] == "engine"
+    assert header.split()[-2:] == ["disk", "bytes"]
+    assert [line.split("  ")[0] for line in lines] == [row.engine for row in ROWS]
+    cells = [line.split() for line in lines]
+    assert cells[0] == ["dense", "8.00", "0.50x", "–", "1.5", "4,000"]
+    assert cells[1][-3:] == ["–", "–", "4,000"]
+    assert cells[2][:6] == ["onnxruntime", "–", "–", "–", "–", "–"]
+    assert lines[2].endswith("–  not available: no onnx")
+    assert cells[4] == ["sparse", "1.00", "4.00x", "2e-07", "0.0", "1,234,567"]
+    pairs = zip(lines, cells, strict=True)
+    places = [line.index(cell[1]) + len(cell[1]) for line, cell in pairs]
+    assert len(set(places)) == 1  # aligned on the right
+    assert base == "speed-up: over torch.compile, the fastest dense engine"
+    read = json.loads(table.to_json())
+    assert [Row(**row) for row in read["rows"]] == ROWS
+    assert (read["batch"], read["machine"]) == ([3, 5], "a machine")
+
+
+def test_engines_take_turns_after_a_call_that_warms_up():
+    calls = []
+    runs = {name: partial(calls.append, name) for name in "abc"}
+    times = comparison._interleaved(runs, 4)
+    assert "".join(calls) == "abc" * 5
+    assert {name: len(taken) for name, taken in times.items()} == dict.fromkeys(
+        "abc", 4
+    )
+    slow = {"fast": lambda: None, "slow": lambda: time.sleep(0.02)}
+    times = comparison._interleaved(slow, 2)
+    assert min(times["slow"]) >= 0.02 > max(times["fast"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_of_one_call():
+    taken = comparison._peak_mb(lambda: np.ones(40_000_000 // 8).sum())
+    assert taken == pytest.approx(40, abs=8)
+    assert comparison._peak_mb(lambda: None) < 4
+
+
+def test_bytes_on_disk_are_those_of_a_file(tmp_path, pair):
+    for model in pair:
+        torch.save(model.state_dict(), tmp_path / "model.pt")
+        size = (tmp_path / "model.pt").stat().st_size
+        assert comparison._disk_bytes(model) == pytest.approx(size, abs=200)
+
+
+def test_the_error_is_that_of_the_largest_output():
+    dense, other = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        dense.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, -8.0]]))
+        other.weight.copy_(torch.tensor([[1.5, 0.0], [0.0, -8.0]]))
+    x = torch.eye(2)
+    assert comparison._errors(dense, other, x) == {"sparse": 0.5 / 8}
+    dense.weight.data.zero_()
+    assert comparison._errors(dense, dense, x) == {"sparse": 0.0}
+
+
+def test_the_masked_rival_keeps_exactly_the_weights_of_the_sparse_one(pair):
+    dense, sparse = pair
+    optimizer = torch.optim.SGD(dense.parameters(), 0.1)
+    sparsifier = comparison._masked(dense, optimizer, sparse)
+    assert list(sparsifier.alive) == ["0.weight"]
+    assert torch.equal(sparsifier.alive["0.weight"], dense[0].weight != 0)
+    mask = sparsifier.alive["0.weight"].clone()
+    for _ in range(2):
+        dense(torch.randn(5, 19)).square().mean().backward()
+        sparsifier.before_step()
+        optimizer.step()
+        sparsifier.after_step()
+    assert torch.equal(dense[0].weight != 0, mask)
+
+
+def test_images_in_another_order_in_memory_give_the_same():
+    torch.manual_seed(0)
+    dense = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3, 1, 1)
+    ).eval()
+    dense[2].weight.data.mul_(torch.rand(4, 16, 3, 3) < 0.2)
+    sparse = convert(dense, "values", where="2")
+    x = torch.randn(2, 3, 8, 8)
+    table = benchmark(dense, sparse, x, rounds=1, engines=["dense, channels last"])
+    assert [row.engine for row in table.rows] == [
+        "dense", "dense, channels last", "sparse"
+    ]  # fmt: skip
+    assert all(row.milliseconds > 0 for row in table.rows)
+    assert table.batch == (2, 3, 8, 8)
+    assert table.fastest_dense.engine in ("dense", "dense, channels last")
+
+
+def test_a_step_of_training_takes_the_loss_and_the_optimizer_that_are_given(pair):
+    seen = []
+
+    def loss(y):
+        seen.append(y.shape)
+        return y.sum()
+
+    def optimizer(parameters):
+        made = torch.optim.SGD(list(parameters), 0.5)
+        seen.append(made)
+        return made
+
+    table = benchmark(
+        *pair, torch.randn(5, 19), training=True, loss=loss, optimizer=optimizer,
+        rounds=1, engines=["onnxruntime"],
+    )  # fmt: skip
+    assert table.what == "training step"
+    assert [row.engine for row in table.rows] == ["dense", "masked", "sparse"]
+    assert sum(isinstance(s, torch.optim.SGD) for s in seen) == 3
+    assert (5, 3) in seen
