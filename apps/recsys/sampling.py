@@ -174,7 +174,8 @@ class Users:
 def require_batch(batch: int, n: int, what: str) -> None:
     """ValueError if there is not a single whole batch."""
     if batch > n:
-        raise ValueError(f"batch {batch} exceeds the {n:,} {what}")
+        fits = f": take one of {max(1, n // 8)} (--batch {max(1, n // 8)})" * (n > 0)
+        raise ValueError(f"batch {batch} exceeds the {n:,} {what}{fits}")
 
 
 def _require_negatives(train: sp.csr_array, weights: np.ndarray) -> None:

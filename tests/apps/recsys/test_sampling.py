@@ -149,7 +149,9 @@ def test_refusals():
         Pairs(train, 2)
     with pytest.raises(ValueError, match="power 0"):  # item 2 has no user: power 1
         Pairs(sp.csr_array(np.array([[1, 1, 0]], np.float32)), 1, power=1.0)
-    with pytest.raises(ValueError, match="batch 5 exceeds the 4 training"):
+    with pytest.raises(
+        ValueError, match=r"batch 5 exceeds the 4 training.*\(--batch 1\)"
+    ):
         Pairs(train, 5)
     with pytest.raises(ValueError, match="exceeds the 0 training"):
         Pairs(sp.csr_array((3, 4), dtype=np.float32), 1)
