@@ -40,7 +40,7 @@ def blocks(page: Path) -> dict[str, str]:
         return {"scale": scale.markdown(report), "beyond": scale.beyond(report)}
     front = tomllib.loads(FRONT.read_text("utf-8"))
     return {
-        "about": front["about"].strip(),
+        "about": front["about"].strip().format(**counts()),
         "picture": picture(page, front["alt"].strip()),
         "headlines": headlines.table(result_link(page)),
         "want": wants(front["want"], page),
