@@ -49,11 +49,13 @@ def test_density(tmp_path):
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     report = json.loads(out.read_text())
     weights = {row["arm"]: row["weights"] for row in report["trainings"]}
-    assert set(weights) == {"dense", "rigl", "static", "masked", "narrow"}
+    assert set(weights) == {"dense", "bfloat16", "rigl", "static", "masked", "narrow"}
+    assert weights["dense"] == weights["bfloat16"]
     assert weights["rigl"] == weights["static"] == weights["masked"]
     assert weights["narrow"] <= weights["rigl"] < 1.05 * weights["narrow"]
     accuracy = {row["arm"]: row["accuracy"]["value"] for row in report["rows"]}
     assert abs(accuracy["rigl"] - accuracy["masked"]) < 0.02  # the same up to rounding
+    assert abs(accuracy["bfloat16"] - accuracy["dense"]) < 0.1  # its weights are cast anew
     assert "| rigl | 10% | 1 |" in out.with_suffix(".md").read_text()
 
 
