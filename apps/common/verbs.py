@@ -108,7 +108,9 @@ def _help(verb: Verb) -> int:
 
 def _without_none(text: str) -> str:
     """tyro's help without its words for a setting that need not be given."""
-    text = re.sub(r"\{None\}\|(\S+)", r"\1       ", text)  # as wide as before
+    # What is left out is made up for by blanks, so that columns stay where they are.
+    text = re.sub(r"\{None\}\|(\S+)", r"\1       ", text)
+    text = re.sub(r"\{None,([^}]*\})", r"{\1     ", text)
     text = re.sub(r"\s*\(default:\s*(None)?\s*\)", "", text)
     return "\n".join(line.rstrip() for line in text.rstrip().splitlines())
 

@@ -11,6 +11,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 from collections.abc import Iterable
 from importlib import import_module
@@ -29,7 +30,7 @@ from tests.commands.place import Place, files, ran, words
 from tests.commands.rows import ROWS, Row
 
 COLUMNS = {
-    "help": "says what the verb does, every flag, an example; status 0",
+    "help": "says what the verb does, every flag, examples that it takes; status 0",
     "small": "a small run ends with status 0 and writes nothing but what it says",
     "--json": "a small run, or a finished one, prints JSON on stdout and nothing else",
     "bad flag": "status 2 and one line that names the command and the flag",
@@ -185,8 +186,10 @@ def help_cell(name: str, row: Row, place: Place) -> None:
     lines = [line.strip() for line in shown.strip().splitlines()]
     assert lines
     assert all(line.startswith(f"sparsekit {name}") for line in lines), lines
-    for flag in re.findall(r"--[a-z][a-z.-]*", " ".join(lines)):
-        assert flag in done.out.partition("examples:")[0] or name.endswith("report")
+    for line in lines:  # all is right in it but for what is added
+        taken = inside([*shlex.split(line)[1:], "--nope"], place.made[()])
+        assert "unknown argument '--nope'" in error_line(name, taken), line
+    assert "None" not in done.out.partition("examples:")[0]
     function = verb_function(name)
     if function is not None:
         assert lines == examples(function)
