@@ -6,6 +6,7 @@ Shapes were chosen by measured step time on one thread (batch 100, AdamW): 0.6 m
 
 from torch import Tensor, nn
 
+from apps.classify.config import Config
 from apps.common.classifiers import CNN, Block, mlp
 from apps.common.seeds import seeded
 from sparsekit.spelling import choice
@@ -102,3 +103,9 @@ def build(
         if name == "mobilenet":
             return mobilenet(width, depth, classes, channels)
         return LSTM(width, depth, classes, channels, size)
+
+
+def of_config(config: Config, shape: tuple[int, int, int]) -> nn.Module:
+    """The model of a config. shape: classes, channels, size."""
+    how = (config.model, config.width, config.depth)
+    return build(*how, *shape, config.seed, config.norm)

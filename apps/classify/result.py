@@ -195,16 +195,8 @@ def load_result(path: Path, config: Config | None = None) -> Result:
     folder, config, stored = load_run(path, Config, config)
     samples, run = folder.read_tensors("samples.safetensors")
     shape = json.loads(run["run"])
-    model = models.build(
-        config.model,
-        config.width,
-        config.depth,
-        shape["classes"],
-        shape["channels"],
-        shape["size"],
-        config.seed,
-        config.norm,
-    )
+    sizes = (shape["classes"], shape["channels"], shape["size"])
+    model = models.of_config(config, sizes)
     state, masks = cost.unpacked(*folder.read_tensors("model.safetensors"))
     model.load_state_dict(state)
     return Result(

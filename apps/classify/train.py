@@ -126,17 +126,7 @@ def training_steps(config: Config, n_train: int) -> tuple[int, int]:
 
 
 def build_model(config: Config, splits: data.Splits) -> nn.Module:
-    model = models.build(
-        config.model,
-        config.width,
-        config.depth,
-        splits.classes,
-        splits.channels,
-        splits.size,
-        config.seed,
-        config.norm,
-    )
-    return model.to(config.device)
+    return models.of_config(config, splits.shape).to(config.device)
 
 
 def epoch_batches(config: Config, n_train: int, epoch: int) -> tuple[Tensor, ...]:

@@ -22,6 +22,7 @@ from apps.common.arrays import open_arrays
 from sparsekit.spelling import choice
 
 NAMES = ("mnist5k", "mnist", "cifar10")
+PARTS = ("train", "validation", "test")
 SHARES = {"validation": 0.1, "test": 0.2}
 LEAST_PER_CLASS = 10  # so that every class is in every part
 
@@ -65,10 +66,15 @@ class Splits:
     def size(self) -> int:
         return self.train.x.shape[2]
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """What a model is built for: classes, channels, size."""
+        return self.classes, self.channels, self.size
+
     def facts(self) -> dict[str, Any]:
         """Shape, classes; of each part its images, the fewest and most of a class."""
         parts = {}
-        for name in ("train", "validation", "test"):
+        for name in PARTS:
             part = getattr(self, name)
             counts = part.y.bincount(minlength=self.classes)
             ends = {"fewest": int(counts.min()), "most": int(counts.max())}
@@ -119,16 +125,13 @@ def load(
     """
     images = _images(str(dataset), data_dir)
     generator = np.random.default_rng(seed)
-    everything = np.arange(len(images.y))
     if images.test is None:
-        rest, test = _cut(everything, images.y, SHARES["test"], generator)
-        share = SHARES["validation"] / (1 - SHARES["test"])
+        train, validation, test = cut(images.y, None, generator)
         x_test, y_test = images.x[test], images.y[test]
     else:
-        rest, share = everything, SHARES["validation"]
+        train, validation, _ = cut(images.y, len(images.y), generator)
         x_test, y_test = images.test
         test = np.arange(len(y_test))
-    train, validation = _cut(rest, images.y, share, generator)
 
     x_train = images.x[train].astype(np.float32)
     mean = x_train.mean((0, 2, 3), dtype=np.float64, keepdims=True).astype(np.float32)
@@ -166,7 +169,26 @@ def channels_last(x: Tensor) -> Tensor:
     return inner.as_strided(x.shape, (height * row, 1, row, channels))
 
 
-def _cut(
+def cut(
+    groups: np.ndarray, n_train: int | None, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Positions of the train, validation and test part, each group cut by itself.
+
+    groups: [N] int, say the classes. n_train: what lies behind is an official test
+    part; None if there is none.
+    """
+    if n_train is None:
+        everything = np.arange(len(groups))
+        rest, test = _without(everything, groups, SHARES["test"], generator)
+        share = SHARES["validation"] / (1 - SHARES["test"])
+    else:
+        rest, test = np.arange(n_train), np.arange(n_train, len(groups))
+        share = SHARES["validation"]
+    train, validation = _without(rest, groups, share, generator)
+    return train, validation, test
+
+
+def _without(
     indices: np.ndarray, y: np.ndarray, share: float, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Indices without and with a random `share` of each class, both shuffled."""
@@ -176,7 +198,8 @@ def _cut(
         n_taken = max(1, round(share * len(members)))
         taken.append(members[:n_taken])
         rest.append(members[n_taken:])
-    return tuple(generator.permutation(np.concatenate(part)) for part in (rest, taken))
+    first, second = (generator.permutation(np.concatenate(p)) for p in (rest, taken))
+    return first, second
 
 
 def _images(dataset: str, data_dir: str | Path | None) -> Images:

@@ -10,6 +10,7 @@ from typing import Any
 
 from apps.common import verbs
 from apps.common.config import RunConfig, parse
+from apps.common.images import PARTS
 from apps.common.tables import percent
 from apps.continual import figure, metrics, strategy, streams
 from apps.continual.compare import compare, load_comparison
@@ -17,7 +18,6 @@ from apps.continual.config import PRESETS, Config
 from apps.continual.export import export
 from apps.continual.flops import RULES, training_flops
 from apps.continual.result import Result, load_result
-from apps.continual.streams import PARTS
 from apps.continual.train import train
 from sparsekit.spelling import choice
 

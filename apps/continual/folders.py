@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from apps.continual.sources import LEAST_PER_CLASS, Raw
+from apps.common.images import LEAST_PER_CLASS
+from apps.continual.sources import Raw
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 LARGEST = 512  # pixels of a side: the images are held in memory, uncompressed

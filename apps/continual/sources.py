@@ -17,12 +17,9 @@ from torch import Tensor
 
 from apps.common import datasets
 from apps.common.arrays import open_arrays
+from apps.common.images import LEAST_PER_CLASS, PARTS, cut
 from apps.continual.config import Config
 from sparsekit.spelling import choice
-
-PARTS = ("train", "validation", "test")
-SHARES = {"validation": 0.1, "test": 0.2}
-LEAST_PER_CLASS = 10  # so that every class is in every part
 
 
 @dataclass(frozen=True)
@@ -66,30 +63,9 @@ def load(config: Config) -> Source:
     raw = read(config.dataset, config.data_dir)
     generator = np.random.default_rng((config.seed, 7, 9))
     groups = raw.y if raw.task is None else raw.task * (raw.y.max() + 1) + raw.y
-    if raw.n_train is None:
-        rest, test = cut(np.arange(len(raw.y)), groups, SHARES["test"], generator)
-        share = SHARES["validation"] / (1 - SHARES["test"])
-    else:
-        rest, test = np.arange(raw.n_train), np.arange(raw.n_train, len(raw.y))
-        share = SHARES["validation"]
-    train, validation = cut(rest, groups, share, generator)
-    parts = dict(zip(PARTS, (train, validation, test), strict=True))
+    parts = dict(zip(PARTS, cut(groups, raw.n_train, generator), strict=True))
     x = torch.from_numpy(np.ascontiguousarray(raw.x))
     return Source(x, raw.y, raw.names, raw.name, parts, raw.task, raw.counts)
-
-
-def cut(
-    indices: np.ndarray, y: np.ndarray, share: float, generator: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Indices without and with a random `share` of each class, both shuffled."""
-    rest, taken = [], []
-    for label in np.unique(y[indices]):
-        members = generator.permutation(indices[y[indices] == label])
-        n_taken = max(1, round(share * len(members)))
-        taken.append(members[:n_taken])
-        rest.append(members[n_taken:])
-    first, second = (generator.permutation(np.concatenate(p)) for p in (rest, taken))
-    return first, second
 
 
 def read(dataset: str, data_dir: str | None = None) -> Raw:

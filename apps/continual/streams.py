@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apps.common.images import channels_last
+from apps.common.images import PARTS, channels_last
 from apps.continual import sources
 from apps.continual.config import Config
-from apps.continual.sources import PARTS, Source
+from apps.continual.sources import Source
 
 Change = Callable[[Tensor], Tensor]
 

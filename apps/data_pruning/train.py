@@ -194,8 +194,7 @@ def build(config: Config, data: Data, run: int = 0) -> tuple[nn.Module, Callable
     model = fresh(config, data, run)
     if not config.compile:
         return model, model
-    splits = data.splits
-    shape = splits.classes, splits.channels, splits.size
+    shape = data.splits.shape
     body, forward = _compiled(replace(config, seed=0, score_epoch=0), shape)
     body.load_state_dict(model.state_dict())
     return body, forward
@@ -224,16 +223,8 @@ def fresh(
     config: Config, data: Data, run: int = 0, state: dict | None = None
 ) -> nn.Module:
     """An untrained model, or one with the weights `state`."""
-    splits = data.splits
-    model = classifiers.build(
-        config.model,
-        config.width,
-        config.depth,
-        splits.classes,
-        splits.channels,
-        splits.size,
-        mixed(config.seed, run, 2),
-    )
+    shape, seed = data.splits.shape, mixed(config.seed, run, 2)
+    model = classifiers.build(config.model, config.width, config.depth, *shape, seed)
     if state is not None:
         model.load_state_dict(state)
     return model.to(config.device, memory_format=torch.channels_last)

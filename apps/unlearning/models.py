@@ -1,11 +1,29 @@
-"""Untrained models of an architecture that is only known from a trained one."""
+"""Untrained models: of a config, or like a trained one, as functions of the seed."""
 
 import copy
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from torch import nn
 
+from apps.common import classifiers
 from apps.common.seeds import seeded
+from apps.unlearning.config import Config
+
+
+def builder(config: Config, data: Any) -> Callable[[int], nn.Module]:
+    """seed -> untrained model of a config. data: has `train` and `classes`."""
+    _, channels, size, _ = data.train.x.shape
+    return of_shape(config, data.classes, channels, size)
+
+
+def of_shape(
+    config: Config, classes: int, channels: int, size: int
+) -> Callable[[int], nn.Module]:
+    """seed -> untrained model of a config, for images [B, channels, size, size]."""
+    shape = (classes, channels, size)
+    return partial(classifiers.build, config.model, config.width, config.depth, *shape)
 
 
 def anew(model: nn.Module) -> Callable[[int], nn.Module]:

@@ -9,13 +9,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from apps.common import classifiers, cost
+from apps.common import cost
 from apps.common.runs import RunFolder, load_run
 from apps.common.statistics import Interval, mean_interval
 from apps.unlearning import metrics
 from apps.unlearning.config import Config
 from apps.unlearning.data import Data
 from apps.unlearning.ensemble import Ensemble, Shards, Store
+from apps.unlearning.models import of_shape
 from apps.unlearning.unlearner import build
 
 Masks = Mapping[str, Tensor]
@@ -131,18 +132,8 @@ def _stored(folder: RunFolder, name: str, config: Config, about: dict[str, Any])
 
 def rebuilt(config: Config, about: dict[str, Any]) -> nn.Module:
     """An untrained model of the run's architecture, of all shards for sisa."""
-
-    def one(seed: int) -> nn.Module:
-        return classifiers.build(
-            config.model,
-            config.width,
-            config.depth,
-            about["classes"],
-            about["channels"],
-            about["size"],
-            seed,
-        )
-
+    shape = (about["classes"], about["channels"], about["size"])
+    one = of_shape(config, *shape)
     if config.method != "sisa":
         return one(config.drawn)
     method = build(config.method, config.options)

@@ -23,17 +23,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
+from apps.common import inside, signing
 from apps.common.config import parse
 from apps.unlearning import (
     ledger_import,
     service_folder,
-    service_paths,
     service_retire,
     service_shards,
-    signing,
 )
 from apps.unlearning import service_work as work
 from apps.unlearning.config import Config
@@ -184,7 +182,7 @@ class Service:
         file = self.ledger.artefact(number)
         if file is None:
             raise ValueError(f"the ledger has no file {number}")
-        if service_paths.digest(self.folder, file.path) != file.sha256:
+        if inside.digest(self.folder, file.path) != file.sha256:
             raise ValueError(f"{file.path} is gone or was changed: restore your backup")
         provenance = self.ledger.fact("provenance")
         return work.read_model(
@@ -333,12 +331,7 @@ class Service:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.ledger.close()
 
 

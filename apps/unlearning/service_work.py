@@ -6,14 +6,13 @@ Records are named by their index in the data set. Nothing here knows of requests
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from apps.common import classifiers, cost, images
+from apps.common import cost, images
 from apps.common.images import Split
 from apps.common.runs import RunFolder
 from apps.common.seeds import mixed
@@ -28,6 +27,7 @@ from apps.unlearning.ensemble import (
     train_shards,
 )
 from apps.unlearning.fitting import fit
+from apps.unlearning.models import builder
 from apps.unlearning.pruning import Original, Pruner, train_original
 from apps.unlearning.stages import Stages
 from apps.unlearning.unlearning import Result, unlearn
@@ -79,20 +79,6 @@ def chosen(split: Split, records: Iterable[int]) -> Split:
 
 def _without(split: Split, records: Tensor) -> Split:
     return sets.subset(split, (~torch.isin(split.ids, records)).nonzero().squeeze(1))
-
-
-def builder(config: Config, data: Material) -> Callable[[int], nn.Module]:
-    """seed -> untrained model."""
-    _, channels, size, _ = data.train.x.shape
-    return partial(
-        classifiers.build,
-        config.model,
-        config.width,
-        config.depth,
-        data.classes,
-        channels,
-        size,
-    )
 
 
 def original(config: Config, data: Material, work: Path, shards: Path) -> Original:

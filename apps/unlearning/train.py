@@ -8,14 +8,12 @@ or, in a notebook (nothing is written):
     result = train(Config(forget="random:0.1", pruner="omp", method="finetune"))
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from torch import nn
 
-from apps.common import classifiers, cost
+from apps.common import cost
 from apps.common.runs import RunFolder, is_finished
 from apps.common.seeds import mixed
 from apps.unlearning import data, metrics
@@ -30,6 +28,7 @@ from apps.unlearning.ensemble import (
 )
 from apps.unlearning.fitting import fit
 from apps.unlearning.forget import parse
+from apps.unlearning.models import builder
 from apps.unlearning.pruning import (
     Original,
     Pruner,
@@ -249,20 +248,6 @@ def measure(model: nn.Module, loaded: Data) -> dict:
         "fresh": loaded.fresh,
     }
     return {name: metrics.per_sample(model, split) for name, split in parts.items()}
-
-
-def builder(config: Config, loaded: Data) -> Callable[[int], nn.Module]:
-    """seed -> untrained model of the experiment's architecture."""
-    _, channels, size, _ = loaded.train.x.shape
-    return partial(
-        classifiers.build,
-        config.model,
-        config.width,
-        config.depth,
-        loaded.classes,
-        channels,
-        size,
-    )
 
 
 def _stages(config: Config) -> Stages:

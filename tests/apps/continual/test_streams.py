@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
+from apps.common.images import PARTS
 from apps.common.wheels import wheel
 from apps.continual import sources, streams, text
 from apps.continual.config import Config
-from apps.continual.streams import PARTS, Rotation, split_classes
+from apps.continual.streams import Rotation, split_classes
 from apps.continual.training import gathered
 from tests.apps.continual.conftest import arrays
 
