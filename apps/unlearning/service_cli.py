@@ -13,11 +13,12 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from apps.common.config import RunConfig, parse
+from apps.common.receipt import printable
 from apps.common.verbs import required, tell
 from apps.unlearning import service_audit
 from apps.unlearning.config import PRESETS, Config, Value
 from apps.unlearning.ledger import Batch
-from apps.unlearning.receipt import printable, verify_command
+from apps.unlearning.receipt import verify_command
 from apps.unlearning.service import Service
 from apps.unlearning.service_html import write_report
 from apps.unlearning.service_setup import setup

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from apps.common import inside
 from apps.common.config import parse, refuse_other_settings, settings, to_toml
-from apps.unlearning import service_paths
 from apps.unlearning.config import Config
 from sparsekit import atomic
 
@@ -74,8 +74,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 def hash_and_size(folder: Path, path: str) -> tuple[str, int]:
     """SHA-256 and bytes of a file in the folder. Raises FileNotFoundError."""
-    content = service_paths.digest(folder, path)
-    found = service_paths.size_and_links(folder, path)
+    content = inside.digest(folder, path)
+    found = inside.size_and_links(folder, path)
     if content is None or found is None:
         raise FileNotFoundError(f"no file {path} in {folder}")
     return content, found[0]

@@ -124,7 +124,7 @@ def _batch(ledger: Ledger, batch: Batch) -> str:
 
 
 def _receipt(number: int, text: str) -> str:
-    from apps.unlearning.receipt import parse
+    from apps.common.receipt import parse
 
     receipt, _ = parse(text.encode("utf-8"))
     lines = [

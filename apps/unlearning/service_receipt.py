@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.common import provenance as origin
+from apps.common import receipt
+from apps.common.receipt_fields import SCHEMA, Audit
 from apps.common.statistics import Interval
-from apps.unlearning import receipt
 from apps.unlearning import service_work as work
 from apps.unlearning.ledger import Batch
 from apps.unlearning.ledger_data import Artefact
 from apps.unlearning.pruning import Original
-from apps.unlearning.receipt_fields import SCHEMA, Audit
 from apps.unlearning.service_audit import Settings, compare, values_of
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ Removing a file does not erase blocks of a disk, snapshots or backups.
 from dataclasses import dataclass
 from pathlib import Path
 
-from apps.unlearning import service_paths as paths
+from apps.common import inside
+from apps.common.inside import Unsafe
 from apps.unlearning.ledger import Ledger
 from apps.unlearning.ledger_data import Artefact
 from apps.unlearning.service_folder import KEPT
-from apps.unlearning.service_paths import Unsafe
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ def wipe(ledger: Ledger, folder: Path, at: str) -> list[Line]:
     lines = []
     # Copies first: they are found by the files that they are copies of.
     for path, original in copies(ledger, folder).items():
-        paths.remove(folder, path)
+        inside.remove(folder, path)
         lines.append(Line(path, "copy", "wiped", f"same content as {original}"))
     for file in ledger.artefacts("retired"):
         line = _planned(folder, file)
         if line.state == "to wipe":
-            paths.remove(folder, file.path)
+            inside.remove(folder, file.path)
             ledger.mark_wiped(file.id, at)
             line = Line(file.path, file.kind, "wiped", line.note)
         lines.append(line)
@@ -63,12 +63,12 @@ def copies(ledger: Ledger, folder: Path) -> dict[str, str]:
     sizes.discard(0)  # one empty file is no copy of another
     live = {f.sha256 for f in listed.values() if f.state == "live"}
     found = {}
-    for path in sorted(paths.files(folder)):
+    for path in sorted(inside.files(folder)):
         known = path in KEPT or (path in listed and listed[path].state != "wiped")
-        size = paths.size_and_links(folder, path)
+        size = inside.size_and_links(folder, path)
         if known or size is None or size[0] not in sizes:
             continue
-        content = paths.digest(folder, path)
+        content = inside.digest(folder, path)
         if content in gone and content not in live:
             found[path] = gone[content]
     return found
@@ -76,8 +76,8 @@ def copies(ledger: Ledger, folder: Path) -> dict[str, str]:
 
 def _planned(folder: Path, file: Artefact) -> Line:
     try:
-        content = paths.digest(folder, file.path)
-        found = paths.size_and_links(folder, file.path)
+        content = inside.digest(folder, file.path)
+        found = inside.size_and_links(folder, file.path)
     except Unsafe as error:
         return Line(file.path, file.kind, "refused", str(error))
     if content is None or found is None:

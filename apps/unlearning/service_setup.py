@@ -3,7 +3,8 @@
 import secrets
 from pathlib import Path
 
-from apps.unlearning import ledger_import, service_folder, service_shards, signing
+from apps.common import signing
+from apps.unlearning import ledger_import, service_folder, service_shards
 from apps.unlearning import service_work as work
 from apps.unlearning.config import Config
 from apps.unlearning.ledger import Ledger

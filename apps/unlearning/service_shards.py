@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from apps.unlearning import service_paths as paths
+from apps.common import inside
 from apps.unlearning.ensemble import Ensemble
 from apps.unlearning.ledger import Ledger
 from apps.unlearning.service_folder import hash_and_size
@@ -31,7 +31,7 @@ def require_checkpoints(ledger: Ledger, folder: Path) -> None:
     """ValueError unless every listed checkpoint is there as it was listed."""
     for file in ledger.artefacts("live"):
         own = file.path.startswith(f"{SHARDS}/")
-        if own and paths.digest(folder, file.path) != file.sha256:
+        if own and inside.digest(folder, file.path) != file.sha256:
             raise ValueError(f"{file.path} is gone or was changed: restore your backup")
 
 
@@ -39,6 +39,6 @@ def clear_unlisted(ledger: Ledger, folder: Path) -> None:
     """Removes checkpoints that a batch which came to nothing has left."""
     listed = {file.path for file in ledger.artefacts()}
     if (folder / SHARDS).is_dir():
-        for name in paths.files(folder / SHARDS):
+        for name in inside.files(folder / SHARDS):
             if f"{SHARDS}/{name}" not in listed:
-                paths.remove(folder, f"{SHARDS}/{name}")
+                inside.remove(folder, f"{SHARDS}/{name}")

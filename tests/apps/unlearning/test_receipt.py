@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apps.unlearning import receipt, signing
+from apps.common import receipt, signing
 from apps.unlearning.receipt import verify_command
 from tests.apps.unlearning.receipts import CONTENT, KEY, comparison, content, estimate
 

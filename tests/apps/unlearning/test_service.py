@@ -10,9 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from apps.unlearning import cli, masking, receipt, service_work, signing
+from apps.common import receipt, signing
+from apps.unlearning import cli, masking, service_work
 from apps.unlearning.fitting import fit
 from apps.unlearning.ledger_import import hashed
+from apps.unlearning.receipt import verify_command
 from apps.unlearning.service import Service
 from apps.unlearning.service_audit import Settings
 from apps.unlearning.service_html import page
@@ -510,9 +512,9 @@ def test_a_receipt_of_a_stolen_name_is_not_ours(folder):
     table["method"]["seed"] = 7
     key = signing.load_key(forger / "key.pem")
     (forger / "0001.json").write_text(receipt.write(table, key), "utf-8")
-    assert receipt.verify_command([str(forger / "0001.json")]) == 0  # its own key
+    assert verify_command([str(forger / "0001.json")]) == 0  # its own key
     argv = [str(forger / "0001.json"), "--key", str(published)]
-    assert receipt.verify_command(argv) == 1
+    assert verify_command(argv) == 1
 
 
 def own_model(folder, sparse=False, **changes):

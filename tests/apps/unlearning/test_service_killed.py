@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from apps.unlearning import service_paths
+from apps.common import inside
+from apps.common.receipt import verify
 from apps.unlearning.ledger import NEXT, Ledger
-from apps.unlearning.receipt import verify
 from apps.unlearning.service import Service
 from tests.apps.unlearning import deletion
 
@@ -93,7 +93,7 @@ def check_between(folder: Path, earlier: list) -> list:
         current = int(ledger.fact("current"))
         for file in ledger.artefacts():  # no half file has the name of a whole one
             if file.state == "live" or file.id == current:
-                assert service_paths.digest(folder, file.path) == file.sha256
+                assert inside.digest(folder, file.path) == file.sha256
             if file.state == "wiped":
                 assert not (folder / file.path).exists()
         assert len(ledger.receipts()) == len([b for b in ledger.batches()
@@ -132,7 +132,7 @@ def test_killed_at_any_step_it_ends_where_an_undisturbed_one_does(
         assert ending(folder) == expected, step
         receipt, _ = verify(folder / "receipts" / "0001.json", None, folder, wiped=True)
         assert receipt.data.records_erased > 50
-        assert not [p for p in service_paths.files(folder) if p.startswith("work/")]
+        assert not [p for p in inside.files(folder) if p.startswith("work/")]
 
 
 def test_a_setup_that_is_killed_goes_on(fresh, start, tmp_path):

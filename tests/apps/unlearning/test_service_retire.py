@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apps.unlearning import service_paths as paths
+from apps.common import inside
 from apps.unlearning.ledger import Ledger
 from apps.unlearning.service_retire import copies, pending, wipe
 
@@ -60,10 +60,10 @@ def test_listed_then_wiped(folder):
     folder.add("models/0.st")
     folder.add("models/1.st", b"new", "live")
     folder.add("gone.st", None)
-    before = sorted(paths.files(folder.path))
+    before = sorted(inside.files(folder.path))
     listed = {line.path: line.note for line in pending(folder.ledger, folder.path)}
     assert listed == {"models/0.st": "", "gone.st": "is gone already"}
-    assert sorted(paths.files(folder.path)) == before  # a look changes nothing
+    assert sorted(inside.files(folder.path)) == before  # a look changes nothing
     assert folder.wipe() == {"models/0.st": "wiped", "gone.st": "wiped"}
     assert not (folder.path / "models/0.st").exists()
     assert (folder.path / "models/1.st").read_bytes() == b"new"
@@ -82,7 +82,7 @@ def test_copies_are_found_by_content(folder):
         folder.ledger._db.execute("UPDATE artefacts SET state = 'retired'")
     assert set(copies(folder.ledger, folder.path)) == {"deep/er/copy.bin"}
     assert folder.wipe()["deep/er/copy.bin"] == "wiped"
-    left = [p for p in paths.files(folder.path) if not p.startswith("ledger")]
+    left = [p for p in inside.files(folder.path) if not p.startswith("ledger")]
     assert left == ["other.bin"]
     # Somebody restores a backup: it is seen again.
     (folder.path / "models/0.st").write_bytes(CONTENT)
@@ -138,8 +138,8 @@ def test_a_forged_path_is_refused(folder, path):
     folder.ledger._db.execute("UPDATE artefacts SET path = ?", (path,))
     assert set(folder.wipe().values()) == {"refused"}
     assert [file.state for file in folder.ledger.artefacts()] == ["retired"]
-    for function in (paths.digest, paths.size_and_links, paths.remove):
-        with pytest.raises(paths.Unsafe):
+    for function in (inside.digest, inside.size_and_links, inside.remove):
+        with pytest.raises(inside.Unsafe):
             function(folder.path, path)
 
 
@@ -166,7 +166,7 @@ def test_links_are_not_followed(folder):
     for name in names:
         folder.add(name, None)
     assert folder.wipe() == dict.fromkeys(names, "refused")
-    assert not [p for p in paths.files(folder.path) if not p.startswith("ledger")]
+    assert not [p for p in inside.files(folder.path) if not p.startswith("ledger")]
     assert (folder.path / "models/link").is_symlink()
 
 
@@ -174,8 +174,8 @@ def test_links_are_not_followed(folder):
 def test_any_path_that_is_admitted_stays_inside(tmp_path_factory, text):
     root = tmp_path_factory.getbasetemp()
     try:
-        parts = paths.require_inside(text)
-    except paths.Unsafe:
+        parts = inside.require_inside(text)
+    except inside.Unsafe:
         return
     assert Path(os.path.normpath(root.joinpath(*parts))).is_relative_to(root)
     assert "/".join(parts) == text

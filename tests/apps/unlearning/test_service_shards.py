@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from apps.unlearning import receipt, service_paths, service_work
+from apps.common import inside, receipt
+from apps.unlearning import service_work
 from apps.unlearning.cli import main
 from apps.unlearning.ensemble import Shards, train_shards
 from apps.unlearning.service import Service
@@ -116,9 +117,7 @@ def test_what_an_abandoned_batch_has_trained_goes(folder):
     with Service(folder) as service:
         (folder / "shards" / "left.safetensors").write_bytes(b"of a batch that was cut")
         assert service.run() is None
-        files = {
-            path for path in service_paths.files(folder) if path.startswith("shards")
-        }
+        files = {path for path in inside.files(folder) if path.startswith("shards")}
         assert files == set(checkpoints(service))
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from apps.unlearning import signing
+from apps.common import signing
 
 SCHEMA = "sparsekit.unlearning.receipt/1"
 

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apps.unlearning import signing
+from apps.common import signing
 
 CONTENT = {"b": [1, None, True, -3], "a": 'é "\\\n\u0007', "c": {"0.5": "0.5"}}
 
