@@ -46,22 +46,33 @@ class RunConfig:
     resume: bool = field(default=False, kw_only=True)
 
 
-def parse(cls: type[C], argv: Sequence[str], *, presets: Path | None = None) -> C:
-    """The settings from flags and, with `--config FILE`, from a TOML file.
+def parse(
+    cls: type[C],
+    argv: Sequence[str],
+    *,
+    presets: Path | None = None,
+    beside: type | None = None,
+) -> C:
+    """The settings from flags and, with `--config FILE`, from TOML files.
 
-    presets: a folder; `--config NAME` then also takes its NAME.toml. `--help` prints
-    all flags with defaults and exits.
+    Of several files, the later wins. presets: a folder; `--config NAME` then also takes
+    its NAME.toml. beside: another class, whose keys a file may hold too, so that one
+    file serves several verbs; they are checked and left out. `--help` prints all flags
+    with defaults and exits.
 
     Raises ValueError or FileNotFoundError for an unknown key or flag, a wrong type, an
     unreadable file: named, with the valid ones; OSError if nothing can be written to
     `out`.
     """
-    name, rest = take(list(argv), "--config")
+    names, rest = take(list(argv), "--config")
     default = defaults(cls)
-    if name is not None:
+    profiles, _ = take(rest, "--profile")
+    for name in names:
         path = _config_file(name, presets)
-        profile, _ = take(rest, "--profile")
+        profile = profiles[-1] if profiles else None
         table = read_toml(path)
+        if beside is not None:
+            table = _own_keys(cls, beside, table, path)
         default = _from_file(cls, default, table, path, profile)
     rest = take_dicts(cls, default, rest)
     config = from_flags(cls, default, rest, presets)
@@ -178,6 +189,25 @@ def _from_file(
     chosen = profile or table.get("profile") or default["profile"]
     merged = deep_merge(table, profiles.get(chosen, {}))
     return deep_merge(default, convert_table(cls, merged, str(path)))
+
+
+def _own_keys(
+    cls: type, beside: type, table: dict[str, Any], path: Path
+) -> dict[str, Any]:
+    """The table, and its profiles, without the keys that only `beside` has."""
+    others = {f.name for f in fields(beside)} - {f.name for f in fields(cls)}
+    theirs = {key: table[key] for key in table if key in others}
+    convert_table(beside, theirs, str(path))
+    own = {key: value for key, value in table.items() if key not in others}
+    overlays = own.get("profiles")
+    if isinstance(overlays, dict):
+        own["profiles"] = {
+            name: _own_keys(cls, beside, overlay, path)
+            if isinstance(overlay, dict)
+            else overlay
+            for name, overlay in overlays.items()
+        }
+    return own
 
 
 def convert_table(cls: type, table: dict[str, Any], where: str) -> dict[str, Any]:

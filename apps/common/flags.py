@@ -23,19 +23,20 @@ C = TypeVar("C")
 PROGRAM: ContextVar[str] = ContextVar("PROGRAM", default="sparsekit")
 
 
-def take(argv: list[str], flag: str) -> tuple[str | None, list[str]]:
-    """The value of a flag (the last, if repeated) and the other arguments."""
-    value, rest, words = None, [], iter(argv)
+def take(argv: list[str], flag: str) -> tuple[list[str], list[str]]:
+    """The values of a flag, in order, and the other arguments."""
+    values, rest, words = [], [], iter(argv)
     for word in words:
         if word == flag:
             value = next(words, None)
             if value is None or value.startswith("--"):
                 raise ValueError(f"{flag} needs a value")
+            values.append(value)
         elif word.startswith(flag + "="):
-            value = word.removeprefix(flag + "=")
+            values.append(word.removeprefix(flag + "="))
         else:
             rest.append(word)
-    return value, rest
+    return values, rest
 
 
 def defaults(cls: type) -> dict[str, Any]:

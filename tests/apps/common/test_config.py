@@ -126,6 +126,33 @@ def test_later_wins_default_file_profile_flag(file) -> None:
     assert (full.lr, full.encoder.dim) == (9.0, 1)
 
 
+def test_of_several_files_the_later_wins(tmp_path: Path) -> None:
+    """Key by key, tables too; each file's profile belongs to the file."""
+    one, two = tmp_path / "one.toml", tmp_path / "two.toml"
+    one.write_text("lr = 1.0\nencoder.dim = 3\n[profiles.smoke]\nlr = 2.0\n")
+    two.write_text("encoder.extra.a = 5\n")
+    both = ["--config", str(one), f"--config={two}"]
+    config = parse(Config, both)
+    assert (config.lr, config.encoder.dim, config.encoder.extra) == (1.0, 3, {"a": 5})
+    assert parse(Config, [*both, "--profile", "smoke"]).lr == 2.0
+    two.write_text("lr = 7.0\n")
+    assert parse(Config, [*both, "--profile", "smoke"]).lr == 7.0
+    assert parse(Config, [*both, "--lr", "9"]).lr == 9.0
+
+
+def test_one_file_may_serve_several_verbs(file) -> None:
+    """Keys of the other verb are checked, and left out; in profiles as well."""
+    path = file("seed = 3\nlr = 0.5\n[encoder]\ndim = 2\n[profiles.smoke]\nlr = 0.2\n")
+    argv = ["--config", str(path), "--profile", "smoke"]
+    assert parse(RunConfig, argv, beside=Config).seed == 3
+    with pytest.raises(ValueError, match="unknown key 'lr'"):
+        parse(RunConfig, argv)
+    with pytest.raises(ValueError, match="unknown key 'lrr'"):
+        parse(RunConfig, ["--config", str(file("lrr = 1"))], beside=Config)
+    with pytest.raises(ValueError, match="lr must be"):
+        parse(RunConfig, ["--config", str(file("lr = 'x'"))], beside=Config)
+
+
 def test_a_file_may_choose_its_profile_and_a_flag_another(file) -> None:
     path = file(
         "profile = 'smoke'\n[profiles.smoke]\nlr = 2\n[profiles.full]\nlr = 3\n"
