@@ -71,6 +71,13 @@ def test_bfloat16_is_widened_where_it_is_taken():
         ({"dtype": {}}, "has dtype"),
         ({"shape": [2**47, 2**47, 0], "data_offsets": [0, 0]}, "no valid shape"),
         ({"shape": [1] * 9}, "no valid shape"),
+        ({"shape": [1, -1]}, "no valid shape"),
+        ({"shape": [1, 1.0]}, "no valid shape"),
+        ({"shape": "1"}, "no valid shape"),
+        ({"shape": [2**48, 0], "data_offsets": [0, 0]}, "no valid shape"),
+        ({"shape": [2**24, 2**24, 0], "data_offsets": [0, 0]}, "no valid shape"),
+        ({"data_offsets": [4, 0]}, "lies at 4"),
+        ({"data_offsets": [0, True]}, "no data_offsets"),
         ({"shape": [True]}, "no valid shape"),
         ({"data_offsets": [0, 8, 16]}, "no data_offsets"),
         ({"data_offsets": [1, 5]}, "expected to begin at 0"),
@@ -91,3 +98,20 @@ def test_entries_that_are_refused(entry, match):
 def test_what_is_no_object(text):
     with pytest.raises(DamagedFile, match=r"^the thing "):
         json_object(text, "the thing")
+
+
+def test_sizes_at_the_limits():
+    """An empty header is 10 bytes; eight dimensions, and sizes below 2^48, are taken."""
+    assert read(struct.pack("<Q", 2) + b"{}") == ({}, {})
+    with pytest.raises(DamagedFile, match="or cut off: 9 bytes"):
+        read(struct.pack("<Q", 1) + b"{")
+    with pytest.raises(DamagedFile, match="a header of 3"):
+        read(struct.pack("<Q", 3) + b"{}")
+    shapes = [1] * 7 + [0], [0, 2**48 - 1]
+    entries = {
+        name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}
+        for name, shape in zip("ab", shapes, strict=True)
+    }
+    text = json.dumps(entries).encode()
+    arrays, _ = read(struct.pack("<Q", len(text)) + text)
+    assert [arrays[name].shape for name in "ab"] == [tuple(s) for s in shapes]
