@@ -34,8 +34,13 @@ GROUP = "sparsekit.commands"
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status of the command; 2 for a usage error."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    return ended(lambda: _run(arguments))
+
+
+def ended(command: Callable[[], int]) -> int:
+    """The command's exit status; 130 for Ctrl-C, 0 if nobody reads on."""
     try:
-        status = _run(arguments)
+        status = command()
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:

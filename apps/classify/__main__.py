@@ -3,5 +3,6 @@
 import sys
 
 from apps.classify.cli import main
+from sparsekit.cli import ended
 
-sys.exit(main())
+sys.exit(ended(main))

@@ -3,5 +3,6 @@
 import sys
 
 from apps.continual.cli import main
+from sparsekit.cli import ended
 
-sys.exit(main())
+sys.exit(ended(main))

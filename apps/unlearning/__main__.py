@@ -3,5 +3,6 @@
 import sys
 
 from apps.unlearning.cli import main
+from sparsekit.cli import ended
 
-sys.exit(main())
+sys.exit(ended(main))

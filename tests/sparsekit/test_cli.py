@@ -141,6 +141,34 @@ def test_a_command_without_docstring_is_listed(
     assert "\n  gone\n" in capsys.readouterr().out
 
 
+def test_help_is_a_word_too(tmp_path: Path, monkeypatch, capsys) -> None:
+    command(tmp_path, monkeypatch, "def run(argv):\n    print(argv)\n")
+    assert cli.main(["help", "demo", "verb"]) == 0
+    assert capsys.readouterr().out == "['verb', '--help']\n"
+    assert cli.main(["--help"]) == 0
+    alone = capsys.readouterr().out
+    assert cli.main(["help"]) == 0
+    assert capsys.readouterr().out == alone
+
+
+@pytest.mark.parametrize(("given", "width"), [("30", 40), ("60", 60), ("300", 88)])
+def test_usage_fits_the_terminal(given: str, width: int, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", given)
+    about = " ".join(["word"] * 40)
+    lines = cli.fitted("usage", "", f"  name      {about}", f"known: {about}").split(
+        "\n"
+    )
+    assert lines[:2] == ["usage", ""]
+    assert width - 5 < max(map(len, lines)) <= width
+    # What goes on stands below the column in which it began.
+    starts = [re.match(r" *", line).end() for line in lines[2:]]
+    at = starts.index(0)
+    assert starts[0] == 2
+    assert set(starts[1:at]) == {12}
+    assert set(starts[at + 1 :]) == {7}
+    assert " ".join(lines).split() == f"usage name {about} known: {about}".split()
+
+
 def test_an_interrupt_ends_with_130(tmp_path, monkeypatch, capsys) -> None:
     command(tmp_path, monkeypatch, "def run(argv):\n    raise KeyboardInterrupt\n")
     assert cli.main(["demo"]) == 130
@@ -172,8 +200,15 @@ def test_the_installed_script_as_a_user_calls_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes of a shell")
-def test_a_reader_that_stops_early_is_no_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "command",
+    [
+        f"{SCRIPT} methods", f"{SCRIPT} claims --json",
+        f"{sys.executable} -m apps.classify --help",
+    ],
+)  # fmt: skip
+def test_a_reader_that_stops_early_is_no_error(command: str) -> None:
     # It reads nothing, and is gone before anything is written.
-    script = f"({SCRIPT} methods; echo $? >&2) | true"
+    script = f"({command}; echo $? >&2) | true"
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True)
     assert done.stderr == "0\n"
