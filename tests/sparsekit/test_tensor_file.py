@@ -101,7 +101,7 @@ def test_what_is_no_object(text):
 
 
 def test_sizes_at_the_limits():
-    """An empty header is 10 bytes; eight dimensions, and sizes below 2^48, are taken."""
+    """An empty file is 10 bytes; eight dimensions and sizes below 2^48 are taken."""
     assert read(struct.pack("<Q", 2) + b"{}") == ({}, {})
     with pytest.raises(DamagedFile, match="or cut off: 9 bytes"):
         read(struct.pack("<Q", 1) + b"{")

@@ -239,13 +239,13 @@ REFUSED: dict[str, tuple[nn.Module, tuple[int, ...], str]] = {
         Of(lambda m, x: torch.add(x, x, alpha=2)), ROWS, "two tensors and no options"
     ),
     "broadcast": (
-        Of(lambda m, x: x + x.mean((2, 3), True)), IMAGES, "an addition has equal shapes"
+        Of(lambda m, x: x + x.mean((2, 3), True)), IMAGES, "addition has equal shapes"
     ),
-    "part of the dimensions": (nn.Sequential(nn.Flatten(2)), IMAGES, "is no flattening"),
+    "part of the dimensions": (nn.Sequential(nn.Flatten(2)), IMAGES, "no flattening"),
     "the batch too": (
         Of(lambda m, x: torch.flatten(x)), IMAGES, "is no flattening"
     ),
-    "half": (Of(lambda m, x: x.view(-1, 112)), IMAGES, "is no flattening"),
+    "half": (Of(lambda m, x: x.view(-1, 112)), IMAGES, "no flattening"),
     "four pixels": (nn.AdaptiveAvgPool2d(2), IMAGES, "that of all pixels"),
     "mean of rows": (Of(lambda m, x: x.mean(1)), ROWS, "that of all pixels"),
     "mean of channels": (
@@ -257,10 +257,11 @@ REFUSED: dict[str, tuple[nn.Module, tuple[int, ...], str]] = {
     "padded mean": (nn.AvgPool2d(2, padding=1), IMAGES, "no padding and no divisor"),
     "divisor": (nn.AvgPool2d(2, divisor_override=3), IMAGES, "no padding and no div"),
     "negative": (
-        nn.Sequential(nn.ZeroPad2d((0, -1, 0, 0)), conv(3, 3)), IMAGES, "is zeros around"
+        nn.Sequential(nn.ZeroPad2d((0, -1, 0, 0)), conv(3, 3)), IMAGES, "zeros around"
     ),
     "channels": (
-        Of(lambda m, x: m.c(F.pad(x, (0, 0, 0, 0, 1, 0))), c=nn.Conv2d(5, 3, 3)), IMAGES,
+        Of(lambda m, x: m.c(F.pad(x, (0, 0, 0, 0, 1, 0))), c=nn.Conv2d(5, 3, 3)),
+        IMAGES,
         "is zeros around the images",
     ),
     "mirrored": (
@@ -272,9 +273,9 @@ REFUSED: dict[str, tuple[nn.Module, tuple[int, ...], str]] = {
         "is zeros around the images",
     ),
     "padded and pooled": (
-        nn.Sequential(nn.ZeroPad2d(1), nn.MaxPool2d(2)), IMAGES, "before a convolution"
+        nn.Sequential(nn.ZeroPad2d(1), nn.MaxPool2d(2)), IMAGES, "before a conv"
     ),
-    "padded at the end": (nn.Sequential(conv(3, 3), nn.ZeroPad2d(1)), IMAGES, "before a"),
+    "padded at the end": (nn.Sequential(conv(3, 3), nn.ZeroPad2d(1)), IMAGES, "before"),
     "module": (nn.Sequential(nn.GELU()), ROWS, r"'0' \(_0\): GELU has no step"),
     "function": (Of(lambda m, x: torch.sin(x)), ROWS, "no step; use a module"),
     "method": (Of(lambda m, x: x.exp()), ROWS, "no step; use a module"),
