@@ -11,7 +11,7 @@ from typing import Any
 from apps.common.config import parse
 from apps.common.verbs import Verbs, required, tell
 from apps.recsys.augment import FILE, AugmentConfig, augment, rehearse
-from apps.recsys.config import PRESETS
+from apps.recsys.config import PRESETS, Config
 from apps.recsys.language.asking import OverBudget
 from apps.recsys.language.interface import EndpointError
 
@@ -21,7 +21,7 @@ def augment_command(argv: list[str]) -> None:
 
     sparsekit recsys augment --config llmrec-ml100k --chooser genres --out runs/a
     """
-    config = parse(AugmentConfig, argv, presets=PRESETS)
+    config = parse(AugmentConfig, argv, presets=PRESETS, beside=Config)
     out = None if config.dry_run else required(config.out, "out")
     try:
         leaves = ""

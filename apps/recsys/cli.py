@@ -92,7 +92,7 @@ def data_command(argv: list[str]) -> None:
 
     sparsekit recsys data --dataset ml100k --split global_time
     """
-    config = parse(Source, argv, presets=PRESETS)
+    config = parse(Source, argv, presets=PRESETS, beside=Config)
     facts = report.report(config.load())
     verbs.tell(facts, report.as_text(facts))
 

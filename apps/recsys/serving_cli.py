@@ -23,7 +23,7 @@ from apps.common.output import JSON, tell
 from apps.common.verbs import Verbs, required
 from apps.recsys import interactions, plain_vectors
 from apps.recsys.artefact import Artefact, load, save
-from apps.recsys.config import LogFile, Source, Value
+from apps.recsys.config import Config, LogFile, Source, Value
 from apps.recsys.data import described
 from apps.recsys.export import Users, artefact_of
 from apps.recsys.fold_in import mean_square
@@ -144,7 +144,7 @@ def export_command(argv: list[str]) -> None:
     sparsekit recsys export --model ease --options l2=250 --keep 100 --out e.safetensors
     sparsekit recsys export --run runs/lightgcn --out vectors.npz
     """
-    config = parse(ExportConfig, argv)
+    config = parse(ExportConfig, argv, beside=Config)
     out = required(config.out, "out")
     if (config.run is None) == (config.model is None):
         raise ValueError("give --run, a finished training, or --model to fit one here")
@@ -213,7 +213,7 @@ def update_command(argv: list[str]) -> None:
     """
     from apps.recsys.updates import updated
 
-    config = parse(UpdateConfig, argv)
+    config = parse(UpdateConfig, argv, beside=Config)
     path = required(config.file, "file")
     log = described(required(config.dataset or None, "dataset"), **config.reading)
     if config.rating is not None:

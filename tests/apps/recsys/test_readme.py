@@ -1,5 +1,6 @@
 """What the README shows of serving: the printed list, and the service with curl."""
 
+import gzip
 import os
 import re
 import shlex
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
 from apps.recsys import cli
@@ -21,6 +23,41 @@ README = (Path(cli.__file__).parent / "README.md").read_text("utf-8")
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+def test_data_of_ones_own(tmp_path, monkeypatch, capsys):
+    """The commands of that section, on a small shop, at the smoke profile."""
+    monkeypatch.chdir(tmp_path)
+    (settings,) = blocks("toml")
+    (tmp_path / "shop.toml").write_text(settings)
+    rng = np.random.default_rng(0)
+    events = ("buy", "view", "cart")
+    pairs = zip(rng.integers(100, 140, 3000), rng.integers(99, size=3000), strict=True)
+    rows = [
+        f"c-{u},S{i},{events[i % 3]},2026-01-{1 + i % 28:02}T10:0{u % 6}:00Z"
+        for u, i in pairs
+    ]
+    head = "customer,sku,event,at"
+    text = "\n".join([head, *rows]) + "\n"
+    (tmp_path / "clicks.csv.gz").write_bytes(gzip.compress(text.encode()))
+    items = [f"S{i},Good thing {i},{['Tea', 'Mugs'][i // 3 % 2]}" for i in range(99)]
+    (tmp_path / "items.csv").write_text("\n".join(["sku,title,category", *items]))
+    (tmp_path / "today.txt").write_text("c-104\nc-120\n")
+    (tmp_path / "news.csv").write_text(f"{head}\nc-1,S0,buy,2026-02-01T00:00:00Z\n")
+    (text,) = blocks("console")
+    fewer = ["--profile", "smoke", "--trials", "1", "--seeds", "2", "--models", "mf"]
+    told = {}
+    for line in text.strip().splitlines():
+        words = shlex.split(line.removeprefix("$ sparsekit recsys "))
+        small = {"compare": fewer, "train": fewer[:2]}.get(words[0], [])
+        assert cli.main([*words, *small]) == 0, line
+        told[words[0]] = capsys.readouterr().out
+    assert "known        title of" in told["data"]
+    assert len((tmp_path / "lists.csv").read_text().splitlines()) == 21
+    assert "1 new interactions, 1 new users, 0 new items" in told["update"]
+    stored = (tmp_path / "runs/best/config.toml").read_text()
+    assert "lr = 0.01" in stored  # of the preset
+    assert 'dataset = "clicks.csv.gz"' in stored
 
 
 @pytest.fixture(scope="module")
