@@ -1,17 +1,17 @@
 """The one stateful class: it owns weights, gradients and moments of masked tensors."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparsekit import checkpoint
 from sparsekit import moments as moment_policy
+from sparsekit.answer import checked, require_method
 from sparsekit.checkpoint import KINDS, Checkpoint
 from sparsekit.dense_gradient import collect, is_distributed
 from sparsekit.execution import blocked
@@ -19,8 +19,9 @@ from sparsekit.execution.layer import SparseLayer
 from sparsekit.gathering import Gathering
 from sparsekit.lazy import Lazy
 from sparsekit.losses import Loss, LossGradients
-from sparsekit.masks import pack, unpack
+from sparsekit.masks import pack
 from sparsekit.method import Context, Masks, Method, Objective
+from sparsekit.model_state import ModelState
 from sparsekit.parameters import Params, select, unwrapped
 from sparsekit.values import ValuesWeight, require_equal_structure
 from sparsekit.weights import MaskedWeight, Weight
@@ -119,7 +120,7 @@ class Sparsifier:
         objective: Callable[[nn.Module], Tensor] | None = None,
         losses: Mapping[str, Loss] | None = None,
     ):
-        _require_method(method)
+        require_method(method)
         if moments not in moment_policy.POLICIES:
             raise ValueError(
                 f"moments must be one of {moment_policy.POLICIES}, got {moments!r}"
@@ -136,6 +137,7 @@ class Sparsifier:
             else MaskedWeight(name, held, optimizer)
             for name, held in select(model, optimizer, params, exclude).items()
         }
+        self._state = ModelState(model, self._weights)
         self.grads = self._each(lambda weight: weight.gradient(dense=False))
         self.loss_grads = LossGradients(model, self._weights, losses or {})
         self._gathering = Gathering(
@@ -184,7 +186,7 @@ class Sparsifier:
             self._collect()
             self._gathering.add(self._require_finite)
         if self.method.rewind_to == self.step and self._rewind is None:
-            self._rewind = {n: t.clone() for n, t in self._model_tensors().items()}
+            self._rewind = {n: t.clone() for n, t in self._state.tensors().items()}
         for weight in weights:
             weight.before_step()
         self._between = True
@@ -261,7 +263,7 @@ class Sparsifier:
             RuntimeError: between `before_step` and `after_step`.
             ValueError: for a method that rewinds to a step that is past.
         """
-        _require_method(method)
+        require_method(method)
         if self._between:
             raise RuntimeError("set the method after after_step, not between the lines")
         if method.rewind_to is not None and method.rewind_to < self.step:
@@ -319,7 +321,7 @@ class Sparsifier:
         for weight in self._weights.values():
             weight.require_held(self.model)
         shapes = {name: weight.shape for name, weight in self._weights.items()}
-        tensors, rewind_to = self._model_tensors(), self.method.rewind_to
+        tensors, rewind_to = self._state.tensors(), self.method.rewind_to
         loaded = checkpoint.read(state, shapes, tensors, rewind_to)
         for name, weight in self._weights.items():
             weight.load(*(loaded.mask(k, name).to(weight.device) for k in KINDS))
@@ -365,7 +367,9 @@ class Sparsifier:
                 weight.hide_absent()
         if self._move(new):
             if self.method.rewind_to is not None:
-                self._restore_rewind_point()
+                assert self._rewind is not None
+                self._state.restore(self._rewind)
+                moment_policy.reset(self.optimizer)
             if self.method.replaces_step:
                 self.optimizer.zero_grad(set_to_none=True)
 
@@ -388,7 +392,7 @@ class Sparsifier:
             visited=self.visited,
             generator=torch.Generator().manual_seed(int(mixed)),
             objective=self._objective,
-            state=self._model_tensors(),
+            state=self._state.tensors(),
             loss_grads=self.loss_grads,
         )
 
@@ -401,32 +405,7 @@ class Sparsifier:
             )
 
     def _checked(self, new: Masks) -> Masks:
-        """The method's answer, validated, and equal on every process."""
-        who = type(self.method).__name__
-        if not isinstance(new, Mapping):
-            raise TypeError(f"{who} must return {{name: bool mask}}, got {new!r}")
-        if new.keys() != self._weights.keys():
-            wrong = sorted(new.keys() ^ self._weights.keys())
-            raise ValueError(f"{who} must return one mask a weight; differs in {wrong}")
-        for name, weight in self._weights.items():
-            mask = new[name]
-            if not isinstance(mask, Tensor):
-                raise TypeError(f"{who} must return a bool tensor for {name!r}")
-            if mask.dtype != torch.bool or tuple(mask.shape) != weight.shape:
-                raise ValueError(
-                    f"{who} must return a bool mask of shape {weight.shape} for "
-                    f"{name!r}, got {mask.dtype} {tuple(mask.shape)}"
-                )
-            frozen = weight.frozen()
-            if frozen is not None and (frozen & ~mask.to(weight.device)).any():
-                raise ValueError(
-                    f"{who} drops frozen weights of {name!r}: exclude it through "
-                    "params, or make them trainable first"
-                )
-        new = {n: new[n].to(weight.device) for n, weight in self._weights.items()}
-        if is_distributed():
-            new = {name: _from_rank_0(mask) for name, mask in new.items()}
-        return new
+        return checked(type(self.method).__name__, new, self._weights)
 
     @torch.no_grad()
     def _move(self, new: Masks, undoable: bool = False) -> bool:
@@ -436,29 +415,6 @@ class Sparsifier:
             for name, weight in self._weights.items()
         ]
         return any(moved)
-
-    def _restore_rewind_point(self) -> None:
-        assert self._rewind is not None
-        for name, old in self._rewind.items():
-            if name in self._weights:
-                self._weights[name].rewind(old)
-        for name, tensor in self._other_tensors():
-            tensor.copy_(self._rewind[name])
-        moment_policy.reset(self.optimizer)
-
-    def _model_tensors(self) -> Mapping[str, Tensor]:
-        """Our weights, dense, and all other parameters and buffers; made when read."""
-        others = {n: partial(_itself, t) for n, t in self._other_tensors()}
-        return Lazy({n: w.dense for n, w in self._weights.items()} | others)
-
-    def _other_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        owned = {id(t) for w in self._weights.values() for t in w.stored()}
-        for name, tensor in self.model.named_parameters():
-            if id(tensor) not in owned:
-                yield name, tensor.detach()
-        for name, buffer in self.model.named_buffers():
-            if id(buffer) not in owned:
-                yield name, buffer
 
     def _before_hook(self, _: Optimizer, args: tuple, kwargs: dict) -> None:
         if any(callable(value) for value in (*args, *kwargs.values())):
@@ -475,27 +431,3 @@ class Sparsifier:
     def _after_hook(self, _: Optimizer, args: tuple, kwargs: dict) -> None:
         if not self._skipped:
             self.after_step()
-
-
-def _require_method(method: Any) -> None:
-    if not isinstance(method, Method):
-        raise TypeError(
-            f"method must be a sparsekit.method.Method, got {method!r}; a class needs "
-            "its arguments: RigL(sparsity=0.9)"
-        )
-    allocation = getattr(method, "allocation", None)
-    if allocation is not None and not callable(allocation):
-        raise TypeError(
-            "allocation must be a function, such as erk, uniform or by_layer({name: "
-            f"sparsity}}) of sparsekit.allocation, got {allocation!r}"
-        )
-
-
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-def _from_rank_0(mask: Tensor) -> Tensor:
-    packed = pack(mask)
-    dist.broadcast(packed, src=0)
-    return unpack(packed, mask.shape)

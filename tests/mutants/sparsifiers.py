@@ -95,7 +95,7 @@ class ForgetsRewindPoint(Sparsifier):
 
     def load_state_dict(self, state):
         super().load_state_dict(state)
-        self._rewind = {n: t.clone() for n, t in self._model_tensors().items()}
+        self._rewind = {n: t.clone() for n, t in self._state.tensors().items()}
 
 
 class LosesRemovedWeights(Sparsifier):
