@@ -9,7 +9,9 @@ Fractions are text, such as "0.5125", so that they have one spelling in every la
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,10 @@ from apps.common.receipt_fields import Audit, Level, Receipt
 
 MOST_BYTES = 10_000_000
 EXACT = ("retrain", "sisa")
+EXACTLY = (
+    "Exact: the model was computed without the erased records, by a method that leaves "
+    "no trace of them by construction."
+)
 FEWEST = 20  # erased records: the intervals are those of means
 
 
@@ -275,6 +281,38 @@ def _explained(error: Any) -> str:
     """Where and what, without the input: it may be long, or no text."""
     where = ".".join(str(part)[:40] for part in error["loc"][:5])
     return f"{where or 'the receipt'}: {error['msg']}"
+
+
+def now() -> str:
+    """UTC to the second, such as 2026-11-28T10:00:00Z."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def process(started: str, finished: str, audited: str) -> dict[str, Any]:
+    """The member `process`: when, with what code, on what."""
+    from apps.common import provenance
+
+    commit, changed = provenance.code_version()
+    return {
+        "started": started,
+        "finished": finished,
+        "audited": audited,
+        "commit": commit,
+        "changed": changed,
+        "versions": provenance.versions(),
+        "device": provenance.device(),
+    }
+
+
+def decimal(value: float) -> str:
+    """Six significant digits.
+
+    >>> decimal(0.5), decimal(1 / 3), decimal(2e-7)
+    ('0.5', '0.333333', '2e-07')
+    """
+    if not math.isfinite(value):
+        raise ValueError(f"{value} has no place on a receipt")
+    return f"{value + 0.0:.6g}"
 
 
 def index_sha256(records: Sequence[int]) -> str:

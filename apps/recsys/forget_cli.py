@@ -41,6 +41,8 @@ class ForgetConfig(RunConfig):
             with: 1 for the differences to retraining, 2 or more for an attack as well.
         look: folders to search for files that still hold them; default: where the run
             or file is.
+        receipt: of a run, retrained: a signed receipt, a new .json file, which
+            `sparsekit unlearning verify` checks; its key is key.pem beside it.
         out: the new folder, or file.
     """
 
@@ -54,6 +56,7 @@ class ForgetConfig(RunConfig):
     options: dict[str, Value] = field(default_factory=dict)
     references: int = 0
     look: tuple[Path, ...] = ()
+    receipt: Path | None = None
 
 
 def forget_command(argv: list[str]) -> None:
@@ -79,14 +82,19 @@ def forget_command(argv: list[str]) -> None:
 
 
 def _in_run(config: ForgetConfig, run: Path, request: Request, out: Path) -> None:
-    from apps.recsys.forgetting.forget import (  # torch
+    from apps.common.receipt import now
+    from apps.recsys.forgetting import receipt  # torch
+    from apps.recsys.forgetting.forget import (
         AUDIT,
         EXACT,
         FEWEST,
         forget,
     )
 
-    method = config.method or EXACT
+    method, started = config.method or EXACT, ""
+    if config.receipt is not None:
+        started = now()
+        receipt.check(config.receipt, method)
     done = forget(
         run, request, method, out=out, options=config.options,
         references=config.references, look=config.look or None,
@@ -110,14 +118,21 @@ def _in_run(config: ForgetConfig, run: Path, request: Request, out: Path) -> Non
         "out": out, "users": users, "items": items, "method": method,
         "exact": method == EXACT, "seconds": done.seconds, "metrics": plain(shown),
     }  # fmt: skip
+    if config.receipt is not None:
+        asked, folder = receipt.write(config.receipt, run, done, started)
+        content |= {"receipt": config.receipt, "request": asked}
+        lines += [
+            f"request {asked}, receipt {config.receipt}; to check it:",
+            f"  sparsekit unlearning verify {config.receipt} --files {folder}",
+        ]
     _tell(content, lines, done.leftovers)
 
 
 def _in_file(config: ForgetConfig, path: Path, request: Request, out: Path) -> None:
     from apps.recsys.forgetting.leftovers import leftovers
 
-    if config.options or config.references:
-        raise ValueError("options and references are of a run: leave them out")
+    if config.options or config.references or config.receipt:
+        raise ValueError("options, references and receipt are of a run: leave them out")
     newer = without(load(path), request, config.method or "refit")
     save(out, newer)
     users, items = len(newer.user_ids), len(newer.item_ids)

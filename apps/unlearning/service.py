@@ -27,6 +27,7 @@ from typing import Any, Self
 
 from apps.common import inside, signing
 from apps.common.config import parse
+from apps.common.receipt import now
 from apps.unlearning import (
     ledger_import,
     service_folder,
@@ -39,7 +40,7 @@ from apps.unlearning.ledger import Batch, Ledger
 from apps.unlearning.ledger_data import DERIVED
 from apps.unlearning.pruning import Original
 from apps.unlearning.service_audit import Settings
-from apps.unlearning.service_folder import hash_and_size, locked, now
+from apps.unlearning.service_folder import hash_and_size, locked
 from apps.unlearning.service_receipt import audit_batch
 from apps.unlearning.service_shards import SHARDS
 from apps.unlearning.service_work import Material

@@ -4,7 +4,6 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 from apps.common import inside
@@ -14,11 +13,6 @@ from sparsekit import atomic
 
 KEPT = ("ledger.sqlite", "lock.sqlite", "key.pem", "public.pem", "salt", "config.toml")
 FOLDERS = ("models", "shards", "work", "receipts")
-
-
-def now() -> str:
-    """UTC to the second, such as 2026-11-28T10:00:00Z."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def make(folder: Path) -> None:

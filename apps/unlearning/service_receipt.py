@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.common import provenance as origin
 from apps.common import receipt
+from apps.common.receipt import decimal
 from apps.common.receipt_fields import SCHEMA, Audit
 from apps.common.statistics import Interval
 from apps.unlearning import service_work as work
@@ -135,7 +135,6 @@ def _content(
         scope.append(APPROXIMATE)
     if provenance == "with-forget-data":
         scope.append(MASKED)
-    commit, changed = origin.code_version()
     return {
         "schema": SCHEMA,
         "number": len(earlier) + 1,
@@ -168,15 +167,7 @@ def _content(
             {"path": file.path, "kind": file.kind, "sha256": file.sha256}
             for file in retired
         ],
-        "process": {
-            "started": batch.started,
-            "finished": batch.finished,
-            "audited": at,
-            "commit": commit,
-            "changed": changed,
-            "versions": origin.versions(),
-            "device": origin.device(),
-        },
+        "process": receipt.process(batch.started, batch.finished or at, at),
         "out_of_scope": scope,
     }
 
@@ -184,10 +175,7 @@ def _content(
 def verdict(level: str, audit: dict[str, Any]) -> str:
     """The level in words."""
     if level == "exact":
-        return (
-            "Exact: the model was computed without the erased records, by a method "
-            "that leaves no trace of them by construction."
-        )
+        return receipt.EXACTLY
     names = " and ".join(row["name"] for row in audit["attacks"])
     return (
         f"Statistical: {names} do not tell the model from ones that were retrained "
@@ -224,17 +212,6 @@ def estimate(interval: Interval) -> dict[str, Any]:
         "high": None if math.isnan(interval.high) else decimal(interval.high),
         "n": interval.n,
     }
-
-
-def decimal(value: float) -> str:
-    """Six significant digits.
-
-    >>> decimal(0.5), decimal(1 / 3), decimal(2e-7)
-    ('0.5', '0.333333', '2e-07')
-    """
-    if not math.isfinite(value):
-        raise ValueError(f"{value} has no place on a receipt")
-    return f"{value + 0.0:.6g}"
 
 
 def _listed(file: Artefact | None) -> Artefact:

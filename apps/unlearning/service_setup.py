@@ -4,11 +4,12 @@ import secrets
 from pathlib import Path
 
 from apps.common import signing
+from apps.common.receipt import now
 from apps.unlearning import ledger_import, service_folder, service_shards
 from apps.unlearning import service_work as work
 from apps.unlearning.config import Config
 from apps.unlearning.ledger import Ledger
-from apps.unlearning.service_folder import hash_and_size, locked, now
+from apps.unlearning.service_folder import hash_and_size, locked
 from apps.unlearning.service_shards import SHARDS
 
 
