@@ -168,10 +168,13 @@ def gather(folder: Path, arguments: argparse.Namespace) -> None:
 def merge(parts: Iterable[Path], results: Path) -> list[Path]:
     """One file of the runs of all parts, and the ledger.
 
-    Where it comes from is said by the first part.
+    Where it comes from is said by the first part, and the code of all by `commits`.
     """
     contents = [read_runs(part) for part in parts]
     merged = {name: contents[0][name] for name in ("provenance", "settings")}
+    merged["commits"] = sorted(
+        {commit for content in contents for commit in commits_of(content)}
+    )
     merged["timing"] = [timed for content in contents for timed in content["timing"]]
     searches = {
         (source(found), *key(found)): found for c in contents for found in c["search"]
@@ -181,6 +184,11 @@ def merge(parts: Iterable[Path], results: Path) -> list[Path]:
     merged["rows"] = sorted(rows, key=lambda row: (row["seed"], *key(row)))
     path = write_json(kept(results, NAME), merged)
     return [path, record(merged, results)]
+
+
+def commits_of(content: dict[str, Any]) -> list[str]:
+    """Of the parts of a merged file, or of a part."""
+    return content.get("commits") or [str(content["provenance"]["commit"])]
 
 
 def key(row: dict[str, Any]) -> tuple[str, str]:
