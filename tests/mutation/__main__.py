@@ -52,9 +52,11 @@ def main() -> None:
         lines = Lines.read(recorded, tree)
         if options.check:
             runner.check(lines)
-        chosen = runner.choose(options.files)
-        chosen = scores.unfinished(chosen, results, options.again)
-        runner.judge(chosen, lines, results)
+        survived, new = scores.unfinished(runner.choose(options.files), results)
+        if options.again:
+            files = [] if options.tests is SUITE else _files(tree, options.tests)
+            runner.judge(survived, lines.of_files(files), results)
+        runner.judge(new, lines, results)
     print(scores.text(scores.read(results, Path.cwd())))
 
 
@@ -67,7 +69,7 @@ def _arguments() -> argparse.Namespace:
     add("--seconds", type=float, default=600, help="stop after so long (600)")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes at a time")
     add("--files", nargs="+", default=[], help="only these files; the default is all")
-    add("--tests", nargs="+", default=SUITE, help="files and folders with --lines")
+    add("--tests", nargs="+", default=SUITE, help="of --lines and --again")
     add("--folder", default="build/mutation", help="results and what is kept for them")
     add("--lines", action="store_true", help="record again which tests run which lines")
     add("--check", action="store_true", help="leave out tests that fail here anyway")
@@ -119,12 +121,12 @@ class Runner:
         """Runs every test once, and writes down lines and seconds.
 
         A file is run in parts, more if it took long last time; what the limit cuts off
-        is left out.
+        is left out. What was recorded of other files of tests is kept.
         """
+        old = Lines.read(path, self.tree) if path.exists() else Lines(self.tree, {})
         took = Counter[str]()
-        if path.exists():
-            for test, seconds in Lines.read(path, self.tree).tests.items():
-                took[test.split("::")[0]] += seconds
+        for test, seconds in old.tests.items():
+            took[test.split("::")[0]] += seconds
         jobs = []
         for file in _files(self.tree, suite):
             n = 1 + int(took.get(file, 2 * PART) / PART)
@@ -138,7 +140,7 @@ class Runner:
             failed = result["failed"] if result else ["too slow"]
             if failed or seconds > 2 * PART:
                 print(f"{seconds:6.1f} s  {job.what}", *failed[:3], flush=True)
-        lines = Lines(self.tree, {})
+        lines = old.without(_files(self.tree, suite))
         for file in sorted(self.scratch.glob("lines-*")):
             with open(file, encoding="utf-8") as recorded:
                 lines.add(recorded)
@@ -214,6 +216,8 @@ class Runner:
         for mutant in chosen:
             file = mutant["file"]
             groups = _groups(file, mutant, lines)
+            if lines.partial and not groups:
+                continue  # the other tests let it pass before
             seconds = sum(lines.tests[test] for group in groups for test in group)
             fault = {"MUTANT": f"{file}:{mutant['number']}"}
             limit = 20 + 4 * seconds

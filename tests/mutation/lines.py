@@ -4,8 +4,8 @@ import ast
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +24,7 @@ class Lines:
     tests: dict[str, float]
     runs: dict[str, dict[int, set[str]]] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
+    partial: bool = False  # only some of the tests
 
     @classmethod
     def read(cls, path: Path, tree: Path) -> "Lines":
@@ -44,9 +45,21 @@ class Lines:
             }
             for file, lines in sorted(self.runs.items())
         }
-        sources = {file: digest(self.tree / file) for file in runs}
+        sources = {f: self.sources.get(f, digest(self.tree / f)) for f in runs}
         saved = {"tests": self.tests, "runs": runs, "sources": sources}
         path.write_text(json.dumps(saved), "utf-8")
+
+    def of_files(self, files: Sequence[str]) -> "Lines":
+        """What tests of some files ran; of all files if none is named."""
+        if not files:
+            return self
+        some = {t: s for t, s in self.tests.items() if t.split("::")[0] in files}
+        return replace(self, tests=some, partial=True)
+
+    def without(self, files: Sequence[str]) -> "Lines":
+        """What tests of other files ran."""
+        others = {t: s for t, s in self.tests.items() if t.split("::")[0] not in files}
+        return replace(self, tests=others) if others else Lines(self.tree, {})
 
     def add(self, recorded: Iterable[str]) -> None:
         """Lines of text as the recorder writes them: test, file, line or seconds."""

@@ -31,14 +31,14 @@ def read(path: Path, tree: Path) -> Results:
 
 
 def unfinished(
-    chosen: Sequence[dict[str, Any]], path: Path, again: bool
-) -> list[dict[str, Any]]:
-    """What has no result yet; with `again` first those that survived."""
+    chosen: Sequence[dict[str, Any]], path: Path
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Those that survived, and those that have no result yet."""
     results = read(path, Path.cwd())
     state = [results.get((m["file"], m["number"]), {}).get("result") for m in chosen]
     pairs = list(zip(chosen, state, strict=True))
-    survived = [m for m, result in pairs if again and result == "survived"]
-    return survived + [m for m, result in pairs if result is None]
+    survived = [m for m, result in pairs if result == "survived"]
+    return survived, [m for m, result in pairs if result is None]
 
 
 PARTS = {
