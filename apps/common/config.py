@@ -26,6 +26,7 @@ from sparsekit.spelling import choice
 
 Profile = Literal["smoke", "laptop", "full"]
 Value = str | int | float | bool  # of an option
+LARGEST_SEED = 2**63  # torch's generators take a long
 C = TypeVar("C", bound="RunConfig")
 
 
@@ -78,6 +79,8 @@ def parse(
     config = from_flags(cls, default, rest, presets)
     if config.seed < 0:
         raise ValueError(f"seed must be at least 0, got {config.seed}")
+    if config.seed >= LARGEST_SEED:
+        raise ValueError(f"seed must be below 2^63, got {config.seed}")
     if config.out is not None:
         atomic.require_writable(config.out)
     return config

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from apps.common import datasets
 from apps.common.arrays import open_arrays
+from apps.common.device import require_device
 from sparsekit.spelling import choice
 
 NAMES = ("mnist5k", "mnist", "cifar10")
@@ -43,7 +44,8 @@ class Split:
         return len(self.y)
 
     def to(self, device: str) -> "Split":
-        return Split(self.x.to(device), self.y.to(device), self.ids)
+        place = require_device(device)
+        return Split(self.x.to(place), self.y.to(place), self.ids)
 
 
 @dataclass(frozen=True)

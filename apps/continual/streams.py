@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from apps.common.device import require_device
 from apps.common.images import PARTS, channels_last
 from apps.continual import sources
 from apps.continual.config import Config
@@ -87,6 +88,7 @@ class Stream:
     def to(self, device: str) -> "Stream":
         """Inputs on `device`, once for all parts; labels and positions stay."""
         held: dict[int, Tensor] = {}
+        require_device(device)
 
         def moved(part: Part) -> Part:
             x = held.setdefault(id(part.x), part.x.to(device))

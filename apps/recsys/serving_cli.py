@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from apps.common.config import RunConfig, parse, settings
+from apps.common.options import field_values
 from apps.common.output import JSON, tell
 from apps.common.verbs import Verbs, required
 from apps.recsys import interactions, plain_vectors
@@ -287,11 +288,8 @@ def _fitted(config: ExportConfig) -> Artefact:
     """A model of few settings, fitted on all interactions."""
     assert config.model is not None
     model = FITTED[config.model]
-    try:
-        chosen: Settings = model(**config.options)
-    except TypeError as error:
-        names = ", ".join(model.__dataclass_fields__)
-        raise ValueError(f"options of {config.model} are {names}: {error}") from None
+    options = field_values(model, f"model {config.model!r}", config.options)
+    chosen: Settings = model(**options)
     data = config.load()
     everything = known_items(data.train, data.valid, data.test)
     fold_in = None

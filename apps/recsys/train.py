@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from apps.common import options
+from apps.common.device import require_device
 from apps.common.runs import is_finished
 from apps.common.training import set_learning_rate
 from apps.recsys import networks
@@ -54,8 +55,7 @@ def train(config: Config, watch: Watch | None = None, *, part: str = "test") -> 
         raise ValueError("part valid writes no run and needs train_on train")
     if config.resume and is_finished(config.out):
         return load_result(config.out, config)
-    if config.device != "cpu" and not torch.cuda.is_available():
-        raise ValueError(f"device {config.device}: torch finds no GPU here; use cpu")
+    require_device(config.device)
     data = config.load()
     fit_on = data.final() if config.train_on == "all" else data
     network = networks.build(config, fit_on.train)

@@ -248,6 +248,7 @@ def test_a_mistake_in_the_file_is_named(file, text, words) -> None:
         (["--options", "a"], "'a' has no value; write a=VALUE"),
         (["--options", "=5"], "'=5' has no key; write KEY=VALUE"),
         (["--seed", "-3"], "seed must be at least 0, got -3"),
+        (["--seed", str(2**63)], "seed must be below 2.63, got 9223372036854775808"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_the_flags_is_named(arguments, words) -> None:

@@ -179,7 +179,7 @@ def test_an_update(ease, tmp_path, capsys):
         (["export", "--run", "nowhere", "--out", "x"], "no finished run in nowhere"),
         (
             ["export", "--model", "ease", "--options", "lr=1", "--out", "x"],
-            "options of ease are l2, most_items",
+            "model 'ease' has no option 'lr'; it has l2, most_items",
         ),
         (["recommend", "--user", "1"], "--file is required"),
         (["recommend", "--file", "nowhere", "--user", "1"], "No such file"),
