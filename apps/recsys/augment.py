@@ -98,6 +98,8 @@ class AugmentConfig(Source):
             random, popularity, genres, encoder, likelihood (of the small model) or ask.
         cold: users with more training items than this get no triplet and no profile.
         side: known (CC0 text of films), choice (of the small model), ask, or none.
+        texts: columns of the catalogue that the encoder reads beside the title, as
+            description; they stay on this machine.
         items: item features: text (encoded title, year, genres and side), genres.
         users: their profile, encoded: none, genres (counted), choice or ask.
         noun: what an item is, in prompts.
@@ -114,6 +116,7 @@ class AugmentConfig(Source):
     ] = "encoder"
     cold: int | None = None
     side: Literal["none", "known", "choice", "ask"] = "known"
+    texts: tuple[str, ...] = ()
     items: tuple[Literal["text", "genres"], ...] = ("text",)
     users: Literal["none", "genres", "choice", "ask"] = "none"
     noun: str = "film"
@@ -223,6 +226,8 @@ class Work:
     def items(self) -> Catalogue:
         """Titles, years, genres, and what `side` says of them."""
         items, how = catalogue.catalogue(self.data), self.config.side
+        if self.config.texts:
+            items = items.with_side(catalogue.columns(self.data, self.config.texts))
         every = range(len(items))
         if how == "none":
             return items

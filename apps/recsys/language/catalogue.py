@@ -1,6 +1,7 @@
 """Items and histories as the augmentations take them: plain lists.
 
 items = catalogue(data)                  # titles, years, genres of a Dataset
+more = items.with_side(columns(data, ["description"]))
 read = histories(data, most=20)          # the last items of each user, in order
 """
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from apps.recsys.language.titles import shown, usable
 from apps.recsys.splits import Dataset
+from sparsekit.spelling import choice
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 YEAR = re.compile(r"1[89]\d\d|20\d\d")
 GENRES = ("genres", "genre", "class", "categories", "category")
 NO_GENRES = ("", "unknown")
+LONGEST = 2000  # characters of a text; the encoder reads 256 tokens
+TAG = re.compile(r"<[^<>]*>")
 YEARS = ("release_year", "year", "release_date")
 
 
@@ -111,6 +115,27 @@ def catalogue(data: Dataset) -> Catalogue:
             for text in _column(data.item_table, GENRES) or empty
         ),
     )
+
+
+def columns(data: Dataset, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """{column: the text of each item, "" if unknown} of the item table, for an encoder.
+
+    Without HTML's tags, on one line, of at most LONGEST characters.
+
+    Raises ValueError for a column that it does not have.
+    """
+    there = [] if data.item_table is None else list(data.item_table.columns[1:])
+    for name in names:
+        if name not in there:
+            refused = f"the items of {data.name} have no column {name!r}"
+            raise ValueError(choice(refused, name, there, "they have"))
+    return {
+        name: tuple(
+            " ".join(TAG.sub(" ", cell[: 10 * LONGEST]).split())[:LONGEST]
+            for cell in data.item_table[name].fillna("").astype(str)
+        )
+        for name in names
+    }
 
 
 def histories(data: Dataset, most: int = 20, part: str = "train") -> list[np.ndarray]:

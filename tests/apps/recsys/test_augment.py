@@ -17,6 +17,7 @@ from apps.recsys.cli import main
 from apps.recsys.data import load as load_data
 from apps.recsys.language import encoder, smollm
 from apps.recsys.language.store import Store
+from tests.apps.recsys.artefacts import dataset as small
 from tests.apps.recsys.language.chat_server import Handler, chat, reply
 
 FAST = {"side": "none", "items": ("genres",), "chooser": "genres"}
@@ -71,6 +72,27 @@ def test_choosers_differ_and_random_follows_the_seed(tmp_path):
             assert (liked[a] != liked[b]).mean() > 0.3
     other = augment(config(tmp_path, chooser="random", seed=1))[0].liked
     assert (liked["random"] != other).any()
+
+
+def test_texts_of_a_catalogue_are_read(tmp_path):
+    """The encoder's text of each item is the title and what its own row says."""
+    data = small()
+    table = data.item_table.assign(
+        description=[f"<p>About\n <b>{i}</b></p>" for i in data.item_ids]
+    )
+    table.loc[3, "description"] = None
+    plan = config(tmp_path, texts=("description",))
+    with Store(plan.store) as store:
+        items = Work(plan, replace(data, item_table=table), store).items
+        for i, item in enumerate(data.item_ids):
+            told = "" if i == 3 else f" Description: About {item}."
+            text = items.text(i)
+            assert text.startswith(data.titles[i])
+            assert text.endswith(told or ".")
+            assert ("Description" in text) == (i != 3)
+        wrong = replace(plan, texts=("descripton",))
+        with pytest.raises(ValueError, match="did you mean 'description'"):
+            Work(wrong, replace(data, item_table=table), store).items  # noqa: B018
 
 
 def test_only_cold_users(tmp_path):
