@@ -104,6 +104,15 @@ class Comparison:
             notes.append(f"* {self.ADDED}, always included.")
         return plain(self.rows(), *notes)
 
+    def measurements(self) -> list[dict[str, Any]]:
+        """A row for each run, metric and seed, as compare.csv has them."""
+        return [
+            {"run": label, "metric": metric, "seed": seed, "value": value}
+            for label, measured in self.values.items()
+            for metric, values in measured.items()
+            for seed, value in zip(self.seeds, values, strict=True)
+        ]
+
     def content(self) -> dict[str, Any]:
         """What compare.json holds."""
         return asdict(self)

@@ -3,6 +3,8 @@
 table([{"method": "rigl", "accuracy %": points(accuracies, sign=False)}])
 """
 
+import csv
+import io
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -81,6 +83,19 @@ def plain(rows: Sequence[Mapping[str, str]], *notes: str) -> str:
     """Rows as text that ends in a newline, and below them what is to be said."""
     lines = [*aligned(rows), *notes]
     return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with the same keys as CSV with a header; None is an empty cell.
+
+    >>> as_csv([{"run": "a, b", "value": 0.5}])
+    'run,value\\r\\n"a, b",0.5\\r\\n'
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def percent(interval: Interval, sign: bool = False) -> str:

@@ -21,11 +21,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from apps.common import processes
+from apps.common import processes, tables
 from apps.common.config import RunConfig, parse
 from apps.common.flags import PROGRAM
 from apps.common.output import JSON, tell
 from apps.common.statistics import Interval
+from sparsekit import atomic
 from sparsekit.cli import fitted
 from sparsekit.spelling import meant
 
@@ -187,11 +188,11 @@ def divided(
 
 @dataclass(frozen=True)
 class ReportConfig(RunConfig):
-    """Writes a comparison's table and figure.
+    """Writes a comparison's figure, and its numbers as a table.
 
     Args:
         run: folder that `compare` wrote.
-        formats: of the figure.
+        formats: png, svg or pdf of the figure; csv: every value of every seed.
     """
 
     run: Path | None = None
@@ -210,7 +211,10 @@ def report(
     comparison = load(folder)
     paths = [(config.out or folder) / f"compare.{form}" for form in config.formats]
     for path in paths:
-        draw(comparison, path)
+        if path.suffix == ".csv":
+            atomic.write_text(path, tables.as_csv(comparison.measurements()))
+        else:
+            draw(comparison, path)
     files = [str(path) for path in paths]
     tell({"files": files}, comparison.table(), *files)
 

@@ -66,6 +66,10 @@ class Comparison:
     rows: list[Row]
     provenance: dict[str, Any]
 
+    def measurements(self) -> list[dict[str, Any]]:
+        """The rows, as compare.csv has them."""
+        return [asdict(row) for row in self.rows]
+
     @property
     def labels(self) -> list[str]:
         return list(dict.fromkeys(row.label for row in self.rows))

@@ -1,12 +1,15 @@
 """Tables and intervals as text."""
 
+import io
 import math
 import re
 
+import pandas as pd
 import pytest
 
+from apps.common.comparison import Comparison
 from apps.common.statistics import Interval, mean_interval
-from apps.common.tables import points, shown, table
+from apps.common.tables import as_csv, points, shown, table
 
 
 def test_table_shows_every_cell_once_and_no_row_numbers():
@@ -14,6 +17,22 @@ def test_table_shows_every_cell_once_and_no_row_numbers():
     html = table(rows, {"s": "{:.1f} s"}).to_html()
     cells = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", html)
     assert cells == ["method", "s", "set", "1.3 s", "rigl", "20.0 s"]
+
+
+def test_a_comparison_as_csv_gives_its_intervals_again():
+    """pandas reads it; a label with a comma, a value without its last digit lost."""
+    values = {
+        "rigl, 90 %": {"ndcg": [1 / 3, 0.5, 0.1], "seconds": [1.0, 2.0, 4.0]},
+        "dense": {"ndcg": [0.25, 2 / 7, 0.2]},
+    }
+    comparison = Comparison((3, 4, 9), values, {}, "dense")
+    table = pd.read_csv(io.StringIO(as_csv(comparison.measurements())))
+    assert len(table) == 9
+    for label, measured in values.items():
+        for metric, numbers in measured.items():
+            rows = table[(table["run"] == label) & (table["metric"] == metric)]
+            assert rows["value"].tolist() == numbers
+            assert rows["seed"].tolist() == [3, 4, 9]
 
 
 def test_cells_wrap_outside_intervals_and_sentences_have_room():
