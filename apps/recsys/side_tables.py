@@ -84,7 +84,8 @@ def _read(path: Path, encoding: str) -> Any:
         from pyarrow import parquet
 
         try:
-            table = parquet.read_table(path).to_pandas()
+            # 7.0 is how pandas writes 7 when a neighbour is missing.
+            table = parquet.read_table(path).to_pandas().convert_dtypes()
         except pa.ArrowInvalid as error:
             raise ValueError(f"{path} is no Parquet file: {error}") from None
         return table.astype(object).where(table.notna(), "").astype(str)

@@ -51,6 +51,14 @@ def test_a_row_for_each_item_in_their_order(tmp_path, form):
     assert {name: list(tags[name].values) for name in tags} == {"cat": ["1", "12"]}
 
 
+def test_numbers_as_ids(tmp_path):
+    """Whole numbers, also where a missing one made them floats."""
+    frame = pd.DataFrame({"item_id": [3.0, None, 11.0], "title": ["c", "lost", "k"]})
+    frame.to_parquet(tmp_path / "items.parquet")
+    found = catalogue(tmp_path / "items.parquet", np.array(["3", "11"], object))
+    assert found["title"].tolist() == ["c", "k"]
+
+
 def test_refusals(tmp_path):
     path = put(tmp_path, "csv")
     with pytest.raises(ValueError, match="no column 'item_id' for the item"):
