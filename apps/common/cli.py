@@ -10,10 +10,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from apps.common import claims_text, datasets, ledger, wheels
+from apps.common import claims_text, datasets, wheels
 from apps.common.claims import N_PAPERS
 from apps.common.flags import PROGRAM
 from apps.common.output import tell
+from apps.common.scoreboard import findings, scoreboard
 from apps.common.verbs import guarded, listed, run
 from sparsekit.cli import Parser
 from sparsekit.spelling import choice
@@ -83,9 +84,9 @@ def claims_command(argv: list[str]) -> None:
         "--findings", action="store_true", help="claims of no paper in the list"
     )
     args = parser.parse_args(argv)
-    rows = [] if args.findings else ledger.scoreboard()
+    rows = [] if args.findings else scoreboard()
     if args.findings or args.names:
-        rows += ledger.findings()
+        rows += findings()
     if args.names:
         rows = _named(rows, args.names)
         tell(rows, *claims_text.details(rows))

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from apps.common.ledger import scoreboard
+from apps.common.scoreboard import scoreboard
 from benchmarks import scale
 from benchmarks.front import headlines
 from benchmarks.front import picture as drawing

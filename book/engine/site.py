@@ -15,7 +15,7 @@ import yaml
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
 
-from apps.common import ledger
+from apps.common import scoreboard as claims
 from book.engine import contracts, evidence, scoreboard
 from book.engine.cache import Run
 from book.engine.chapter import Chapter, read_contents
@@ -203,8 +203,8 @@ def read_rows(book: Book) -> list[dict[str, Any]]:
         return []
     try:
         return [
-            *ledger.scoreboard(book.claims, book.results),
-            *ledger.findings(book.claims, book.results),
+            *claims.scoreboard(book.claims, book.results),
+            *claims.findings(book.claims, book.results),
         ]
     except ValueError as error:
         raise SiteError(f"the scoreboard cannot be made: {error}") from error

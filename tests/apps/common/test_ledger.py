@@ -16,7 +16,8 @@ from scipy import stats
 from apps.common import ledger
 from apps.common.claims import CLAIMS as CLAIMS_FILE
 from apps.common.claims import Claim, parse_rule
-from apps.common.ledger import Ledger, findings, scoreboard, verdict
+from apps.common.ledger import Ledger, verdict
+from apps.common.scoreboard import findings, scoreboard
 
 RULES = ["> 0", ">= 0.5", "< 0.01", "<= -2", "in [0.9, 1.1]", "in [0, 0]"]
 CLAIMS = """
