@@ -11,9 +11,10 @@ import torch
 
 from apps.unlearning import data, full
 from apps.unlearning.config import Config
+from apps.unlearning.full_choices import choices, distinct, prepared
 from apps.unlearning.full_plan import Task, plan, work
 from apps.unlearning.full_settings import CANDIDATES, COMMON, FINER, base
-from apps.unlearning.full_worker import Worker, choices, distinct, prepared
+from apps.unlearning.full_worker import Worker
 from apps.unlearning.pruning import Pruner, train_original
 from apps.unlearning.train import builder, train
 from apps.unlearning.unlearner import build
