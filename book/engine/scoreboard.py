@@ -69,8 +69,9 @@ def finite(value: float | None) -> float | None:
 
 
 def cell(text: object) -> str:
-    """Text for a Markdown table's cell: plain, on one line."""
+    """Text for a Markdown table's cell: plain, on one line; `> 0` does not break."""
     plain = " ".join(str(text).split())
+    plain = re.sub(r"([<>]=?) (?=\S)", "\\1\N{NO-BREAK SPACE}", plain)
     for mark in "\\`*_[]|<>$":
         plain = plain.replace(mark, f"\\{mark}")
     return plain

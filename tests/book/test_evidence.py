@@ -18,7 +18,8 @@ def test_a_section_has_rule_values_and_file():
     page = evidence.page(f"# E\n\n{evidence.MARK}\n", [row, PLANNED], {"to-prune"})
     assert page.count("(claim-") == 1  # none of a paper without a chapter
     for words in (
-        "(claim-a)=\n", "`gap` \\> 0, in profile laptop or above, with 5 seeds or more",
+        "(claim-a)=\n", "`gap` \\>\N{NO-BREAK SPACE}0, in profile laptop or above, ",
+        "with 5 seeds or more",
         "0.0100, 0.0200", "a CPU, 2026-01-02, commit 0123456789ab+",
         "data/stored/laptop/to-prune.json", "[to-prune](chapters/to-prune.ipynb)",
     ):  # fmt: skip

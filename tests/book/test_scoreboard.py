@@ -105,6 +105,11 @@ def test_findings_are_apart_from_the_papers_and_do_not_count():
     assert "f: 0.0123" in scoreboard.summary([PLANNED, finding])
 
 
+def test_a_rule_is_not_broken_after_its_sign():
+    assert scoreboard.cell("border (>= 0.5)") == "border (\\>=\N{NO-BREAK SPACE}0.5)"
+    assert scoreboard.cell("a -> b") == "a -\\>\N{NO-BREAK SPACE}b"
+
+
 def test_summary_says_every_verdict_and_why():
     unsure = {**ROW, "verdict": "inconclusive", "why": "2 seeds, 5 are needed"}
     text = scoreboard.summary([ROW, unsure, PLANNED])
