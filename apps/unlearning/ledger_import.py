@@ -127,7 +127,7 @@ def _places(header: list[str]) -> tuple[int, int]:
     for name in COLUMNS:
         if header.count(name) != 1:
             raise ValueError(
-                f"needs one column {name!r}, has {header.count(name)}; the first line "
-                "names the columns"
+                f"needs one column {name!r}, has {header.count(name)}; its first line "
+                f"names {', '.join(map(repr, header))[:100] or 'nothing'}"
             )
     return header.index("subject"), header.index("record")
