@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from sparsekit.execution.fusion import Fused, fuse, is_pointwise, last_uses
 from sparsekit.execution.kernels import conv, conv_structure, inference, pixels
-from sparsekit.execution.kernels.micro import LANES
 from sparsekit.execution.kernels.pixels import Finish, Window
+from sparsekit.execution.kernels.vectors import LANES
 from sparsekit.execution.model_file import Network, Shape, Step
 
 MANY = 16  # images from which they go innermost

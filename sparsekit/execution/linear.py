@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsekit.execution.kernels import linear as kernels
+from sparsekit.execution.kernels import linear_structure as structure
 from sparsekit.execution.layer import (
     SparseLayer,
     direct,
@@ -170,14 +171,14 @@ def _structure(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Where blocks of rows start; starts, columns, permutation of the transpose."""
     weights = crow.cpu().numpy(), col.cpu().numpy(), columns
-    arrays = kernels.index_rows(*weights), *kernels.index_columns(*weights)
+    arrays = structure.index_rows(*weights), *structure.index_columns(*weights)
     a, b, c, d = (torch.from_numpy(array).to(crow.device) for array in arrays)
     return a, b, c, d
 
 
 @_structure.register_fake
 def _(crow: Tensor, col: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    starts, transposed = kernels.shapes_of_starts(len(col), len(crow) - 1, columns)
+    starts, transposed = structure.shapes_of_starts(len(col), len(crow) - 1, columns)
     empty = torch.empty_like(col)
     return crow.new_empty(starts), crow.new_empty(transposed), empty, col.clone()
 

@@ -12,18 +12,18 @@ from numba import njit
 from numba.extending import intrinsic
 
 from sparsekit.execution.kernels.depthwise import inside, masked_load, store_clipped
-from sparsekit.execution.kernels.micro import (
+from sparsekit.execution.kernels.vectors import (
     FLOAT,
     I64,
     LANES,
     VECTORS,
-    _element,
-    _fma,
-    _load,
-    _loop,
-    _shuffle,
-    _splat,
-    _typed,
+    element,
+    fused_multiply_add,
+    load,
+    loop,
+    shuffle,
+    splat,
+    typed,
 )
 
 OUTPUTS = VECTORS  # of a block
@@ -65,7 +65,7 @@ def dense_block(  # type: ignore[no-untyped-def]
         bias: address of the block's.
         y, y_channel: address of the first pixel, bytes from an output to the next.
     """
-    return _typed(_emit, 3, (kernel, stride, outputs), 15, 2)
+    return typed(_emit, 3, (kernel, stride, outputs), 15, 2)
 
 
 def _emit(
@@ -92,7 +92,7 @@ def _emit(
     high: Any,
 ) -> None:
     vector = ir.VectorType(FLOAT, LANES)
-    fma = _fma(b, vector)
+    fma = fused_multiply_add(b, vector)
     shift = b.shl(first_column, I64(2))
     rows = [b.add(first_row, I64(top)) for top in range(kernel)]
     exist = [b.icmp_unsigned("<", row, height) for row in rows]
@@ -121,15 +121,15 @@ def _emit(
                     lanes = [stride * lane + tap - left for lane in range(LANES)]
                     value = loaded[0]
                     if stride == 2:
-                        value = _shuffle(b, loaded[0], loaded[1], lanes)
+                        value = shuffle(b, loaded[0], loaded[1], lanes)
                     where = b.add(taps, b.mul(step, I64(top * kernel + tap)))
                     sums = [
                         b.call(
                             fma,
                             [
-                                _splat(
+                                splat(
                                     b,
-                                    _load(b, _element(b, where, I64(o)), FLOAT),
+                                    load(b, element(b, where, I64(o)), FLOAT),
                                     vector,
                                 ),
                                 value,
@@ -141,10 +141,10 @@ def _emit(
         return sums
 
     start = [
-        _splat(b, _load(b, _element(b, bias, I64(o)), FLOAT), vector)
+        splat(b, load(b, element(b, bias, I64(o)), FLOAT), vector)
         for o in range(outputs)
     ]
-    sums = _loop(b, I64(0), channels, 1, start, body)
+    sums = loop(b, I64(0), channels, 1, start, body)
     store_clipped(b, vector, sums, y, y_channel, residual, zeros, low, high)
 
 

@@ -18,20 +18,22 @@ from numba.extending import intrinsic
 
 from sparsekit.execution.kernels.memory import floats, integers
 from sparsekit.execution.kernels.micro import (
+    multiply_add_finish,
+)
+from sparsekit.execution.kernels.vectors import (
     FLOAT,
     I32,
     I64,
     LANES,
     VECTORS,
-    _binary,
-    _element,
-    _fma,
-    _load,
-    _pointer,
-    _shuffle,
-    _splat,
-    _typed,
-    multiply_add_finish,
+    binary,
+    element,
+    fused_multiply_add,
+    load,
+    pointer,
+    shuffle,
+    splat,
+    typed,
 )
 
 ROWS = min(14, VECTORS)  # of a block: sums, beside a column of weights
@@ -72,7 +74,7 @@ def depthwise_block(  # type: ignore[no-untyped-def]
             vectors are written, from top to bottom.
         residual: as y, or 0 for none.
     """
-    return _typed(_emit, 3, (kernel, stride, rows), 11, 3)
+    return typed(_emit, 3, (kernel, stride, rows), 11, 3)
 
 
 def _emit(
@@ -96,23 +98,23 @@ def _emit(
     high: Any,
 ) -> None:
     vector = ir.VectorType(FLOAT, LANES)
-    fma = _fma(b, vector)
+    fma = fused_multiply_add(b, vector)
     places = []
     for i in range((rows - 1) * stride + kernel):
         row = b.add(first_row, I64(i))
         exists = b.icmp_unsigned("<", row, height)
         place = b.select(exists, b.add(x, b.mul(row, x_row)), zeros)
         places.append(b.add(place, b.shl(first_column, I64(2))))
-    sums = [_splat(b, start, vector)] * rows
+    sums = [splat(b, start, vector)] * rows
     for left in range(0, kernel, stride):
         taps = range(left, min(left + stride, kernel))
         masks = [
             inside(b, first_column, left + LANES * k, width) for k in range(stride)
         ]
         column = {
-            (top, tap): _splat(
+            (top, tap): splat(
                 b,
-                _load(b, _element(b, weights, I64(top * kernel + tap)), FLOAT),
+                load(b, element(b, weights, I64(top * kernel + tap)), FLOAT),
                 vector,
             )
             for top in range(kernel)
@@ -127,7 +129,7 @@ def _emit(
                 lanes = [stride * lane + tap - left for lane in range(LANES)]
                 value = loaded[0]
                 if stride == 2:
-                    value = _shuffle(b, loaded[0], loaded[1], lanes)
+                    value = shuffle(b, loaded[0], loaded[1], lanes)
                 for top in range(kernel):
                     out, rest = divmod(i - top, stride)
                     if rest == 0 and 0 <= out < rows:
@@ -140,19 +142,19 @@ def store_clipped(
     low: Any, high: Any,
 ) -> None:  # fmt: skip
     smaller, larger = (
-        _binary(b, "llvm.minnum", vector),
-        _binary(b, "llvm.maxnum", vector),
+        binary(b, "llvm.minnum", vector),
+        binary(b, "llvm.maxnum", vector),
     )
-    bounds = _splat(b, low, vector), _splat(b, high, vector)
+    bounds = splat(b, low, vector), splat(b, high, vector)
     shift = I64(0)
     none = b.icmp_signed("==", residual, I64(0))
     for total in sums:
         # Lanes that are switched off are slow where there is no memory: no address 0.
         place = b.select(none, zeros, b.add(residual, shift))
-        clipped = b.fadd(total, _load(b, place, vector))
+        clipped = b.fadd(total, load(b, place, vector))
         clipped = b.call(larger, [clipped, bounds[0]])
         clipped = b.call(smaller, [clipped, bounds[1]])
-        b.store(clipped, _pointer(b, b.add(y, shift), vector), align=4)
+        b.store(clipped, pointer(b, b.add(y, shift), vector), align=4)
         shift = b.add(shift, y_row)
 
 
@@ -161,8 +163,8 @@ def inside(b: Any, first: Any, shift: int, width: Any) -> Any:
     lanes = ir.VectorType(I32, LANES)
     start = b.trunc(b.add(first, I64(shift)), I32)
     count = ir.Constant(lanes, list(range(LANES)))
-    columns = b.add(_splat(b, start, lanes), count)
-    return b.icmp_unsigned("<", columns, _splat(b, b.trunc(width, I32), lanes))
+    columns = b.add(splat(b, start, lanes), count)
+    return b.icmp_unsigned("<", columns, splat(b, b.trunc(width, I32), lanes))
 
 
 def masked_load(b: Any, address: Any, mask: Any, vector: Any) -> Any:

@@ -21,38 +21,28 @@ hold integers, never another kernel or an intrinsic: numba's cache on disk recog
 the first in another process, not the second.
 """
 
-from collections.abc import Callable
 from typing import Any
 
-import llvmlite.binding
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils, config
+from numba.core import cgutils
 from numba.extending import intrinsic
 
-I32 = ir.IntType(32)
-I64 = ir.IntType(64)
-FLOAT = ir.FloatType()
-LANES = 16  # floats a vector; narrower machines take several registers for it
-INTEGER = types.int64
-SINGLE = types.float32
-
-
-def vectors_in_registers() -> int:
-    """How many vectors of 16 floats a block may have on the CPU numba compiles for.
-
-    AVX-512 has 32 registers of 16 floats, NEON 32 of 4 and AVX2 16 of 8; a few are
-    left to the weight and the loads.
-    """
-    if config.CPU_NAME not in (None, "host") or config.CPU_FEATURES is not None:
-        features = set((config.CPU_FEATURES or "").split(","))
-        wide = "+avx512f" in features
-    else:
-        wide = llvmlite.binding.get_host_cpu_features().get("avx512f", False)
-    return 16 if wide else 4
-
-
-VECTORS = vectors_in_registers()
+from sparsekit.execution.kernels.vectors import (
+    FLOAT,
+    I32,
+    I64,
+    at,
+    element,
+    fused_multiply_add,
+    grid,
+    load,
+    loop,
+    phi,
+    pointer,
+    shuffle,
+    splat,
+    typed,
+)
 
 
 @intrinsic(prefer_literal=True)
@@ -89,7 +79,7 @@ def multiply_add(  # type: ignore[no-untyped-def]
         resume: 0 overwrites Y, anything else adds to it.
         start: float32 that the sum begins with if it does not resume: 0, or a bias.
     """
-    return _typed(_multiply_add, 5, (lanes, rows, columns, x_step, y_step), 10, 1)
+    return typed(_multiply_add, 5, (lanes, rows, columns, x_step, y_step), 10, 1)
 
 
 @intrinsic(prefer_literal=True)
@@ -123,7 +113,7 @@ def multiply_add_finish(  # type: ignore[no-untyped-def]
         residual: block like Y that is added, or 0 for none.
         low, high: float32; 0 and inf are ReLU, 0 and 6 ReLU6, -inf and inf nothing.
     """
-    return _typed(_multiply_add, 5, (lanes, rows, columns, x_step, y_step), 12, 3)
+    return typed(_multiply_add, 5, (lanes, rows, columns, x_step, y_step), 12, 3)
 
 
 @intrinsic(prefer_literal=True)
@@ -149,7 +139,7 @@ def dot_products(  # type: ignore[no-untyped-def]
     Arguments as in `multiply_add`; `out` is of float32, beside `index`. Four sums are
     reduced together, which takes 13 instructions instead of 32.
     """
-    return _typed(_dot_products, 5, (lanes, rows, columns, x_step, g_step), 9, 0)
+    return typed(_dot_products, 5, (lanes, rows, columns, x_step, g_step), 9, 0)
 
 
 @intrinsic(prefer_literal=True)
@@ -169,26 +159,10 @@ def prefetch(context, rows, columns, step, write, first, row):  # type: ignore[n
         byte = ir.IntType(8).as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
         ask = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
-        for place in _grid(b, rows, columns, first, row, step):
+        for place in grid(b, rows, columns, first, row, step):
             b.call(ask, [b.inttoptr(place, byte), I32(write), I32(3), I32(1)])
 
-    return _typed(emit, 4, (rows, columns, step, write), 2, 0)
-
-
-def _typed(
-    emit: Callable[..., None], constants: int, block: Any, integers: int, floats: int
-) -> Any:
-    """Signature and code generator of an intrinsic; None if a constant is not one."""
-    if not all(isinstance(size, types.IntegerLiteral) for size in block):
-        return None
-    sizes = [size.literal_value for size in block]
-    signature = types.void(*block, *[INTEGER] * integers, *[SINGLE] * floats)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        emit(builder, *sizes, *args[constants:])
-        return context.get_dummy_value()
-
-    return signature, codegen
+    return typed(emit, 4, (rows, columns, step, write), 2, 0)
 
 
 # ---- what is emitted -----------------------------------------------------------------
@@ -214,23 +188,23 @@ def _multiply_add(
     *finish: Any,
 ) -> None:
     vector = ir.VectorType(FLOAT, lanes)
-    fma = _fma(b, vector)
-    places = _grid(b, rows, columns, y, y_row, y_step)
+    fma = fused_multiply_add(b, vector)
+    places = grid(b, rows, columns, y, y_row, y_step)
     last, residual, start, low, high = (
         finish if len(finish) > 1 else (None, None, finish[0], None, None)
     )
-    fresh = _splat(b, start, vector)
+    fresh = splat(b, start, vector)
     entry = b.block
     with b.if_then(b.icmp_signed("!=", resume, I64(0))):
-        before = [_load(b, place, vector) for place in places]
+        before = [load(b, place, vector) for place in places]
         loaded = b.block
-    sums = [_phi(b, vector, (fresh, entry), (old, loaded)) for old in before]
+    sums = [phi(b, vector, (fresh, entry), (old, loaded)) for old in before]
 
     def body(t: Any, sums: list[Any]) -> list[Any]:
-        weight = _splat(b, _load(b, _element(b, values, t), FLOAT), vector)
-        blocks = _grid(b, rows, columns, _at(b, x, index, scale, t), x_row, x_step)
+        weight = splat(b, load(b, element(b, values, t), FLOAT), vector)
+        blocks = grid(b, rows, columns, at(b, x, index, scale, t), x_row, x_step)
         return [
-            b.call(fma, [weight, _load(b, block, vector), total])
+            b.call(fma, [weight, load(b, block, vector), total])
             for block, total in zip(blocks, sums, strict=True)
         ]
 
@@ -250,20 +224,20 @@ def _multiply_add(
         full = b.sub(end, b.srem(b.sub(end, begin), I64(chains)))
         full = b.select(b.icmp_signed("<", begin, end), full, begin)
         spread = sums + [zero] * (len(sums) * (chains - 1))
-        spread = _loop(b, begin, full, chains, spread, several)
+        spread = loop(b, begin, full, chains, spread, several)
         while len(spread) > len(places):
             half = len(spread) // 2
             spread = [
                 b.fadd(u, v) for u, v in zip(spread[:half], spread[half:], strict=True)
             ]
         sums, begin = spread, full
-    sums = _loop(b, begin, end, 1, sums, body)
+    sums = loop(b, begin, end, 1, sums, body)
     if last is not None:
         sums = _finish(
             b, vector, sums, last, residual, low, high, (rows, columns, y_row, y_step)
         )
     for total, place in zip(sums, places, strict=True):
-        b.store(total, _pointer(b, place, vector), align=4)
+        b.store(total, pointer(b, place, vector), align=4)
 
 
 def _finish(
@@ -274,26 +248,26 @@ def _finish(
     residual: Any,
     low: Any,
     high: Any,
-    grid: tuple[int, int, Any, int],
+    block: tuple[int, int, Any, int],
 ) -> list[Any]:
     """Adds the residual and clips, if this is the last part of the sum."""
-    rows, columns, row, step = grid
+    rows, columns, row, step = block
     unfinished, before = sums, b.block
     with b.if_then(b.icmp_signed("!=", last, I64(0))):
         plain = b.block
         with b.if_then(b.icmp_signed("!=", residual, I64(0))):
-            places = _grid(b, rows, columns, residual, row, step)
+            places = grid(b, rows, columns, residual, row, step)
             added = [
-                b.fadd(total, _load(b, place, vector))
+                b.fadd(total, load(b, place, vector))
                 for total, place in zip(sums, places, strict=True)
             ]
             branch = b.block
         sums = [
-            _phi(b, vector, (total, plain), (with_residual, branch))
+            phi(b, vector, (total, plain), (with_residual, branch))
             for total, with_residual in zip(sums, added, strict=True)
         ]
         for sign, bound in (("<", low), (">", high)):  # which lets NaN pass
-            limit = _splat(b, bound, vector)
+            limit = splat(b, bound, vector)
             beyond = [b.fcmp_ordered(sign, total, limit) for total in sums]
             sums = [
                 b.select(beyond, limit, total)
@@ -301,7 +275,7 @@ def _finish(
             ]
         after = b.block
     return [
-        _phi(b, vector, (total, before), (clipped, after))
+        phi(b, vector, (total, before), (clipped, after))
         for total, clipped in zip(unfinished, sums, strict=True)
     ]
 
@@ -324,31 +298,31 @@ def _dot_products(
     g_row: Any,
 ) -> None:
     vector = ir.VectorType(FLOAT, lanes)
-    fma = _fma(b, vector)
-    grads = [_load(b, p, vector) for p in _grid(b, rows, columns, g, g_row, g_step)]
+    fma = fused_multiply_add(b, vector)
+    grads = [load(b, p, vector) for p in grid(b, rows, columns, g, g_row, g_step)]
     together = 4 if lanes >= 4 else 1
 
     def products(t: Any) -> Any:
         """The products of one non-zero, summed over the block but not over lanes."""
-        blocks = _grid(b, rows, columns, _at(b, x, index, scale, t), x_row, x_step)
+        blocks = grid(b, rows, columns, at(b, x, index, scale, t), x_row, x_step)
         chains: list[Any] = []  # two, so that one need not wait for the other
         for k, (grad, block) in enumerate(zip(grads, blocks, strict=True)):
             if k < 2:
-                chains.append(b.fmul(grad, _load(b, block, vector)))
+                chains.append(b.fmul(grad, load(b, block, vector)))
             else:
-                args = [grad, _load(b, block, vector), chains[k % 2]]
+                args = [grad, load(b, block, vector), chains[k % 2]]
                 chains[k % 2] = b.call(fma, args)
         return b.fadd(*chains) if len(chains) == 2 else chains[0]
 
     def several(t: Any, none: list[Any]) -> list[Any]:
         four = [products(b.add(t, I64(k))) for k in range(4)]
-        place = _pointer(b, _element(b, out, t), ir.VectorType(FLOAT, 4))
+        place = pointer(b, element(b, out, t), ir.VectorType(FLOAT, 4))
         total = b.fadd(b.load(place, align=4), _sums_of_four(b, four, lanes))
         b.store(total, place, align=4)
         return none
 
     def single(t: Any, none: list[Any]) -> list[Any]:
-        place = _pointer(b, _element(b, out, t), FLOAT)
+        place = pointer(b, element(b, out, t), FLOAT)
         kind = ir.FunctionType(FLOAT, [FLOAT, vector])
         name = f"llvm.vector.reduce.fadd.v{lanes}f32"
         add = cgutils.get_or_insert_function(b.module, kind, name)
@@ -359,9 +333,9 @@ def _dot_products(
     if together == 4:
         full = b.sub(end, b.and_(b.sub(end, begin), I64(3)))
         full = b.select(b.icmp_signed("<", begin, end), full, begin)
-        _loop(b, begin, full, 4, [], several)
+        loop(b, begin, full, 4, [], several)
         begin = full
-    _loop(b, begin, end, 1, [], single)
+    loop(b, begin, end, 1, [], single)
 
 
 def _sums_of_four(b: Any, four: list[Any], lanes: int) -> Any:
@@ -371,104 +345,12 @@ def _sums_of_four(b: Any, four: list[Any], lanes: int) -> Any:
         """In every run of four lanes: u01, u23, v01, v23."""
         even = [k + j for k in range(0, lanes, 4) for j in (0, 2, lanes, lanes + 2)]
         odd = [lane + 1 for lane in even]
-        return b.fadd(_shuffle(b, u, v, even), _shuffle(b, u, v, odd))
+        return b.fadd(shuffle(b, u, v, even), shuffle(b, u, v, odd))
 
     total = pairs(pairs(four[0], four[1]), pairs(four[2], four[3]))
     while lanes > 4:  # every run of four lanes now has the four sums of its lanes
         lanes //= 2
-        low = _shuffle(b, total, total, list(range(lanes)))
-        high = _shuffle(b, total, total, list(range(lanes, 2 * lanes)))
+        low = shuffle(b, total, total, list(range(lanes)))
+        high = shuffle(b, total, total, list(range(lanes, 2 * lanes)))
         total = b.fadd(low, high)
     return total
-
-
-def _loop(
-    b: Any,
-    begin: Any,
-    end: Any,
-    step: int,
-    carried: list[Any],
-    body: Callable[[Any, list[Any]], list[Any]],
-) -> list[Any]:
-    """for t in range(begin, end, step): carried = body(t, carried)."""
-    before = b.block
-    loop = b.append_basic_block("nonzeros")
-    after = b.append_basic_block("done")
-    b.cbranch(b.icmp_signed("<", begin, end), loop, after)
-    b.position_at_end(loop)
-    t = b.phi(I64)
-    inside = [b.phi(value.type) for value in carried]
-    results = body(t, inside)
-    following = b.add(t, I64(step))
-    t.add_incoming(begin, before)
-    t.add_incoming(following, loop)
-    for phi, first, later in zip(inside, carried, results, strict=True):
-        phi.add_incoming(first, before)
-        phi.add_incoming(later, loop)
-    b.cbranch(b.icmp_signed("<", following, end), loop, after)
-    b.position_at_end(after)
-    return [
-        _phi(b, first.type, (first, before), (later, loop))
-        for first, later in zip(carried, results, strict=True)
-    ]
-
-
-def _grid(
-    b: Any, rows: int, columns: int, first: Any, row: Any, step: int
-) -> list[Any]:
-    """Addresses of the vectors of a block, row by row."""
-    places = []
-    for r in range(rows):
-        if r:
-            first = b.add(first, row)
-        places += [b.add(first, I64(c * step)) for c in range(columns)]
-    return places
-
-
-def _at(b: Any, x: Any, index: Any, scale: Any, t: Any) -> Any:
-    """Address x + index[t] * scale."""
-    offset = b.sext(_load(b, _element(b, index, t), I32), I64)
-    return b.add(x, b.mul(offset, scale))
-
-
-def _element(b: Any, array: Any, t: Any) -> Any:
-    """Address of element t of an array of 4 bytes an element."""
-    return b.add(array, b.shl(t, I64(2)))
-
-
-def _pointer(b: Any, address: Any, kind: Any) -> Any:
-    return b.inttoptr(address, kind.as_pointer())
-
-
-def _load(b: Any, address: Any, kind: Any) -> Any:
-    return b.load(_pointer(b, address, kind), align=4)
-
-
-def _shuffle(b: Any, u: Any, v: Any, lanes: list[int]) -> Any:
-    mask = ir.Constant(ir.VectorType(I32, len(lanes)), lanes)
-    return b.shuffle_vector(u, v, mask)
-
-
-def _splat(b: Any, scalar: Any, vector: Any) -> Any:
-    empty = ir.Constant(vector, ir.Undefined)
-    return _shuffle(
-        b, b.insert_element(empty, scalar, I32(0)), empty, [0] * vector.count
-    )
-
-
-def _phi(b: Any, kind: Any, *incoming: tuple[Any, Any]) -> Any:
-    phi = b.phi(kind)
-    for value, block in incoming:
-        phi.add_incoming(value, block)
-    return phi
-
-
-def _fma(b: Any, vector: Any) -> Any:
-    kind = ir.FunctionType(vector, [vector] * 3)
-    name = f"llvm.fma.v{vector.count}f32"
-    return cgutils.get_or_insert_function(b.module, kind, name)
-
-
-def _binary(b: Any, name: str, vector: Any) -> Any:
-    kind = ir.FunctionType(vector, [vector] * 2)
-    return cgutils.get_or_insert_function(b.module, kind, f"{name}.v{vector.count}f32")

@@ -18,18 +18,17 @@ overwritten by the row after it, or lies in the spare room: rows go from top to 
 and tiles of a row from right to left.
 """
 
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from sparsekit.execution import threads
 from sparsekit.execution.kernels import dense as dense_blocks
 from sparsekit.execution.kernels import depthwise as depthwise_blocks
-from sparsekit.execution.kernels.memory import floats, integers
-from sparsekit.execution.kernels.micro import LANES, VECTORS, multiply_add_finish
+from sparsekit.execution.kernels import pixel_loops as loops
+from sparsekit.execution.kernels.vectors import LANES, VECTORS
 
 VECTOR = 4 * LANES  # bytes
 NEAR = 32 * 1024  # bytes of input that stay in the first-level cache beside the rest
@@ -215,7 +214,7 @@ def pointwise(x: Floats, weight: Sparse, y: Floats, pixels: int, to: Finish) -> 
     images, outputs = len(y), y.shape[1]
     parts = max(1, min(outputs // 8, 8 // (images * tiles)))
     return Call(
-        _pointwise(vectors), images * tiles * parts, tiles, parts,
+        loops.pointwise_loop(vectors), images * tiles * parts, tiles, parts,
         _address(x), x.strides[0], x.strides[1], *_sparse(weight), _address(y),
         y.strides[0], y.strides[1], *_finishing(to),
         work=2 * len(weight.values) * images * tiles * vectors * LANES,
@@ -236,9 +235,9 @@ def direct(
     parts = max(1, min(outputs // 8, 8 // images))
     pixels = window.out[0] * _row_floats(window)
     conv = Call(
-        _direct(*_tile(window)), images * parts, parts, *_rows(window), _address(copy),
-        copy.strides[0], *_sparse(weight), _address(y), y.strides[0], y.strides[1],
-        *_finishing(to), work=2 * len(weight.values) * images * pixels,
+        loops.direct_loop(*_tile(window)), images * parts, parts, *_rows(window),
+        _address(copy), copy.strides[0], *_sparse(weight), _address(y), y.strides[0],
+        y.strides[1], *_finishing(to), work=2 * len(weight.values) * images * pixels,
         keep=(copy, weight, y, to),
     )  # fmt: skip
     return [pad_phases(x, window, copy), conv]
@@ -249,10 +248,10 @@ def depthwise(x: Floats, weight: Sparse, y: Floats, window: Window, to: Finish) 
     images, channels = x.shape[:2]
     pixels = window.out[0] * _row_floats(window)
     return Call(
-        _depthwise(*_tile(window)), images * channels, channels, *_rows(window),
-        _address(x), x.strides[1], window.height, window.width, *window.padding[:2],
-        *window.stride, window.copy_floats + window.spare, *_sparse(weight),
-        _address(y), y.strides[1], *_finishing(to),
+        loops.depthwise_loop(*_tile(window)), images * channels, channels,
+        *_rows(window), _address(x), x.strides[1], window.height, window.width,
+        *window.padding[:2], *window.stride, window.copy_floats + window.spare,
+        *_sparse(weight), _address(y), y.strides[1], *_finishing(to),
         work=2 * len(weight.values) * images * pixels, keep=(x, weight, y, to),
     )  # fmt: skip
 
@@ -350,7 +349,7 @@ def pad_phases(x: Floats, window: Window, copy: Floats) -> Call:
     """The padded copy of all channels, in phase planes."""
     images, channels = x.shape[:2]
     return Call(
-        _copy_planes, images * channels, channels, _address(x), x.strides[0],
+        loops.copy_planes, images * channels, channels, _address(x), x.strides[0],
         x.strides[1], window.height, window.width, *window.padding[:2],
         *window.stride, *window.phase, _address(copy), copy.strides[0],
         work=images * channels * window.copy_floats, keep=(x, copy),
@@ -381,166 +380,3 @@ def _finishing(to: Finish) -> tuple[Any, ...]:
 
 def _address(array: NDArray[Any]) -> int:
     return array.ctypes.data
-
-
-# ---- the loops -----------------------------------------------------------------------
-
-
-@cache
-def _pointwise(vectors: int) -> Any:
-    """A task is (image, part of the outputs, tile of pixels)."""
-
-    @njit(nogil=True, cache=True)
-    def pointwise_loop(
-        begin: int, end: int, tiles: int, parts: int,
-        x: int, x_image: int, x_channel: int, offsets: int, values: int,
-        starts: int, blocks: int, outputs: int, y: int, y_image: int, y_channel: int,
-        bias: int, residual: int, low: float, high: float,
-    ) -> None:  # fmt: skip
-        first = integers(starts, (blocks + 1) * outputs).reshape(-1, outputs)
-        start = floats(bias, outputs)
-        for task in range(begin, end):
-            image = task // (tiles * parts)
-            tile = (task - image * tiles * parts) // parts
-            part = task % parts
-            source = x + image * x_image + tile * vectors * 64
-            shift = image * y_image + tile * vectors * 64
-            for block in range(blocks):
-                for o in range(part * outputs // parts, (part + 1) * outputs // parts):
-                    target = shift + o * y_channel
-                    multiply_add_finish(
-                        16, 1, vectors, 64, 64, source, 0, offsets, x_channel, values,
-                        np.int64(first[block, o]), np.int64(first[block + 1, o]),
-                        y + target, 0, block, block == blocks - 1,
-                        residual + target if residual else 0, start[o], low, high,
-                    )  # fmt: skip
-
-    return pointwise_loop
-
-
-@cache
-def _direct(rows: int, columns: int) -> Any:
-    """A task is (image, part of the outputs)."""
-
-    @njit(nogil=True, cache=True)
-    def direct_loop(
-        begin: int, end: int, parts: int,
-        height: int, width: int, x_row: int, phase_rows: int, tiles: int,
-        x: int, x_image: int, offsets: int, values: int, starts: int, blocks: int,
-        outputs: int, y: int, y_image: int, y_channel: int,
-        bias: int, residual: int, low: float, high: float,
-    ) -> None:  # fmt: skip
-        first = integers(starts, (blocks + 1) * outputs).reshape(-1, outputs)
-        start = floats(bias, outputs)
-        for task in range(begin, end):
-            image = task // parts
-            part = task - image * parts
-            for top in range(0, height, rows):
-                h = min(top, height - rows)
-                for tile in range(tiles - 1, -1, -1):
-                    w = tile * columns * 16
-                    source = x + image * x_image + 4 * (h * x_row + w)
-                    shift = image * y_image + 4 * (h * width + w)
-                    for block in range(blocks):
-                        for o in range(
-                            part * outputs // parts, (part + 1) * outputs // parts
-                        ):
-                            target = shift + o * y_channel
-                            multiply_add_finish(
-                                16, rows, columns, 64, 64, source, 4 * x_row, offsets,
-                                4, values, np.int64(first[block, o]),
-                                np.int64(first[block + 1, o]), y + target, 4 * width,
-                                block, block == blocks - 1,
-                                residual + target if residual else 0,
-                                start[o], low, high,
-                            )  # fmt: skip
-
-    return direct_loop
-
-
-@cache
-def _depthwise(rows: int, columns: int) -> Any:
-    """A task is (image, channel)."""
-
-    @njit(nogil=True, cache=True)
-    def depthwise_loop(
-        begin: int, end: int, channels: int,
-        height: int, width: int, x_row: int, phase_rows: int, tiles: int,
-        x: int, x_channel: int, x_height: int, x_width: int, top: int, left: int,
-        down: int, across: int, room: int, offsets: int, values: int,
-        starts: int, blocks: int, outputs: int, y: int, y_channel: int,
-        bias: int, residual: int, low: float, high: float,
-    ) -> None:  # fmt: skip
-        first = integers(starts, 2 * outputs).reshape(2, outputs)
-        start = floats(bias, outputs)
-        copy = np.empty(room + 16, np.float32)
-        copy[:] = 0.0
-        x_copy = (copy.ctypes.data + 63) & ~63
-        for task in range(begin, end):
-            o = task % channels
-            copy_plane(
-                x + task * x_channel, x_height, x_width, top, left, down, across,
-                phase_rows, x_row, x_copy,
-            )  # fmt: skip
-            for row in range(0, height, rows):
-                h = min(row, height - rows)
-                for tile in range(tiles - 1, -1, -1):
-                    w = tile * columns * 16
-                    target = task * y_channel + 4 * (h * width + w)
-                    multiply_add_finish(
-                        16, rows, columns, 64, 64, x_copy + 4 * (h * x_row + w),
-                        4 * x_row, offsets, 4, values, np.int64(first[0, o]),
-                        np.int64(first[1, o]), y + target, 4 * width, 0, 1,
-                        residual + target if residual else 0, start[o], low, high,
-                    )  # fmt: skip
-
-    return depthwise_loop
-
-
-@njit(nogil=True, cache=True)
-def copy_plane(
-    x: int, height: int, width: int, top: int, left: int, down: int, across: int,
-    rows: int, columns: int, out: int,
-) -> None:  # fmt: skip
-    """A plane -> its phase planes [down, across, rows, columns], padded by zeros."""
-    for a in range(down):
-        for b in range(across):
-            first = max(0, (left - b + across - 1) // across)
-            last = max(first, min(columns, (width - 1 + left - b) // across + 1))
-            for i in range(rows):
-                h = i * down + a - top
-                place = out + 4 * ((a * across + b) * rows + i) * columns
-                line = floats(place, columns)
-                if h < 0 or h >= height:
-                    line[:] = 0.0
-                    continue
-                begin = x + 4 * (h * width + first * across + b - left)
-                source = floats(begin, (last - first) * across)
-                line[:first] = 0.0
-                inside = line[first:last]
-                if across == 1:
-                    for j in range(len(inside)):
-                        inside[j] = source[j]
-                elif across == 2:
-                    for j in range(len(inside)):
-                        inside[j] = source[2 * j]
-                else:
-                    for j in range(len(inside)):
-                        inside[j] = source[j * across]
-                line[last:] = 0.0
-
-
-@njit(nogil=True, cache=True)
-def _copy_planes(
-    begin: int, end: int, channels: int, x: int, x_image: int, x_channel: int,
-    height: int, width: int, top: int, left: int, down: int, across: int,
-    rows: int, columns: int, out: int, out_image: int,
-) -> None:  # fmt: skip
-    size = 4 * down * across * rows * columns
-    for task in range(begin, end):
-        image = task // channels
-        channel = task - image * channels
-        copy_plane(
-            x + image * x_image + channel * x_channel, height, width, top, left, down,
-            across, rows, columns, out + image * out_image + channel * size,
-        )  # fmt: skip

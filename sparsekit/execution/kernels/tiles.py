@@ -4,7 +4,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from sparsekit.execution.kernels.layout import LANES
-from sparsekit.execution.kernels.micro import VECTORS
+from sparsekit.execution.kernels.vectors import VECTORS
 
 VECTOR = 4 * LANES  # bytes
 REMEMBERED = 1024  # plans of calls with the same sizes

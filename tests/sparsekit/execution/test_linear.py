@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sparsekit.execution import linear as ops
-from sparsekit.execution.kernels import linear as kernels
+from sparsekit.execution.kernels import samples
 from sparsekit.execution.linear import SparseLinear
 
 INPUTS, OUTPUTS = 1031, 607  # primes, and more than one group of rows and columns
@@ -118,7 +118,7 @@ def test_a_value_of_zero_is_alive():
     assert_like_dense(layer, torch.randn(16, INPUTS))
 
 
-@pytest.mark.parametrize("vectors", kernels.SIZES)
+@pytest.mark.parametrize("vectors", samples.SIZES)
 def test_every_size_of_tile(vectors):
     _, _, layer = subject(0.3, inputs=41, outputs=23)
     assert_like_dense(layer, torch.randn(16 * vectors - 1, 41))

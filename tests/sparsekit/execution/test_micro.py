@@ -13,11 +13,11 @@ import pytest
 from numba import njit
 
 from sparsekit.execution.kernels.micro import (
-    VECTORS,
     dot_products,
     multiply_add,
     multiply_add_finish,
 )
+from sparsekit.execution.kernels.vectors import VECTORS
 
 ROOT = Path(__file__).parents[3]
 FLOAT = np.float32
