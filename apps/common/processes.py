@@ -158,18 +158,33 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: Tensor, rows: slice, n: int, alike: bool) -> Tensor:
         ctx.rows, ctx.alike = rows, alike
-        whole = part.new_zeros((n, *part.shape[1:]))
+        whole = torch.zeros(n, *part.shape[1:], dtype=part.dtype, device=part.device)
         whole[rows] = part
         dist.all_reduce(whole)
-        return whole
+        return laid_out(whole, like=part)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         if ctx.alike:
             return grad[ctx.rows] * count(), None, None, None
-        grad = grad.contiguous()
-        dist.all_reduce(grad)
-        return grad[ctx.rows], None, None, None
+        whole = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(whole)
+        return laid_out(whole[ctx.rows], like=grad), None, None, None
+
+
+def laid_out(x: Tensor, like: Tensor) -> Tensor:
+    """x, with its dimensions in memory in the same order as those of `like`.
+
+    Batch norm of channels that lie innermost rounds otherwise than of outermost ones,
+    and where an activation is near 0 that decides whether it has a gradient.
+
+    >>> inner = torch.zeros(2, 5, 3).transpose(1, 2)
+    >>> laid_out(torch.zeros(4, 3, 5), like=inner).stride()
+    (15, 1, 3)
+    """
+    order = sorted(range(x.dim()), key=lambda i: (-like.stride(i), i))
+    back = sorted(range(x.dim()), key=order.__getitem__)
+    return x.permute(order).contiguous().permute(back)
 
 
 @torch.no_grad()
