@@ -55,7 +55,7 @@ def test_density(tmp_path):
     assert weights["narrow"] <= weights["rigl"] < 1.05 * weights["narrow"]
     accuracy = {row["arm"]: row["accuracy"]["value"] for row in report["rows"]}
     assert abs(accuracy["rigl"] - accuracy["masked"]) < 0.02  # the same up to rounding
-    assert abs(accuracy["bfloat16"] - accuracy["dense"]) < 0.1  # its weights are cast anew
+    assert abs(accuracy["bfloat16"] - accuracy["dense"]) < 0.1
     assert "| rigl | 10% | 1 |" in out.with_suffix(".md").read_text()
 
 

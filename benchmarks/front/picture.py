@@ -47,7 +47,8 @@ def caption() -> str:
 
     return (
         f"Whole trainings of an MLP, {report['width']:,} units a layer, on MNIST, "
-        f"{report['epochs']} epochs each. Dense: {told('dense', 1.0)}; with a tenth of "
+        f"{report['epochs']} epochs each. Dense: {told('dense', 1.0)}, with products "
+        f"in bfloat16: {told('bfloat16', 1.0)}; with a tenth of "
         f"the weights from the first step on, in values mode: {told('rigl', 0.1)}; the "
         f"same masks on dense kernels: {told('masked', 0.1)}; a dense network as "
         f"narrow as that has weights: {told('narrow', 0.1)}. Means, 95 % intervals "
@@ -75,6 +76,11 @@ def draw(picture: Path) -> None:
             label = f"dense, {report['width']:,} units a layer"
             ax.axhline(
                 scale * dense["value"], **figures.line("dense") | {"label": label}
+            )
+            half = {"linestyle": ":", "label": "dense, products in bfloat16"}
+            ax.axhline(
+                scale * rows["bfloat16", 1.0][name]["value"],
+                **figures.line("dense") | half,
             )
             if "low" in dense:
                 band = scale * dense["low"], scale * dense["high"]
