@@ -7,7 +7,7 @@ One row a recommendation: user, rank (from 1), item, score, source (see
 `Recommendations`). Neither users x items nor all lists are ever in memory.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -64,31 +64,52 @@ def write(
     rows = np.arange(len(artefact.user_ids))
     if users is not None:
         rows = np.array([recommender.row_of(user) for user in users], np.int64)
-    history = matrix_of(artefact.history, len(artefact.item_ids))
-    rank = _ranking(artefact, k, allowed)
-    popularity = artefact.popularity[allowed].astype(np.float32)
     names = _names(artefact)
-    model = artefact.model
-    is_trained = isinstance(model, FactorScorer) and model.users is not None
+    blocks = lists(
+        artefact, rows, k, exclude_seen=exclude_seen, allowed=allowed, block=block
+    )
     written = 0
 
     def fill(file: BinaryIO) -> None:
         nonlocal written
         with writer_of(file, _schema()) as writer:
-            for start in range(0, len(rows), block):
-                chosen = rows[start : start + block]
-                own = history[chosen]
-                seen = own[:, allowed] if exclude_seen else None
-                found, silent = rank(chosen, own, seen)
-                sources = np.where(silent, 2, 0 if is_trained else 1)
-                _with_popularity(popularity, found, np.flatnonzero(silent), seen)
-                found.items[found.items >= 0] = allowed[found.items[found.items >= 0]]
+            for chosen, found, sources in blocks:
                 table = _table(artefact, names, chosen, found, sources)
                 writer.write_table(table)
                 written += table.num_rows
 
     atomic.write(path, fill)
     return written
+
+
+def lists(
+    artefact: Artefact,
+    rows: np.ndarray,
+    k: int,
+    *,
+    exclude_seen: bool = True,
+    allowed: np.ndarray | None = None,
+    block: int = BLOCK,
+) -> Iterator[tuple[np.ndarray, Ranking, np.ndarray]]:
+    """Blocks of the users, [B]; their k best items; [B] numbers in SOURCES.
+
+    rows: indices of users. allowed: rising indices of items, default all.
+    """
+    if allowed is None:
+        allowed = np.arange(len(artefact.item_ids))
+    history = matrix_of(artefact.history, len(artefact.item_ids))
+    rank = _ranking(artefact, k, allowed)
+    popularity = artefact.popularity[allowed].astype(np.float32)
+    model = artefact.model
+    is_trained = isinstance(model, FactorScorer) and model.users is not None
+    for start in range(0, len(rows), block):
+        chosen = rows[start : start + block]
+        own = history[chosen]
+        seen = own[:, allowed] if exclude_seen else None
+        found, silent = rank(chosen, own, seen)
+        _with_popularity(popularity, found, np.flatnonzero(silent), seen)
+        found.items[found.items >= 0] = allowed[found.items[found.items >= 0]]
+        yield chosen, found, np.where(silent, 2, 0 if is_trained else 1)
 
 
 def _writer(path: Path) -> "Callable[[BinaryIO, pa.Schema], Any]":

@@ -1,14 +1,16 @@
-"""Commands after training: export, recommend, update, serve.
+"""Commands after training: export, recommend, update, backtest, serve.
 
 sparsekit recsys export --run runs/lightgcn --kind int8 --out model.safetensors
 sparsekit recsys export --model ease --options l2=250 --keep 100 --out e.safetensors
 sparsekit recsys recommend --file model.safetensors --liked "Toy Story" --because 2
 sparsekit recsys recommend --file model.safetensors --k 20 --out lists.parquet
+sparsekit recsys backtest --file model.safetensors --dataset today.csv
 sparsekit recsys update --file model.safetensors --dataset today.csv
 sparsekit recsys serve --file model.safetensors --port 8000
 """
 
 import difflib
+import json
 import math
 import os
 import sys
@@ -37,6 +39,7 @@ from apps.recsys.reader import table
 from apps.recsys.recommender import Filters, Recommender, Unknown
 from apps.recsys.scoring import FoldIn
 from apps.recsys.splits import known_items
+from sparsekit import atomic
 
 FITTED = {"ease": EASE, "itemknn": ItemKNN, "als": ALS}
 
@@ -113,6 +116,21 @@ class UpdateConfig(LogFile):
         dataset: the new interactions: .csv, .tsv, .inter (also .gz), .parquet.
         without: a forgotten.json that `forget` wrote: whom and what not to take in.
         out: the new file; default: it takes the place of the old one.
+    """
+
+    dataset: str = ""
+    file: Path | None = None
+
+
+@dataclass(frozen=True)
+class BacktestConfig(LogFile):
+    """Tests an exported file on interactions that came after it was made.
+
+    Args:
+        file: from `export`.
+        dataset: the later interactions: .csv, .tsv, .inter (also .gz), .parquet.
+        without: a forgotten.json that `forget` wrote: whom and what not to look at.
+        out: a .json file for the metrics, too.
     """
 
     dataset: str = ""
@@ -216,11 +234,7 @@ def update_command(argv: list[str]) -> None:
 
     config = parse(UpdateConfig, argv, beside=Config)
     path = required(config.file, "file")
-    log = described(required(config.dataset or None, "dataset"), **config.reading)
-    if config.rating is not None:
-        log = interactions.at_least(log, config.rating)
-    if config.without is not None:
-        log = Forgotten.load(config.without).passed(log)
+    log = _read(config)
     newer = updated(load(path), log)
     save(config.out or path, newer)
     news = newer.about["updates"][-1]
@@ -229,6 +243,32 @@ def update_command(argv: list[str]) -> None:
         f"{config.out or path}: {news['interactions']:,} new interactions, "
         f"{news['users']:,} new users, {news['items']:,} new items",
     )
+
+
+def backtest_command(argv: list[str]) -> None:
+    """Test an exported file on later interactions, beside popularity.
+
+    sparsekit recsys backtest --file model.safetensors --dataset today.csv
+    """
+    from apps.recsys.backtest import backtest
+
+    config = parse(BacktestConfig, argv, beside=Config)
+    artefact = load(required(config.file, "file"))
+    found = backtest(artefact, _read(config))
+    if config.out is not None:
+        content = json.dumps(found.content(), indent=1) + "\n"
+        atomic.write_text(config.out, content)
+    tell(found.content(), found.table())
+
+
+def _read(config: LogFile) -> interactions.Interactions:
+    """Interactions to add, or to test on."""
+    log = described(required(config.dataset or None, "dataset"), **config.reading)
+    if config.rating is not None:
+        log = interactions.at_least(log, config.rating)
+    if config.without is not None:
+        log = Forgotten.load(config.without).passed(log)
+    return log
 
 
 def serve_command(argv: list[str]) -> None:
@@ -354,5 +394,6 @@ SERVING_VERBS: Verbs = {
     "export": export_command,
     "recommend": recommend_command,
     "update": update_command,
+    "backtest": backtest_command,
     "serve": serve_command,
 }

@@ -180,6 +180,11 @@ ROWS = {
         ("recsys export",), "--file model.safetensors --dataset absent.csv",
         "absent.csv", writes="new.safetensors",
     ),
+    "recsys backtest": Row(
+        "--file model.safetensors --dataset today.csv --out backtest.json",
+        ("recsys export",), "--file model.safetensors --dataset absent.csv",
+        "absent.csv", writes="backtest.json",
+    ),
     "recsys serve": Row(
         "--file model.safetensors", ("recsys export",), "--file absent.safetensors",
         "absent.safetensors", not_here=SERVING,

@@ -43,7 +43,10 @@ def test_data_of_ones_own(tmp_path, monkeypatch, capsys):
     items = [f"S{i},Good thing {i},{['Tea', 'Mugs'][i // 3 % 2]}" for i in range(99)]
     (tmp_path / "items.csv").write_text("\n".join(["sku,title,category", *items]))
     (tmp_path / "today.txt").write_text("c-104\nc-120\n")
-    (tmp_path / "news.csv").write_text(f"{head}\nc-1,S0,buy,2026-02-01T00:00:00Z\n")
+    late = [
+        f"c-{u},S{i},buy,2026-02-01T00:00:00Z" for u in (1, 104, 120) for i in range(99)
+    ]
+    (tmp_path / "news.csv").write_text("\n".join([head, *late]) + "\n")
     (text,) = blocks("console")
     fewer = ["--profile", "smoke", "--trials", "1", "--seeds", "2", "--models", "mf"]
     told = {}
@@ -54,7 +57,9 @@ def test_data_of_ones_own(tmp_path, monkeypatch, capsys):
         told[words[0]] = capsys.readouterr().out
     assert "known        title of" in told["data"]
     assert len((tmp_path / "lists.csv").read_text().splitlines()) == 21
-    assert "1 new interactions, 1 new users, 0 new items" in told["update"]
+    assert "2 users, with 95 % intervals" in told["backtest"]
+    assert "99 of unknown users" in told["backtest"]
+    assert "1 new users, 0 new items" in told["update"]
     stored = (tmp_path / "runs/best/config.toml").read_text()
     assert "lr = 0.01" in stored  # of the preset
     assert 'dataset = "clicks.csv.gz"' in stored
