@@ -59,7 +59,7 @@ def test_data_of_ones_own(tmp_path, monkeypatch, capsys):
     assert len((tmp_path / "lists.csv").read_text().splitlines()) == 21
     assert "2 users, with 95 % intervals" in told["backtest"]
     assert "99 of unknown users" in told["backtest"]
-    assert "1 new users, 0 new items" in told["update"]
+    assert "1 new users, 33 new items" in told["update"]
     stored = (tmp_path / "runs/best/config.toml").read_text()
     assert "lr = 0.01" in stored  # of the preset
     assert 'dataset = "clicks.csv.gz"' in stored
