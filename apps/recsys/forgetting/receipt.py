@@ -116,6 +116,11 @@ def _data(old: Result, done: Outcome) -> dict[str, Any]:
     learned = before.row.astype(np.int64) * before.shape[1] + before.col
     erased = np.intersect1d(learned, problem.forgotten)
     kept = np.setdiff1d(learned, erased)
+    if len(erased) == 0:
+        raise ValueError(
+            "none of what is forgotten was learned from: there is nothing to sign; the "
+            "run without it is written"
+        )
     content = sha256(np.sort(learned).astype("<i8").tobytes()).hexdigest()
     return {
         "name": old.data.name,
