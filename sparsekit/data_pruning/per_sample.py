@@ -12,7 +12,7 @@ that the fast pass finds.
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from sparsekit.data_pruning.probe import (
     Loss,
     Probe,
     Task,
+    by_backpropagation,
     precise,
     require_batch_first,
 )
@@ -45,6 +46,7 @@ def gradient_norms(
     loss: Loss = cross_entropy,
     params: Collection[str] | None = None,
     masks: Mapping[str, Tensor] | None = None,
+    one_by_one: bool = False,
 ) -> Tensor:
     """||d loss_i / d parameters||_2 of every sample i, [B].
 
@@ -63,6 +65,8 @@ def gradient_norms(
             a gradient.
         masks: {parameter name: bool mask}: only entries that are True count. For a
             sparse network, `sparsifier.alive`; without, absent weights count too.
+        one_by_one: a backward pass for each sample: as many times slower, for models
+            with any other layer, such as attention of torch.nn and LSTMs.
 
     Raises:
         ValueError: naming the parameter, if it is used by a layer that has no rule, or
@@ -92,6 +96,8 @@ def gradient_norms(
     task = Task(model, layers, loss, _wanted(model, params), _masks(model, masks))
     inputs, targets = inputs.detach(), targets.detach()
     with _undisturbed(inputs.device):
+        if one_by_one:
+            return by_backpropagation(replace(task, layers={}), inputs, targets)
         probe = Probe.of(task, inputs, targets)
         return _Pass(task, probe).run(inputs, targets)
 

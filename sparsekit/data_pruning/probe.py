@@ -141,6 +141,23 @@ class Probe:
                 )
 
 
+def by_backpropagation(task: Task, inputs: Tensor, targets: Tensor) -> Tensor:
+    """The gradient norm of every sample, [B], by a backward pass for each."""
+    leaves = {
+        name: p.detach().requires_grad_(name in task.wanted)
+        for name, p in task.model.named_parameters()
+    }
+    wanted = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
+    norms = []
+    for x, y in zip(inputs.split(1), targets.split(1), strict=True):
+        losses = task.losses(leaves, None, x, y)
+        squares = (
+            _squares(losses[0], wanted, task.masks) if losses.requires_grad else {}
+        )
+        norms.append(sum(squares.values()) ** 0.5)
+    return torch.tensor(norms, dtype=precise(losses).dtype, device=losses.device)
+
+
 def _leaf_uses(
     start: Any, names: Mapping[int, str], stop: Any = None
 ) -> tuple[Counter[str], set[Any]]:
@@ -189,7 +206,8 @@ def _uncovered(model: nn.Module, name: str, uses: int, by_layers: int) -> ValueE
     return ValueError(
         f"no per-sample rule covers {name!r} of {owner or 'the model'!r} ({kind}): "
         f"{uses - by_layers} of its {uses} uses are outside of the known layers. Leave "
-        "it out through params, or build the model from torch.nn layers that have one"
+        "it out through params, or pass one_by_one=True, which takes a backward pass "
+        "for each sample"
     )
 
 
@@ -216,9 +234,8 @@ def _squares(
     if not leaves:
         return {}
     found = []
-    for name, grad in zip(
-        leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True
-    ):
+    grads = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+    for name, grad in zip(leaves, grads, strict=True):
         grad = precise(grad.to_dense())
         found.append((grad * masks[name] if name in masks else grad).square().sum())
     return dict(zip(leaves, _floats(found), strict=True))

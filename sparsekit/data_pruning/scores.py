@@ -48,6 +48,7 @@ def grand(
     targets: Tensor,
     params: str | Collection[str] = "all",
     masks: Mapping[str, Tensor] | None = None,
+    one_by_one: bool = False,
 ) -> Tensor:
     """Norm of the loss gradient, ||d CE(f(x), y) / d w||_2, exact, in one pass.
 
@@ -58,6 +59,7 @@ def grand(
         params: "all" that require a gradient; "last", the linear layer that makes the
             logits, which takes hardly more than a forward pass; or names.
         masks: {parameter name: bool mask} of a sparse model: entries that count.
+        one_by_one: a backward pass for each example, for models with other layers.
 
     Raises:
         ValueError: as `gradient_norms`, and for "last" if the logits do not come from a
@@ -80,7 +82,13 @@ def grand(
         names = _last_layer(model, inputs[:1])
     with in_mode(model, training=False):
         return gradient_norms(
-            model, inputs, targets, loss=_cross_entropy, params=names, masks=masks
+            model,
+            inputs,
+            targets,
+            loss=_cross_entropy,
+            params=names,
+            masks=masks,
+            one_by_one=one_by_one,
         )
 
 

@@ -54,6 +54,53 @@ def test_tied_weights_are_added_before_the_norm(chunk, monkeypatch):
     assert (found - expected).abs().min() > 1e-3
 
 
+class Recurrent(nn.Module):
+    """Layers without a rule, a position, and a parameter that is not used."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(5, 6, batch_first=True)
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.position = nn.Parameter(torch.randn(1, 4, 6))
+        self.unused = nn.Parameter(torch.randn(3))
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.lstm(x)[0] + self.position
+        return self.head(self.attention(x, x, x)[0].mean(1))
+
+
+def test_one_by_one_takes_any_model():
+    torch.manual_seed(0)
+    model, x, y = Recurrent(), torch.randn(7, 4, 5), torch.arange(7) % 3
+    with pytest.raises(ValueError, match=r"no per-sample rule.*one_by_one=True"):
+        gradient_norms(model, x, y)
+    # Independent: torch's own backward pass into .grad, sample by sample.
+    expected = []
+    masks = {"lstm.weight_hh_l0": torch.rand(24, 6) > 0.5}
+    for i in range(7):
+        model.zero_grad()
+        F.cross_entropy(model(x[i : i + 1]), y[i : i + 1]).backward()
+        model.lstm.weight_hh_l0.grad.mul_(masks["lstm.weight_hh_l0"])
+        grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        expected.append(torch.cat(grads).norm())
+    model.zero_grad()
+    found = gradient_norms(model, x, y, masks=masks, one_by_one=True)
+    torch.testing.assert_close(found, torch.stack(expected), **CLOSE)
+    assert all(p.grad is None for p in model.parameters())
+    nothing = gradient_norms(model, x, y, params=["unused"], one_by_one=True)
+    assert not nothing.any()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_one_by_one_equals_one_pass(name):
+    model, x, y = NETWORKS[name]()
+    torch.testing.assert_close(
+        gradient_norms(model, x, y, one_by_one=True), gradient_norms(model, x, y),
+        **CLOSE,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_masked(name):
     model, x, y = NETWORKS[name]()
