@@ -12,7 +12,7 @@ from apps.common import verbs
 from apps.common.config import RunConfig, parse
 from apps.common.images import PARTS
 from apps.common.tables import percent
-from apps.continual import figure, metrics, strategy, streams
+from apps.continual import figure, memory, metrics, strategy, streams
 from apps.continual.compare import compare, load_comparison
 from apps.continual.config import PRESETS, Config
 from apps.continual.export import export
@@ -25,6 +25,18 @@ from sparsekit.spelling import choice
 @dataclass(frozen=True)
 class DataConfig(Config):
     """Fetches a data set and prints the tasks it is cut into."""
+
+
+@dataclass(frozen=True)
+class TrainConfig(Config):
+    """Trains one model on a stream of tasks.
+
+    Args:
+        memory_mb: of this process, at most; a training that takes more is refused.
+            On Linux, device cpu.
+    """
+
+    memory_mb: float | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +139,10 @@ def train_command(argv: list[str]) -> None:
     sparsekit continual train --config derpp-mnist --buffer 200 --out runs/derpp
     sparsekit continual train --resume --out runs/derpp
     """
-    result = train(verbs.resumable(Config, argv, PRESETS))
+    given = verbs.resumable(TrainConfig, argv, PRESETS)
+    config = verbs.narrowed(given, Config, out=given.out, resume=given.resume)
+    with memory.held(given.memory_mb, config):
+        result = train(config)
     verbs.tell(measured(result), *lines(result))
 
 

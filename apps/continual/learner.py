@@ -10,7 +10,6 @@ A new Learner on the same folder goes on where the power went, to the same bits.
 """
 
 import io
-import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from apps.continual.config import Config
 from apps.continual.journal import Journal
 from apps.continual.strategy import Batch, evaluating
 from apps.continual.streams import Part, Stream, Task
+from apps.continual.train import step
 from sparsekit.execution import dense_state_dict, export
 from sparsekit.execution.export import Exported
 from sparsekit.methods.tdm import TDM
@@ -152,19 +152,10 @@ class Learner:
     # ---- how -------------------------------------------------------------------------
 
     def _learn(self, raw: Tensor, y: Tensor) -> float:
-        state, strategy = self.state, self.state.strategy
+        state = self.state
         state.model.train()
-        batch = Batch(state.seen(raw), y, raw, torch.arange(len(y)))
-        state.optimizer.zero_grad()
-        loss = state.back_propagate(batch)
+        loss = step(state, Batch(state.seen(raw), y, raw, torch.arange(len(y))))
         assert loss is not None
-        strategy.after_backward(batch)
-        if state.sparsifier is not None:
-            state.sparsifier.before_step()
-        state.optimizer.step()
-        if state.sparsifier is not None:
-            state.sparsifier.after_step()
-        strategy.after_step(batch)
         self.observed += 1
         if self.folder is not None and self.observed % self.every == 0:
             self.save()
@@ -244,22 +235,6 @@ def _refuse_another(learner: Learner, saved: dict[str, Any]) -> None:
         )
     rest = {name: value for name, value in saved.items() if name not in mine}
     refuse_other_settings(learner.config, rest, learner.folder.path)
-
-
-def limit_memory(megabytes: float) -> None:
-    """From now on this process may take so many MB (10^6 bytes) more; on Linux.
-
-    What needs more raises MemoryError or torch's RuntimeError "not enough memory", so
-    that a device learns it before its system ends the process. It cannot be undone.
-    """
-    now = _address_space()
-    limit = now + round(megabytes * 1e6)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-
-
-def _address_space() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    return pages * resource.getpagesize()
 
 
 def _unseen(

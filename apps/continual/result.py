@@ -17,6 +17,7 @@ from apps.common.training import clones, require_finite
 from apps.continual import metrics, models
 from apps.continual.config import Config
 from apps.continual.strategy import evaluating
+from apps.continual.streams import Part
 from apps.continual.training import Training
 from sparsekit.execution import dense_state_dict
 
@@ -77,27 +78,29 @@ class Result:
 
 def measure(state: Training) -> Tested:
     """The model on the tested part of every task, learned or not."""
-    stream, config, strategy = state.stream, state.config, state.strategy
-    batch = 128 if config.device == "cpu" else 1000  # what the caches hold is faster
     tested = Tested([], [], [])
-    with evaluating(state.model):
-        for j, task in enumerate(stream.tasks):
-            part = getattr(task, config.part)
-            logits = torch.cat(
-                [
-                    strategy.predict(
-                        stream.view(part.raw(slice(i, i + batch)).to(state.device)), j
-                    ).float()
-                    for i in range(0, len(part), batch)
-                ]
-            ).cpu()
-            confidence, answer = logits.softmax(1).max(1)
-            own = torch.tensor(task.classes)
-            of_task = own[logits[:, own].argmax(1)]
-            tested.correct.append(answer == part.y)
-            tested.correct_of_task.append(of_task == part.y)
-            tested.confidence.append(confidence)
+    for j, task in enumerate(state.stream.tasks):
+        part = getattr(task, state.config.part)
+        logits = logits_of(state, part, j)
+        confidence, answer = logits.softmax(1).max(1)
+        own = torch.tensor(task.classes)
+        of_task = own[logits[:, own].argmax(1)]
+        tested.correct.append(answer == part.y)
+        tested.correct_of_task.append(of_task == part.y)
+        tested.confidence.append(confidence)
     return tested
+
+
+def logits_of(state: Training, part: Part, task: int) -> Tensor:
+    """What the strategy predicts for all of a part: [N, K], on the CPU."""
+    batch = 128 if state.config.device == "cpu" else 1000  # caches hold 128
+    view, predict = state.stream.view, state.strategy.predict
+    with evaluating(state.model):
+        parts = [
+            predict(view(part.raw(slice(i, i + batch)).to(state.device)), task).float()
+            for i in range(0, len(part), batch)
+        ]
+    return torch.cat(parts).cpu()
 
 
 class Run:

@@ -12,13 +12,36 @@ or, in a notebook (nothing is written):
 import time
 from collections.abc import Callable
 
+from torch import Tensor
+
 from apps.common.runs import is_finished
 from apps.continual import streams, training
 from apps.continual.config import Config
 from apps.continual.result import Result, Run, load_result, measure
+from apps.continual.strategy import Batch
 from apps.continual.training import Training, epoch_batches
 
 Watch = Callable[[int, Training], None]
+
+
+def step(state: Training, batch: Batch) -> Tensor | None:
+    """One step, whoever provides the batch: `train` or a `learner.Learner`.
+
+    Returns the loss before it, None if there was nothing to minimise.
+    """
+    strategy, sparsifier = state.strategy, state.sparsifier
+    state.optimizer.zero_grad()
+    loss = state.back_propagate(batch)
+    if loss is not None:
+        strategy.after_backward(batch)
+        if sparsifier is not None:
+            sparsifier.before_step()
+        state.optimizer.step()
+        if sparsifier is not None:
+            sparsifier.after_step()
+        state.count_step()
+    strategy.after_step(batch)
+    return loss
 
 
 def train(config: Config, watch: Watch | None = None) -> Result:
@@ -39,8 +62,7 @@ def train(config: Config, watch: Watch | None = None) -> Result:
         return load_result(config.out, config)
     stream = streams.load(config)
     state = training.build(config, stream)
-    model, optimizer, sparsifier = state.model, state.optimizer, state.sparsifier
-    strategy = state.strategy
+    model, strategy = state.model, state.strategy
     run = Run(config, state)
     run.start()
 
@@ -49,7 +71,7 @@ def train(config: Config, watch: Watch | None = None) -> Result:
         strategy.task = task
         if run.at_start_of_task:
             if not config.online:
-                optimizer.state.clear()
+                state.optimizer.state.clear()
             strategy.begin_task(task)
         for epoch in range(run.epoch, config.epochs):
             if run.at_start_of_epoch:
@@ -60,17 +82,7 @@ def train(config: Config, watch: Watch | None = None) -> Result:
             for index in batches[run.batch :]:
                 started = time.perf_counter()
                 batch = state.batch(index, task)
-                optimizer.zero_grad()
-                loss = state.back_propagate(batch)
-                if loss is not None:
-                    strategy.after_backward(batch)
-                    if sparsifier is not None:
-                        sparsifier.before_step()
-                    optimizer.step()
-                    if sparsifier is not None:
-                        sparsifier.after_step()
-                    state.count_step()
-                strategy.after_step(batch)
+                loss = step(state, batch)
                 run.end_step(loss, time.perf_counter() - started)
             started = time.perf_counter()
             strategy.end_epoch(epoch)

@@ -187,7 +187,8 @@ def test_the_export_computes_the_same_without_torch(tmp_path, backend) -> None:
 LIMITED = """
 import sys, torch
 from apps.continual.config import Config
-from apps.continual.learner import Learner, limit_memory
+from apps.continual import memory
+from apps.continual.learner import Learner
 torch.set_num_threads(1)
 values = dict(model="resnet18", width=16, depth=0, strategy="derpp", buffer=50,
               replay_batch=16, optimizer="momentum")
@@ -199,7 +200,7 @@ small = Learner(Config(**values | {"width": 4}), (3, 32, 32), 10)
 small.observe(*batch(2, 32))  # loads and compiles what is loaded late
 small.observe(*batch(2, 32))
 del small
-limit_memory(float(sys.argv[2]))
+memory.limit(float(sys.argv[2]))
 learner = Learner(Config(**values), (3, 32, 32), 10)
 for _ in range(4):
     learner.observe(*batch(16, 32))
