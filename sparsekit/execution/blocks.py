@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsekit.execution.layer import linear_of
+from sparsekit.execution.packed_linear import PackedLinear
 from sparsekit.masks import count_active
 
 # Inputs gathered at a time. On a CPU, more would be fresh memory in every call, whose
@@ -17,7 +17,7 @@ from sparsekit.masks import count_active
 GATHER_BYTES = {"cpu": 2**22, "cuda": 2**28}
 
 
-class BlockLinear(nn.Module):
+class BlockLinear(PackedLinear):
     """y = W x + b, with k whole blocks of W in every row of blocks.
 
     With O = out / b rows of blocks, K_o the k block columns that row o reads, and x_c
@@ -53,8 +53,6 @@ class BlockLinear(nn.Module):
     Source: the idea is that of balanced (load-balanced) block sparsity, Yao et al.
     2019, arXiv 1811.00206, with whole blocks in place of single weights.
     """
-
-    columns: Tensor
 
     def __init__(
         self, weight: Tensor, columns: Tensor, in_features: int, bias: Tensor | None
@@ -129,24 +127,7 @@ class BlockLinear(nn.Module):
         k = columns.shape[1]
         chosen = blocks.take_along_dim(columns[:, :, None, None], dim=1)
         packed = chosen.transpose(1, 2).reshape(len(blocks), block, k * block)
-        bias = None if module.bias is None else module.bias.detach()
-        layer = cls(packed, columns, module.in_features, bias)
-        layer.weight.requires_grad_(module.weight.requires_grad)
-        if layer.bias is not None:
-            layer.bias.requires_grad_(module.bias.requires_grad)
-        return layer.train(module.training)
-
-    def to_module(self) -> nn.Linear:
-        """The dense layer, with zeros where there is no block."""
-        return linear_of(self.to_dense(), self.bias, self.training)
-
-    def to_dense(self) -> Tensor:
-        """The dense weight (out, in), detached."""
-        return self._scatter(self.weight.detach())
-
-    def mask(self) -> Tensor:
-        """bool (out, in): True in the blocks that exist."""
-        return self._scatter(torch.ones_like(self.weight, dtype=torch.bool))
+        return cls._like(module, packed, columns)
 
     def _scatter(self, values: Tensor) -> Tensor:
         rows, b, k = len(values), self.block, self.k

@@ -14,6 +14,7 @@ from sparsekit.execution.kernels.conv import Images, Rows
 from sparsekit.execution.layer import (
     SparseLayer,
     direct,
+    own_parameter,
     require_unmoved,
     unwatched,
 )
@@ -63,11 +64,7 @@ class SparseConv2d(SparseLayer):
             )
         self.stride = stride
         super().__init__(weight, mask)
-        if bias is None:
-            self.register_parameter("bias", None)
-        else:
-            copy = bias.detach().clone()
-            self.bias = nn.Parameter(copy, requires_grad=bias.requires_grad)
+        self.register_parameter("bias", own_parameter(bias))
 
     @classmethod
     def from_dense(

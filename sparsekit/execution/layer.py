@@ -218,6 +218,13 @@ def require_unmoved(went: int, left: int) -> None:
         )
 
 
+def own_parameter(tensor: Tensor | None) -> nn.Parameter | None:
+    """A copy, trained if the tensor was; None stays None."""
+    if tensor is None:
+        return None
+    return nn.Parameter(tensor.detach().clone(), requires_grad=tensor.requires_grad)
+
+
 def linear_of(weight: Tensor, bias: Tensor | None, training: bool) -> nn.Linear:
     """A plain layer with copies of a dense weight (out, in) and a bias."""
     out, inputs = weight.shape

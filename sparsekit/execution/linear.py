@@ -11,6 +11,7 @@ from sparsekit.execution.kernels import linear_structure as structure
 from sparsekit.execution.layer import (
     SparseLayer,
     direct,
+    own_parameter,
     require_unmoved,
     unwatched,
 )
@@ -59,11 +60,7 @@ class SparseLinear(SparseLayer):
                 f"{tuple(weight.shape)} {weight.dtype}"
             )
         super().__init__(weight, mask)
-        if bias is None:
-            self.register_parameter("bias", None)
-        else:
-            copy = bias.detach().clone()
-            self.bias = nn.Parameter(copy, requires_grad=bias.requires_grad)
+        self.register_parameter("bias", own_parameter(bias))
 
     @classmethod
     def from_dense(

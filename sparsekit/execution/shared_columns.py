@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsekit.execution.layer import linear_of
+from sparsekit.execution.packed_linear import PackedLinear
 from sparsekit.patterns import NM
 
 MIN_TILE = 64  # rows: below, the products are too small to pay for the gather
 
 
-class SharedColumnsLinear(nn.Module):
+class SharedColumnsLinear(PackedLinear):
     """y = W x + b, with one N:M pattern along the inputs for every tile of outputs.
 
     With C_t the inputs that tile t reads, n of every m consecutive ones:
@@ -39,8 +39,6 @@ class SharedColumnsLinear(nn.Module):
     >>> sparse(torch.ones(1, 4)).tolist()
     [[11.0, 9.0]]
     """
-
-    columns: Tensor
 
     def __init__(
         self, weight: Tensor, columns: Tensor, in_features: int, bias: Tensor | None
@@ -101,24 +99,7 @@ class SharedColumnsLinear(nn.Module):
             shared = _shared(mask, tile, pattern)
         columns = shared.nonzero()[:, 1].view(len(tiles), -1)
         packed = tiles.take_along_dim(columns[:, None], dim=2)
-        bias = None if module.bias is None else module.bias.detach()
-        layer = cls(packed, columns, inputs, bias)
-        layer.weight.requires_grad_(module.weight.requires_grad)
-        if layer.bias is not None:
-            layer.bias.requires_grad_(module.bias.requires_grad)
-        return layer.train(module.training)
-
-    def to_module(self) -> nn.Linear:
-        """The dense layer, with zeros in the columns that are not read."""
-        return linear_of(self.to_dense(), self.bias, self.training)
-
-    def to_dense(self) -> Tensor:
-        """The dense weight (out, in), detached."""
-        return self._scatter(self.weight.detach())
-
-    def mask(self) -> Tensor:
-        """bool (out, in): True in the columns that a tile reads."""
-        return self._scatter(torch.ones_like(self.weight, dtype=torch.bool))
+        return cls._like(module, packed, columns)
 
     def _scatter(self, values: Tensor) -> Tensor:
         dense = values.new_zeros(*values.shape[:2], self.in_features)
