@@ -164,7 +164,7 @@ def by_layer(
 
     >>> allocation = by_layer({"a": 0.5, "b": 0.0})
     >>> allocation({"a": (10, 10), "b": (5, 5), "c": (30, 25)}, 0.9)
-    {'a': 50, 'b': 25, 'c': 13}
+    {'a': 50, 'b': 25, 'c': 12}
     """
 
     def allocation(shapes: Shapes, sparsity: float) -> dict[str, int]:
