@@ -234,3 +234,28 @@ def test_topk_rows_refuses_what_has_no_answer():
         topk_rows(scores, torch.tensor([1]))
     with pytest.raises(ValueError, match="NaN"):
         topk_rows(scores / 0, three)
+
+
+def test_what_is_no_mask_is_named():
+    mask, scores = torch.tensor([True, False]), torch.ones(2)
+    with pytest.raises(TypeError, match=r"mask is a bool tensor, got torch\.float32"):
+        drop_and_grow(scores, scores, scores, 1)
+    with pytest.raises(ValueError, match=r"mask has shape \(2,\), the scores have"):
+        drop_and_grow(mask, torch.ones(3), torch.ones(3), 1)
+    for moved in (0.5, 1.0, "1", None):
+        with pytest.raises(TypeError, match="n_moved is an integer, got"):
+            drop_and_grow(mask, scores, scores, moved)
+    for other in (torch.ones(9), torch.ones(9, dtype=torch.uint8)):
+        with pytest.raises(TypeError, match="mask is a bool tensor"):
+            pack(other)
+    rows = torch.ones(2, 3)
+    with pytest.raises(TypeError, match="among is a bool tensor"):
+        topk_rows(rows, torch.tensor([1, 1]), among=rows)
+    with pytest.raises(ValueError, match="among has shape"):
+        topk_rows(rows, torch.tensor([1, 1]), among=torch.ones(3, 2) > 0)
+    rows[1, 2] = torch.nan
+    with pytest.raises(ValueError, match="scores hold NaN"):
+        topk_rows(rows, torch.tensor([1, 1]))
+    for counts in ([-1, 1], [1, 4], [4, 0]):
+        with pytest.raises(ValueError, match="a count is in 0"):
+            topk_rows(torch.ones(2, 3), torch.tensor(counts))

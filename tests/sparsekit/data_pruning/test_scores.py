@@ -210,3 +210,42 @@ def test_cleanlab_ranks_suspected_labels_alike():
         torch.testing.assert_close(ours, torch.from_numpy(theirs))
         assert float(ours[0]) == pytest.approx(first)
         assert int(ours.argmin()) == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "probabilities"),
+    [
+        ([[0.25, 0.75], [1.0, 0.0]], True),
+        ([[0.25, 0.75], [0.5, 0.49]], False),  # one example does not add up
+        ([[-0.25, 1.25], [0.5, 0.5]], False),  # one is negative
+        ([[0.25, 0.7499], [0.5, 0.5001]], False),  # a little off
+        ([[0.25, 0.75004], [0.5, 0.49997]], True),  # rounding
+    ],
+)
+def test_probabilities_are_told_from_logits(rows, probabilities):
+    logits, targets = torch.tensor(rows, requires_grad=True), torch.tensor([0, 1])
+    if probabilities:
+        with pytest.raises(ValueError, match="the model returns probabilities"):
+            el2n(nn.Identity(), logits, targets)
+    else:
+        expected = (logits.softmax(1) - torch.eye(2)).norm(dim=1)
+        torch.testing.assert_close(el2n(nn.Identity(), logits, targets), expected)
+
+
+def test_looking_for_the_last_layer_leaves_no_trace():
+    """Dropout draws nothing from the global state, norms see no example twice."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 3)
+    ).train()
+    x, y = torch.randn(4, 5), torch.tensor([0, 1, 2, 0])
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = torch.random.get_rng_state()
+    found = grand(model.eval(), x, y, params="last")
+    model.train()
+    assert torch.equal(grand(model.eval(), x, y, params="last"), found)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert not model[0]._forward_hooks
+    assert not model[3]._forward_hooks

@@ -181,7 +181,7 @@ def test_per_class_cuts_options_with_a_row_an_example():
             {"scores": torch.tensor([1, torch.nan])},
             "1 of 2 scores are NaN, .* example 1",
         ),
-        ({"policy": "best"}, "no policy 'best'; choose one of top, bottom"),
+        ({"policy": "best"}, "no policy 'best'; .*choose one of top, bottom"),
         ({"per_class": True}, "per_class needs labels"),
         ({"per_class": True, "labels": torch.zeros(4)}, "per_class needs labels"),
         ({"per_class": True, "labels": torch.arange(5)}, "5 classes, but 3 examples"),
@@ -231,3 +231,14 @@ def test_keep_smallest_is_another_selection():
     scores = torch.tensor([0.1, 0.9, 0.5, 0.7])
     assert select(scores, 2, "top").tolist() == [1, 3]
     assert select(-scores, 2, "top").tolist() == [0, 2]  # the mutant
+
+
+def test_scores_without_a_finite_one_are_one_stratum():
+    """Then the draw is uniform: nobody is preferred."""
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.zeros(6)
+    for _ in range(600):
+        counts[strata(torch.full((6,), torch.inf), 3, generator=generator)] += 1
+    assert (counts - 300).abs().max() < 60  # 5 standard deviations
+    same = torch.full((40,), 2.5)
+    assert len(strata(same, 13, n_strata=4, generator=generator)) == 13
