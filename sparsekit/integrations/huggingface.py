@@ -34,7 +34,7 @@ class SparseTraining(TrainerCallback):
         method: where weights live, see `sparsekit.methods`.
         resume_from: folder of the checkpoint to go on from; default: that of the step
             in `output_dir`.
-        options: of `Sparsifier`: params, moments, seed, objective, losses.
+        options: of `Sparsifier`: params, exclude, moments, seed, objective, losses.
 
     Attributes:
         sparsifier: from the beginning of the training on; `sparsifier.alive` are the

@@ -20,7 +20,7 @@ class SparseTraining(Callback):
 
     Args:
         method: where weights live, see `sparsekit.methods`.
-        options: of `Sparsifier`: params, moments, seed, objective, losses.
+        options: of `Sparsifier`: params, exclude, moments, seed, objective, losses.
 
     Attributes:
         sparsifier: from the beginning of the fit on; `sparsifier.alive` are the masks.
