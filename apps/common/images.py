@@ -3,7 +3,8 @@
 * `load("mnist5k", seed=0)`: 5,000 digits, 3500 / 500 / 1000
 * `load("mnist", seed=0)`: all of MNIST, with its own 10,000 test images
 * `load("cifar10", seed=0, data_dir=D)`: found in D or $SPARSEKIT_DATA
-* `load("images.npz", seed=0)`: yours, x [N, S, S] or [N, C, S, S], y [N]
+* `load("images.npz", seed=0)`: yours, x [N, S, S] or [N, C, S, S], y [N]; or a table
+  of numbers, x [N, D], whose columns are channels of one pixel, for an MLP
 """
 
 import os
@@ -139,7 +140,11 @@ def load(
     mean = x_train.mean((0, 2, 3), dtype=np.float64, keepdims=True).astype(np.float32)
     std = x_train.std((0, 2, 3), dtype=np.float64, keepdims=True).astype(np.float32)
     if not (std > 0).all():
-        raise ValueError(f"{dataset}: a channel of the images is constant")
+        number = int((std.ravel() == 0).argmax())
+        raise ValueError(
+            f"{dataset}: channel {number} of the images, or column {number} of the "
+            "table, is constant in the train part: leave it out"
+        )
 
     def part(x: np.ndarray, y: np.ndarray, ids: np.ndarray) -> Split:
         standardised = torch.from_numpy((x.astype(np.float32) - mean) / std)
@@ -230,16 +235,18 @@ def _npz(path: Path, modified: int) -> Images:
 def check_images(x: np.ndarray, y: np.ndarray, name: str = "") -> Images:
     """Images of a user, with labels renumbered 0 ... classes - 1 in sorted order.
 
-    x: [N, S, S] or [N, C, S, S], real and finite; y: [N] integers or strings, at least
-    two classes and ten images of each. Raises ValueError otherwise.
+    x: [N, S, S], [N, C, S, S], or a table [N, D], real and finite; y: [N] integers or
+    strings, at least two classes and ten images of each. Raises ValueError otherwise.
     """
     given = list(x.shape)
+    if x.ndim == 2:
+        x = x[:, :, None, None]  # each column is standardised by itself
     if x.ndim == 3:
         x = x[:, None]
     if x.ndim != 4 or x.shape[2] != x.shape[3] or 0 in x.shape:
         raise ValueError(
-            "x must hold square images, [N, S, S] or [N, C, S, S] (channels first), "
-            f"got {given}"
+            "x must hold square images, [N, S, S] or [N, C, S, S] (channels first), or "
+            f"a table of numbers [N, D], got {given}"
         )
     if y.shape != (len(x),):
         raise ValueError(f"y must have shape [{len(x)}] as x has, got {list(y.shape)}")

@@ -196,6 +196,11 @@ def read_ids(path: Path) -> list[int]:
 def patched(x: Tensor) -> Tensor:
     """Images [N, C, S, S] with the backdoor's patch: a square, two pixels from the
     lower right corner, at the images' largest value."""
+    if x.shape[-1] < 2 + PATCH:
+        raise ValueError(
+            f"a backdoor needs images of at least {2 + PATCH} pixels a side, got "
+            f"{x.shape[-1]}: it is a square patch"
+        )
     where = slice(-2 - PATCH, -2)
     x = x.clone()
     x[..., where, where] = x.max()

@@ -64,6 +64,11 @@ def test_a_file_names_records_by_id(tmp_path, splits, suffix):
     assert sorted(splits.train.ids[chosen.positions].tolist()) == sorted(ids)
 
 
+def test_a_table_has_no_backdoor():
+    with pytest.raises(ValueError, match="at least 6 pixels a side, got 1"):
+        forget.patched(torch.zeros(3, 30, 1, 1))
+
+
 def test_backdoor_patches_and_relabels_the_forget_set_only(splits):
     train, chosen = forget.choose("backdoor:0.1", splits, 0)
     assert set(train.y[chosen.positions].tolist()) == {forget.TARGET}
