@@ -117,11 +117,12 @@ def _expanded(
 
 
 def _unknown(what: str, name: str, model: nn.Module, named: dict[str, Held]) -> str:
-    """Why a name is refused: it is another's tensor, holds nothing, or is misspelt."""
+    """Why a name is refused: it is a second one, holds nothing, or is misspelt."""
     every = dict(model.named_parameters(remove_duplicate=False))
     if name in every:
-        first = next(n for n, p in named.items() if p is every[name])
-        return f"{what}: {name!r} is the same tensor as {first!r}: give that name"
+        same = [n for n, p in named.items() if p is every[name]]
+        first = same[0] if same else name.removesuffix("values") + "weight"
+        return f"{what}: the tensor {name!r} goes by the name {first!r}: give that one"
     modules = [n for n, _ in model.named_modules() if n]
     if name in modules:
         return (

@@ -38,7 +38,16 @@ class RegrowsStaleValues(Sparsifier):
         return moved
 
 
-class MasksGradientsOnly(Sparsifier):
+class TakesAnyWeights(Sparsifier):
+    """Does not ask whether absent weights are zero: what makes others mutants."""
+
+    def before_step(self):
+        for weight in self._weights.values():
+            weight._version = weight.parameter._version
+        super().before_step()
+
+
+class MasksGradientsOnly(TakesAnyWeights):
     """Takes a zero gradient for a zero weight."""
 
     @torch.no_grad()
@@ -147,7 +156,7 @@ class StepsWhenScalerSkips(Sparsifier):
         self.before_step()
 
 
-class ChoosesByRank(Sparsifier):
+class ChoosesByRank(TakesAnyWeights):
     """Every process draws its own masks."""
 
     def _checked(self, new):

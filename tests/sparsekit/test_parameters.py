@@ -121,7 +121,7 @@ def test_weights_computed_from_parameters_are_not_masked_unasked() -> None:
     ("params", "message"),
     [
         (["conv.wieght"], r"no parameter 'conv\.wieght'; did you mean 'conv\.weight'"),
-        (["decoder.weight"], r"same tensor as 'embedding\.weight'"),
+        (["decoder.weight"], r"goes by the name 'embedding\.weight'"),
         (["embedding"], r"no parameter of the module 'embedding' is masked by default"),
         ([], "no parameter to mask"),
         (lambda name, p: False, "no parameter to mask"),
