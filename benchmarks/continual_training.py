@@ -23,7 +23,6 @@ kept.
 """
 
 import argparse
-import json
 import os
 import platform
 import subprocess
@@ -44,6 +43,7 @@ from apps.continual.strategy import Batch
 from apps.continual.streams import Part, Stream, Task
 from apps.continual.training import Training
 from benchmarks.memory import forget_peak, peak_rss
+from benchmarks.reports import save
 from sparsekit.execution.blocked import release
 
 ROOT = Path(__file__).parents[1]
@@ -347,11 +347,7 @@ def main() -> None:
         "torch": torch.__version__,
         "widths": {str(width): measure(width, args) for width in args.widths},
     }
-    args.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(report, indent=2) + "\n"
-    (args.out / "continual_training.json").write_text(text)
-    (args.out / "continual_training.md").write_text(markdown(report), "utf-8")
-    print(markdown(report))
+    save(args.out / "continual_training.json", report, markdown(report))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ each dense call and slow down what follows; the variable shortens that.
 """
 
 import argparse
-import json
 import os
 import platform
 import time
@@ -28,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.reports import save
 from sparsekit.execution.blocked import from_blocked, to_blocked
 from sparsekit.execution.conv import (
     SparseConv2d,
@@ -201,10 +201,7 @@ def main() -> None:
             for density in densities
         ],
     }
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "conv_layers.json").write_text(json.dumps(report, indent=2) + "\n")
-    (args.out / "conv_layers.md").write_text(markdown(report), "utf-8")
-    print(markdown(report))
+    save(args.out / "conv_layers.json", report, markdown(report))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from apps.classify.train import Config, train
-from apps.common.provenance import provenance
+from apps.common.provenance import stored_provenance
 from apps.common.statistics import mean_interval
 from benchmarks.per_sample_norms import ROOT
 from sparsekit import atomic
@@ -166,8 +166,7 @@ def main() -> None:
         if args.minutes and time.perf_counter() - began > 60 * args.minutes:
             break
         done.append(run(config_of(base, arm, density, seed), arm, density))
-        origin = provenance("full")
-        del origin["command"]  # its paths have no place in stored results
+        origin = stored_provenance("full")
         report = {
             **settings,
             "rows": summary(done),

@@ -33,8 +33,9 @@ import torch
 from torch import Tensor, nn
 
 from apps.classify import efficientnet
-from apps.common.provenance import provenance
+from apps.common.provenance import stored_provenance
 from benchmarks.networks import resnet18
+from benchmarks.reports import save
 from sparsekit.execution import export, reader
 
 ROOT = Path(__file__).parents[1]
@@ -308,8 +309,7 @@ def main() -> None:
     threads = [args.threads] if args.threads else [1, 2]
     if args.quick:
         networks, threads, args.rounds = ["resnet18-w16"], [1], 1
-    origin = provenance("full")
-    del origin["command"]  # its paths have no place in stored results
+    origin = stored_provenance("full")
     report: dict[str, Any] = {
         "rounds": args.rounds,
         "networks": {
@@ -321,10 +321,7 @@ def main() -> None:
     }
     if "efficientnet-lite0" in networks:
         report["recognised_of_20"] = recognised()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-    args.out.with_suffix(".md").write_text(markdown(report), "utf-8")
-    print(markdown(report))
+    save(args.out, report, markdown(report))
 
 
 if __name__ == "__main__":

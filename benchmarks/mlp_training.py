@@ -39,7 +39,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apps.common.provenance import provenance
+from apps.common.provenance import stored_provenance
+from benchmarks.reports import save
 from benchmarks.rounds import milliseconds, race
 from sparsekit.execution.linear import SparseLinear, linear, weight_gradient
 from sparsekit.methods.static import Static
@@ -353,8 +354,7 @@ def main() -> None:
     if args.quick:
         args.width, args.rounds, args.sparsities = [256], 1, [0.9]
         cases, grid = [(256, 1), (256, 32)], (0.9,)
-    origin = provenance("full")
-    del origin["command"]  # its paths have no place in stored results
+    origin = stored_provenance("full")
     report = {
         "batch": args.batch,
         "threads": args.threads,
@@ -367,10 +367,7 @@ def main() -> None:
         ],
         "provenance": origin,
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-    args.out.with_suffix(".md").write_text(markdown(report), "utf-8")
-    print(markdown(report))
+    save(args.out, report, markdown(report))
 
 
 if __name__ == "__main__":

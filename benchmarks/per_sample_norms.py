@@ -13,7 +13,6 @@ torch it needs numpy.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -28,9 +27,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from apps.common.provenance import provenance
+from apps.common.provenance import stored_provenance
 from benchmarks.memory import forget_peak, peak_rss
 from benchmarks.networks import NETWORKS
+from benchmarks.reports import save
 from sparsekit.data_pruning.per_sample import gradient_norms
 
 ROOT = Path(__file__).parents[1]
@@ -241,10 +241,7 @@ def main() -> None:
         args.batch, args.rounds = 16, 1
     networks = [args.network] if args.network else NETWORKS
     measured = {name: measure(name, args) for name in networks}
-    origin = provenance("full")
-    del origin["command"]  # its paths have no place in stored results
-    if args.commit:
-        origin |= {"commit": args.commit, "dirty": False}
+    origin = stored_provenance("full", args.commit)
     report = {
         "batch": args.batch,
         "rounds": args.rounds,
@@ -252,10 +249,7 @@ def main() -> None:
         "networks": measured,
         "provenance": origin,
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-    args.out.with_suffix(".md").write_text(markdown(report), "utf-8")
-    print(markdown(report))
+    save(args.out, report, markdown(report))
 
 
 if __name__ == "__main__":

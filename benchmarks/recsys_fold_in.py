@@ -53,6 +53,7 @@ from apps.recsys.splits import Dataset
 from apps.recsys.topk import top_k_factors, top_k_scores
 from apps.recsys.train import train
 from apps.recsys.updates import updated
+from benchmarks.reports import save
 
 ROOT = Path(__file__).parents[1]
 MODELS = ("als", "mf", "lightgcn")
@@ -299,11 +300,8 @@ def main() -> None:
         "dataset": args.dataset, "seeds": n,
         "new users": summary(users), "new items": summary(items),
     }  # fmt: skip
-    args.out.mkdir(parents=True, exist_ok=True)
     name = f"recsys_fold_in_{args.dataset}"
-    (args.out / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
-    (args.out / f"{name}.md").write_text(markdown(report), "utf-8")
-    print(markdown(report))
+    save(args.out / f"{name}.json", report, markdown(report))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.per_sample_norms import ROOT
+from benchmarks.reports import save
 
 ROWS = 10_000_000
 FORMS = ("csv", "parquet")
@@ -107,10 +108,7 @@ def main() -> None:
             command += ["--one", str(path)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             rows.append(json.loads(done.stdout))
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "recsys_load.json").write_text(json.dumps(rows, indent=2) + "\n")
-    (args.out / "recsys_load.md").write_text(markdown(rows), "utf-8")
-    print(markdown(rows))
+    save(args.out / "recsys_load.json", rows, markdown(rows))
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from apps.recsys.models.factors import Factors
 from apps.recsys.splits import PARTS, Dataset
 from apps.recsys.topk import top_k_factors
 from benchmarks.recsys_ranking import ROOT, normalised_factors
+from benchmarks.reports import save
 
 DIM, K = 64, 20
 PEERS = ("recbole", "implicit", "cornac")
@@ -274,10 +275,7 @@ def main() -> None:
             name: measure_evaluation(written(name), args.rounds) for name in names
         },
     }
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "recsys_peers.json").write_text(json.dumps(report, indent=2) + "\n")
-    (args.out / "recsys_peers.md").write_text(markdown(report), "utf-8")
-    print(markdown(report))
+    save(args.out / "recsys_peers.json", report, markdown(report))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ The chosen settings are trained anew with every seed. RecBole's environment is t
 """
 
 import argparse
-import json
 import os
 from dataclasses import replace
 from itertools import product
@@ -29,6 +28,7 @@ from apps.recsys.config import Config
 from apps.recsys.train import train
 from benchmarks.recsys_peers import Peer, written
 from benchmarks.recsys_ranking import ROOT
+from benchmarks.reports import save
 
 RATES = (0.001, 0.002, 0.005, 0.01)
 # Shipped, and larger. RecBole's is the norm of a batch's vectors, not squared, over the
@@ -120,11 +120,7 @@ def main() -> None:
     if args.tune:
         report["quality"] = quality(peer, args.seeds)
     peer.stop()
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / "recsys_peers_training.json"
-    path.write_text(json.dumps(report, indent=2) + "\n")
-    path.with_suffix(".md").write_text(markdown(report), "utf-8")
-    print(markdown(report))
+    save(args.out / "recsys_peers_training.json", report, markdown(report))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ swap two nearly equal items. Whole evaluations, beside those of other libraries,
 """
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from scipy.sparse.linalg import svds
 
 from apps.recsys.data import load
 from apps.recsys.topk import top_k_factors
+from benchmarks.reports import save
 
 ROOT = Path(__file__).parents[1]
 SIZES = {"MovieLens-100k": (943, 1682, 63), "Gowalla": (29_858, 40_981, 27)}
@@ -166,10 +166,7 @@ def main() -> None:
         "threads": THREADS,
         "sizes": found,
     }
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "recsys_ranking.json").write_text(json.dumps(report, indent=2) + "\n")
-    (args.out / "recsys_ranking.md").write_text(markdown(report), "utf-8")
-    print(markdown(report))
+    save(args.out / "recsys_ranking.json", report, markdown(report))
 
 
 if __name__ == "__main__":

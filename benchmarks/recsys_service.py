@@ -32,6 +32,7 @@ from apps.recsys.ragged import Ids, Texts, ragged
 from apps.recsys.recommender import Recommender
 from apps.recsys.scoring import FactorScorer, FoldIn
 from apps.recsys.tables import encode
+from benchmarks import reports
 
 ROOT = Path(__file__).parents[1]
 KINDS = ("float32", "int8")
@@ -283,10 +284,7 @@ def main() -> None:
                     own = None if ask is health else alone(path, ask, size)
                     rows.append(row | {"alone": own})
     report = {"size": vars(size), "cores": len(cores), "rows": rows}
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "recsys_service.json").write_text(json.dumps(report, indent=2) + "\n")
-    (args.out / "recsys_service.md").write_text(markdown(report), "utf-8")
-    print(markdown(report))
+    reports.save(args.out / "recsys_service.json", report, markdown(report))
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ from apps.recsys.models.network import Network
 from apps.recsys.sampling import Pairs
 from apps.recsys.train import in_values_mode
 from benchmarks.memory import forget_peak, peak_rss
+from benchmarks.reports import save
 from sparsekit import Sparsifier
 from sparsekit.methods.dsl import DSL
 
@@ -245,11 +246,8 @@ def main() -> None:
         "rows": rows,
         "provenance": provenance("smoke" if args.quick else "full"),
     }
-    args.out.mkdir(parents=True, exist_ok=True)
     name = "recsys_sparse_training"
-    (args.out / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
-    (args.out / f"{name}.md").write_text(markdown(report), "utf-8")
-    print(markdown(report))
+    save(args.out / f"{name}.json", report, markdown(report))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ indices and momentum.
 
 import argparse
 import copy
-import json
 import platform
 import subprocess
 import sys
@@ -39,6 +38,7 @@ from torch import Tensor, nn
 
 from benchmarks.memory import forget_peak, peak_rss
 from benchmarks.networks import resnet18
+from benchmarks.reports import save
 from sparsekit.execution.conv import SparseConv2d
 from sparsekit.execution.kernels import conv, norm
 from sparsekit.execution.layer import SparseLayer
@@ -307,11 +307,7 @@ def main() -> None:
         "torch": torch.__version__,
         "widths": {str(width): measure(width, args) for width in args.widths},
     }
-    args.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(report, indent=2) + "\n"
-    (args.out / "resnet_training.json").write_text(text)
-    (args.out / "resnet_training.md").write_text(markdown(report), "utf-8")
-    print(markdown(report))
+    save(args.out / "resnet_training.json", report, markdown(report))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.per_sample_norms import ROOT
+from benchmarks.reports import save
 
 DIM, BATCH, EACH = 64, 2048, 20  # of vectors; of steps; interactions a user
 USERS, ITEMS = 10**8, 10**7  # beyond this machine
@@ -304,10 +305,7 @@ def main() -> None:
     for name, (_, _, sizes, _) in SERIES.items():
         report[name] = measure(name, sizes[:2] if args.quick else sizes)
         print(name, report[name], flush=True)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "scale.json").write_text(json.dumps(report, indent=1) + "\n")
-    (args.out / "scale.md").write_text(markdown(report) + "\n", "utf-8")
-    print(markdown(report))
+    save(args.out / "scale.json", report, markdown(report) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 
 from benchmarks.memory import forget_peak, peak_rss
 from benchmarks.per_sample_norms import ROOT
+from benchmarks.reports import save
 from sparsekit.data_pruning import el2n, score
 
 SIZES = (10_000, 100_000, 300_000, 1_000_000)
@@ -94,10 +95,7 @@ def main() -> None:
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         rows.append(json.loads(done.stdout))
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "streamed_scores.json").write_text(json.dumps(rows, indent=2) + "\n")
-    (args.out / "streamed_scores.md").write_text(markdown(rows), "utf-8")
-    print(markdown(rows))
+    save(args.out / "streamed_scores.json", rows, markdown(rows))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ and inputs are random.
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from apps.common.provenance import provenance
+from benchmarks.reports import save
 from benchmarks.rounds import race
 from sparsekit.execution.blocks import BlockLinear
 from sparsekit.execution.compact import compact
@@ -172,10 +172,7 @@ def main() -> None:
             for training in (False, True)
         ],
     }
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "structured.json").write_text(json.dumps(report, indent=2) + "\n")
-    (args.out / "structured.md").write_text(markdown(report), "utf-8")
-    print(markdown(report))
+    save(args.out / "structured.json", report, markdown(report))
 
 
 if __name__ == "__main__":

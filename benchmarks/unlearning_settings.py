@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from apps.common.provenance import provenance
+from apps.common.provenance import stored_provenance
 from apps.common.tables import plain
 from apps.unlearning.compare import Comparison, compare
 from apps.unlearning.config import Config, preset
@@ -97,7 +97,7 @@ def main() -> None:
     ]
     print(plain(rows))
     content = {
-        "provenance": {**provenance(arguments.profile), "command": None},
+        "provenance": stored_provenance(arguments.profile),
         "seeds": SEEDS,
         "tried": [
             {"forget": k[0], "network": k[1], "method": k[2], "value": k[3]}
