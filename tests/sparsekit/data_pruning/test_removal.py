@@ -43,9 +43,13 @@ def run(removal: DataRemoval, epochs: range, seed: int, batch: int = 5) -> list[
 @given(st.integers(0, 10**6), st.sampled_from(sorted(SCORES)), st.sampled_from([1, 5]))
 @settings(max_examples=25, deadline=None)
 def test_it_removes_what_dicts_remove(seed: int, by: str, batch: int) -> None:
-    removal = DataRemoval(
-        N, share=0.4, stage=STAGE, stages=STAGES, score=SCORES[by], seed=seed
-    )
+    removes_what_dicts_remove(DataRemoval, seed, by, batch)
+
+
+def removes_what_dicts_remove(
+    cls: type[DataRemoval], seed: int, by: str, batch: int
+) -> None:
+    removal = cls(N, share=0.4, stage=STAGE, stages=STAGES, score=SCORES[by], seed=seed)
     shown: list[dict] = []
     record = removal.record
 
@@ -68,35 +72,46 @@ def test_it_removes_what_dicts_remove(seed: int, by: str, batch: int) -> None:
             shown = []
         shown.append({})
         (found,) = run(removal, range(epoch, epoch + 1), seed, batch)
-        assert found == present
+        assert found == present, "another example left"
 
 
 def test_counts_are_those_of_the_schedule() -> None:
-    removal = DataRemoval(10_000)  # SparCL's: 750 of 10,000 at epochs 5, 10, 15, 20
+    counts_are_those_of_the_schedule(DataRemoval)
+
+
+def counts_are_those_of_the_schedule(cls: type[DataRemoval]) -> None:
+    removal = cls(10_000)  # SparCL's: 750 of 10,000 at epochs 5, 10, 15, 20
     counts = [removal.n_kept(epoch) for epoch in range(50)]
-    assert Counter(counts) == {10_000: 5, 9250: 5, 8500: 5, 7750: 5, 7000: 30}
+    expected = {10_000: 5, 9250: 5, 8500: 5, 7750: 5, 7000: 30}
+    assert Counter(counts) == expected, "another number left"
     assert sum(counts) / 500_000 == pytest.approx(0.775)
     for share in (0.0, 0.1, 0.37, 0.99):
-        removal = DataRemoval(N, share=share, stage=STAGE, stages=STAGES)
+        removal = cls(N, share=share, stage=STAGE, stages=STAGES)
         found = run(removal, range(12), seed=1, batch=1)
         assert [len(f) for f in found] == [removal.n_kept(e) for e in range(12)]
-        assert len(found[-1]) == max(1, N - round(share * N))
+        n_left = max(1, N - round(share * N))
+        assert len(found[-1]) == n_left, "another number left"
 
 
 @pytest.mark.parametrize("score", [dynamics.misclassified, None])
 @pytest.mark.parametrize("cut", [1, 3, 5, 7])
 def test_it_resumes_within_a_stage(score, cut: int) -> None:
+    resumes_within_a_stage(DataRemoval, score, cut)
+    with pytest.raises(ValueError, match=r"of \(23,\) examples, not of 9"):
+        DataRemoval(9).load_state_dict(DataRemoval(N).state_dict())
+
+
+def resumes_within_a_stage(cls: type[DataRemoval], score, cut: int) -> None:
     def make() -> DataRemoval:
-        return DataRemoval(N, stage=STAGE, stages=STAGES, score=score, seed=4)
+        return cls(N, stage=STAGE, stages=STAGES, score=score, seed=4)
 
     whole, first, second = make(), make(), make()
     expected = run(whole, range(10), seed=2)
     run(first, range(cut), seed=2)
     second.load_state_dict(first.state_dict())
-    assert run(second, range(cut, 10), seed=2) == expected[cut:]
-    assert list(second) == list(whole)
-    with pytest.raises(ValueError, match=r"of \(23,\) examples, not of 9"):
-        DataRemoval(9).load_state_dict(first.state_dict())
+    resumed = run(second, range(cut, 10), seed=2)
+    assert resumed == expected[cut:], "resumed, it differs"
+    assert list(second) == list(whole), "resumed, it differs"
 
 
 def test_random_removal_is_uniform() -> None:
