@@ -52,35 +52,29 @@ LEAST_SEEDS = 3  # a claim with fewer stays undecided
 STAGES = 5  # of a task
 SHORT, LONG = 5, 20  # epochs of a task
 Key = tuple[str, int, int, int]  # recipe, buffer, seed, epochs of a task
+OURS = "sparcl-0.95"
+
+
+def gap(first: str, second: str, buffer: int = 500, epochs: int = SHORT) -> tuple:
+    """Accuracy of a recipe less that of another."""
+    return sub, "accuracy", first, second, buffer, epochs
+
+
 # What claims ask for, a seed each:
 # {metric: (operation, what, recipe, recipe, buffer, epochs)}.
 METRICS = {
-    "sparcl_minus_dense_accuracy:cifar10_95": (
-        sub, "accuracy", "sparcl-0.95", "derpp", 500, SHORT,
-    ),
-    "sparcl_minus_dense_accuracy:cifar10_95_long": (
-        sub, "accuracy", "sparcl-0.95", "derpp", 500, LONG,
-    ),
-    "sparcl_minus_dense_accuracy:cifar10_95_200": (
-        sub, "accuracy", "sparcl-0.95", "derpp", 200, SHORT,
-    ),
-    "sparcl_minus_dense_accuracy:cifar10_75": (
-        sub, "accuracy", "sparcl-0.75", "derpp", 500, SHORT,
-    ),
-    "sparcl_minus_rigl_accuracy:cifar10_95": (
-        sub, "accuracy", "sparcl-0.95", "rigl-0.95", 500, SHORT,
-    ),
-    "sparcl_minus_rigl_accuracy:cifar10_95_long": (
-        sub, "accuracy", "sparcl-0.95", "rigl-0.95", 500, LONG,
-    ),
-    "sparcl_minus_static_accuracy:cifar10_95": (
-        sub, "accuracy", "sparcl-0.95", "static-0.95", 500, SHORT,
-    ),
-    "sparcl_minus_static_accuracy:cifar10_95_long": (
-        sub, "accuracy", "sparcl-0.95", "static-0.95", 500, LONG,
+    "sparcl_minus_dense_accuracy:cifar10_95": gap(OURS, "derpp"),
+    "sparcl_minus_dense_accuracy:cifar10_95_long": gap(OURS, "derpp", epochs=LONG),
+    "sparcl_minus_dense_accuracy:cifar10_95_200": gap(OURS, "derpp", buffer=200),
+    "sparcl_minus_dense_accuracy:cifar10_75": gap("sparcl-0.75", "derpp"),
+    "sparcl_minus_rigl_accuracy:cifar10_95": gap(OURS, "rigl-0.95"),
+    "sparcl_minus_rigl_accuracy:cifar10_95_long": gap(OURS, "rigl-0.95", epochs=LONG),
+    "sparcl_minus_static_accuracy:cifar10_95": gap(OURS, "static-0.95"),
+    "sparcl_minus_static_accuracy:cifar10_95_long": gap(
+        OURS, "static-0.95", epochs=LONG
     ),
     "dense_over_sparcl_flops:cifar10_95": (
-        truediv, "train_flops", "derpp", "sparcl-0.95", 500, SHORT,
+        truediv, "train_flops", "derpp", OURS, 500, SHORT,
     ),
 }  # fmt: skip
 GAP = "sparcl_minus_dense_accuracy:cifar10_95"  # and what a longer schedule adds to it
