@@ -15,8 +15,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from apps.recsys.language import prompts
 from apps.recsys.language.answers import Tally, Verdict, judge_profile
 from apps.recsys.language.asking import Budget, ask_until_accepted
@@ -196,20 +194,6 @@ def as_texts(profiles: Mapping[int, Profile], n_users: int) -> list[str]:
         parts = [f"{n.capitalize()}: {', '.join(v)}." for n, v in profile.items()]
         texts[user] = " ".join(parts)
     return texts
-
-
-def age_group(age: object) -> str:
-    """The group of an age in years, "" if it is none.
-
-    >>> age_group("24"), age_group(56), age_group("?")
-    ('18-24', '56 and older', '')
-    """
-    try:
-        years = int(str(age))
-    except ValueError:
-        return ""
-    ends = (17, 24, 34, 44, 49, 55)
-    return AGES[int(np.searchsorted(ends, years))] if years > 0 else ""
 
 
 def _told(context: str, field: str) -> str:
