@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import tomllib
 from dataclasses import fields
 from pathlib import Path
@@ -14,9 +13,7 @@ import torch
 from apps.classify import cli
 from apps.classify.config import Config
 from apps.classify.result import load_result
-
-README = (Path(cli.__file__).parent / "README.md").read_text()
-BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, re.S)
+from tests.apps.readme import blocks, run_readme
 
 
 def run(*arguments: object) -> int:
@@ -25,20 +22,7 @@ def run(*arguments: object) -> int:
 
 def test_the_readme_runs_as_it_stands(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    assert len(BLOCKS) == 6
-    ran = []
-    for language, text in BLOCKS:
-        if language == "bash":
-            for line in text.strip().splitlines():
-                program, app, *arguments = shlex.split(line)
-                assert (program, app) == ("sparsekit", "classify")
-                assert run(*arguments) == 0, (line, capsys.readouterr().err)
-                ran.append(arguments[0])
-        elif text.startswith("# my_method.py"):
-            Path("my_method.py").write_text(text)
-        else:
-            exec(compile(text, "README.md", "exec"), {})
-    assert set(ran) == set(cli.VERBS)
+    assert set(run_readme(cli, "classify", capsys)) == set(cli.VERBS)
     out = capsys.readouterr().out
     assert "LargestAtStart keeps the contract" in out
     assert "static *" in out
@@ -147,7 +131,7 @@ def test_usage_errors_exit_2_and_name_the_fix(
 
 
 def test_a_method_that_breaks_the_contract_is_told_why(tmp_path: Path, capsys) -> None:
-    text = next(text for _, text in BLOCKS if text.startswith("# my_method.py"))
+    text = next(text for _, text in blocks(cli) if text.startswith("# my_method.py"))
     file = tmp_path / "one_too_many.py"
     file.write_text(text.replace("counts[name])", "counts[name] + 1)"))
     assert run("check", "--method", file) == 2

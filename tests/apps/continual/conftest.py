@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 
 from apps.continual.config import Config
+from tests.apps.patterns import noisy_patterns
 
 
 def arrays(n: int = 660, classes: int = 6, size: int = 8, spread: float = 1.0):
     """Noisy copies of one pattern a class, as bytes; n is no multiple of the batch."""
-    generator = np.random.default_rng(7)
-    patterns = generator.normal(size=(classes, 1, size, size))
-    y = np.arange(n) % classes
-    x = patterns[y] + spread * generator.normal(size=(n, 1, size, size))
+    x, y = noisy_patterns(n, classes, size=size, spread=spread)
     return np.clip(128 + 40 * x, 0, 255).astype(np.uint8), y
 
 

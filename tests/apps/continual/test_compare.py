@@ -1,6 +1,5 @@
 """Comparisons, figures, and the commands of the README as they stand there."""
 
-import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +13,7 @@ from apps.continual import cli, figure
 from apps.continual.compare import compare, load_comparison
 from apps.continual.config import PRESETS, Config, preset
 from apps.continual.train import train
-
-README = (Path(cli.__file__).parent / "README.md").read_text("utf-8")
-BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, re.S)
+from tests.apps.readme import run_readme
 
 
 def test_compare(small, tmp_path):
@@ -77,17 +74,7 @@ def run(line: str) -> int:
 
 def test_the_readme_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    ran = []
-    for language, text in BLOCKS:
-        if language == "bash":
-            for line in text.strip().splitlines():
-                program, app, *arguments = shlex.split(line)
-                assert (program, app) == ("sparsekit", "continual")
-                assert cli.main(arguments) == 0, (line, capsys.readouterr().err)
-                ran.append(arguments[0])
-        else:
-            exec(compile(text, "README.md", "exec"), {})
-    assert set(ran) == set(cli.VERBS)
+    assert set(run_readme(cli, "continual", capsys)) == set(cli.VERBS)
     assert Path("runs/compare/compare.svg").stat().st_size > 5000
 
 

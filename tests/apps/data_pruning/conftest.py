@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 
 from apps.data_pruning.config import Config
+from tests.apps.patterns import noisy_patterns
 
 
 def images(n: int = 230, size: int = 8, channels: int = 1, spread: float = 0.6):
     """Noisy copies of one pattern a class; n is no multiple of the batch."""
-    generator = np.random.default_rng(7)
-    patterns = generator.normal(size=(3, channels, size, size))
-    y = np.arange(n) % 3
-    x = patterns[y] + spread * generator.normal(size=(n, channels, size, size))
+    x, y = noisy_patterns(n, 3, channels, size, spread)
     return x.astype(np.float32), y
 
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,9 +13,7 @@ from apps.common import images
 from apps.common.toml import read_toml
 from apps.data_pruning import cli
 from apps.data_pruning.config import PRESETS, Config, from_file, preset
-
-README = (Path(cli.__file__).parent / "README.md").read_text()
-BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, re.S)
+from tests.apps.readme import run_readme
 
 
 def run(*arguments: object) -> int:
@@ -25,18 +22,7 @@ def run(*arguments: object) -> int:
 
 def test_the_readme_runs_as_it_stands(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    assert len(BLOCKS) == 4
-    ran = []
-    for language, text in BLOCKS:
-        if language == "python":
-            exec(compile(text, "README.md", "exec"), {})
-            continue
-        for line in text.strip().splitlines():
-            program, app, *arguments = shlex.split(line)
-            assert (program, app) == ("sparsekit", "data-pruning")
-            assert run(*arguments) == 0, (line, capsys.readouterr().err)
-            ran.append(arguments[0])
-    assert set(ran) == set(cli.VERBS)
+    assert set(run_readme(cli, "data-pruning", capsys)) == set(cli.VERBS)
     out = capsys.readouterr().out
     assert "MNIST-5k: images 1x28x28, 10 classes" in out
     assert "wrong labels 350, near copies 0" in out

@@ -1,8 +1,6 @@
 """The commands: those of the README as they stand there, and errors with exit 2."""
 
 import json
-import re
-import shlex
 import tomllib
 from dataclasses import fields
 from pathlib import Path
@@ -14,9 +12,8 @@ from apps.common.verbs import ReportConfig
 from apps.recsys import cli
 from apps.recsys.config import PRESETS, Config, preset
 from apps.recsys.result import load_result
+from tests.apps.readme import run_readme
 
-README = (Path(cli.__file__).parent / "README.md").read_text("utf-8")
-BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, re.S)
 SMOKE = ("--config", "lightgcn-ml100k", "--profile", "smoke")
 
 
@@ -26,16 +23,7 @@ def run(*arguments: object) -> int:
 
 def test_the_readme_runs_as_it_stands(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    ran = set()
-    for language, text in BLOCKS:
-        if language == "python":
-            exec(compile(text, "README.md", "exec"), {})
-            continue
-        for line in text.strip().splitlines():
-            program, app, *arguments = shlex.split(line)
-            assert (program, app) == ("sparsekit", "recsys")
-            assert run(*arguments) == 0, (line, capsys.readouterr().err)
-            ran.add(arguments[0])
+    ran = set(run_readme(cli, "recsys", capsys))
     assert {"data", "train", "evaluate", "compare", "report"} <= ran
     out = capsys.readouterr().out
     assert "942 users, 1,447 items" in out

@@ -9,14 +9,12 @@ from torch import nn
 
 from apps.common.images import Split
 from apps.unlearning.config import Config
+from tests.apps.patterns import noisy_patterns
 
 
 def images(n: int = 230, size: int = 8, spread: float = 0.9):
     """Noisy copies of one pattern a class; n is no multiple of the batch."""
-    generator = np.random.default_rng(7)
-    patterns = generator.normal(size=(3, 1, size, size))
-    y = np.arange(n) % 3
-    x = patterns[y] + spread * generator.normal(size=(n, 1, size, size))
+    x, y = noisy_patterns(n, 3, size=size, spread=spread)
     return x.astype(np.float32), y
 
 

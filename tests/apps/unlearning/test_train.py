@@ -17,16 +17,7 @@ from apps.unlearning.result import load_result
 from apps.unlearning.shadows import train_groups, train_shadows
 from apps.unlearning.stages import Stage, Stages
 from apps.unlearning.train import builder
-
-
-def state(model):
-    return {n: t.clone() for n, t in model.state_dict().items()}
-
-
-def assert_equal(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
+from tests.apps.unlearning.states import assert_equal, state
 
 
 class Cut(Exception):

@@ -20,19 +20,10 @@ from apps.unlearning.unlearners.fisher import Fisher, batch_diagonal, diagonal
 from apps.unlearning.unlearners.l1_sparse import L1Sparse, soft_threshold
 from apps.unlearning.unlearners.random_labels import RandomLabels, relabelled
 from apps.unlearning.unlearners.salun import SalUn, salient
+from tests.apps.unlearning.states import assert_equal, state
 
 RECIPE = Recipe(epochs=3, batch=13, lr=0.02, weight_decay=0.01)
 METHODS = [name for name in discover() if name != "sisa"]
-
-
-def state(model):
-    return {n: t.clone() for n, t in model.state_dict().items()}
-
-
-def assert_equal(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
 
 
 def run(network, records, method, **arguments) -> Result:
