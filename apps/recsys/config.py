@@ -51,7 +51,7 @@ class LogFile(RunConfig):
 
     @property
     def reading(self) -> dict[str, Any]:
-        """How files are read: arguments of `data.described` and `data.load`."""
+        """How files are read: arguments of `reading.read` and `data.load`."""
         unknown = sorted(set(self.columns) - set(Columns.__dataclass_fields__))
         if unknown:
             refused, known = f"no column {unknown[0]!r}", Columns.__dataclass_fields__

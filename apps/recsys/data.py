@@ -8,7 +8,6 @@ data = load("clicks.csv", where={"event": "buy"}, catalogue="items.csv")
 """
 
 import io
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +18,7 @@ from apps.common import datasets, wheels
 from apps.common.arrays import open_arrays
 from apps.recsys import interactions, splits
 from apps.recsys.interactions import Interactions, Keep
-from apps.recsys.reading import BadRows, Columns, read
-from apps.recsys.side_tables import catalogue as catalogue_of
+from apps.recsys.reading import read
 from apps.recsys.side_tables import side_table
 from apps.recsys.splits import Dataset
 from sparsekit.spelling import choice
@@ -68,7 +66,7 @@ def load(
     source: "ml100k", "gowalla" or a file. preparation: default ratings of at least 4
     for ml100k, all else as it is. test: a file with the test part; then the source is
     the training part and `split` does not matter, as for gowalla. reading: how files
-    are read, see `described`.
+    are read, see `reading.read`.
 
     Raises ValueError and FileNotFoundError that name the fix.
     """
@@ -85,38 +83,12 @@ def load(
     if source == "ml100k":
         log = (preparation or LIKED)(ml100k())
     else:
-        log = (preparation or Preparation())(described(source, **reading))
+        log = (preparation or Preparation())(read(source, **reading))
     if test is not None:
         # A core would leave out test items of the file: it is not applied there.
         prepare = replace(preparation or Preparation(), core=1)
-        return splits.given(log, prepare(described(test, **reading)), seed=seed)
+        return splits.given(log, prepare(read(test, **reading)), seed=seed)
     return split_by(log, split, seed)
-
-
-def described(
-    path: str | Path,
-    columns: Columns | None = None,
-    *,
-    separator: str | None = None,
-    encoding: str = "utf-8",
-    bad_rows: BadRows = "raise",
-    where: Mapping[str, str] | None = None,
-    catalogue: str | Path | None = None,
-) -> Interactions:
-    """Interactions of a file (see `reading.read`) with what a catalogue says of items.
-
-    catalogue: a file of the items (see `side_tables`), whose ids are in the column
-    that has the same name as that of the interactions.
-    """
-    log = read(
-        path, columns, separator=separator, encoding=encoding, bad_rows=bad_rows,
-        where=where,
-    )  # fmt: skip
-    if catalogue is None:
-        return log
-    key = (columns or Columns()).item
-    table = catalogue_of(catalogue, log.item_ids, key=key, encoding=encoding)
-    return replace(log, item_table=table)
 
 
 def split_by(log: Interactions, split: Split, seed: int = 0) -> Dataset:

@@ -22,6 +22,7 @@ import numpy as np
 from apps.recsys.cells import ids, numbers, times
 from apps.recsys.diagnosis import BadTable, diagnose, unknown_columns
 from apps.recsys.interactions import Interactions, id_order
+from apps.recsys.side_tables import catalogue as catalogue_of
 from apps.recsys.side_tables import side_table
 from sparsekit.spelling import choice
 
@@ -77,6 +78,7 @@ def read(
     encoding: str = "utf-8",
     bad_rows: BadRows = "raise",
     where: Mapping[str, str] | None = None,
+    catalogue: str | Path | None = None,
 ) -> Interactions:
     """Interactions of a file; duplicates stay, see `without_duplicates`.
 
@@ -84,7 +86,8 @@ def read(
     also as .gz; .parquet. separator: of a text file, default by its suffix. In CSV and
     TSV an id may stand in double quotes and then hold separators. where: {column: value
     or values, with commas between}, which rows count; the others may be as bad as they
-    like.
+    like. catalogue: a file of the items (see `side_tables`); its ids are in the column
+    that has the same name as that of the interactions.
 
     Raises ValueError that names file, row and fix; FileNotFoundError.
     """
@@ -101,6 +104,11 @@ def read(
             columns, where, bad_rows
         )
     log = _encode(table, path, columns, where, bad_rows, dropped)
+    if catalogue is not None:
+        items = catalogue_of(
+            catalogue, log.item_ids, key=columns.item, encoding=encoding
+        )
+        return replace(log, item_table=items)
     return _with_tables(log, path) if _suffix(path) == ".inter" else log
 
 

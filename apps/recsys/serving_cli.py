@@ -27,7 +27,6 @@ from apps.common.verbs import Verbs, required
 from apps.recsys import interactions, plain_vectors
 from apps.recsys.artefact import Artefact, load, save
 from apps.recsys.config import Config, LogFile, Source, Value
-from apps.recsys.data import described
 from apps.recsys.export import Users, artefact_of
 from apps.recsys.fold_in import mean_square
 from apps.recsys.forgetting.request import Forgotten, id_list
@@ -36,6 +35,7 @@ from apps.recsys.models.closed_form import EASE, ItemKNN
 from apps.recsys.models.closed_form import Recommender as Settings
 from apps.recsys.models.factors import Factors
 from apps.recsys.reader import table
+from apps.recsys.reading import read
 from apps.recsys.recommender import Filters, Recommender, Unknown
 from apps.recsys.scoring import FoldIn
 from apps.recsys.splits import known_items
@@ -108,33 +108,44 @@ class RecommendConfig(RunConfig):
 
 
 @dataclass(frozen=True)
-class UpdateConfig(LogFile):
-    """Takes new interactions, users and items into a file, without training.
-
-    Args:
-        file: from `export`.
-        dataset: the new interactions: .csv, .tsv, .inter (also .gz), .parquet.
-        without: a forgotten.json that `forget` wrote: whom and what not to take in.
-        out: the new file; default: it takes the place of the old one.
-    """
-
-    dataset: str = ""
-    file: Path | None = None
-
-
-@dataclass(frozen=True)
-class BacktestConfig(LogFile):
-    """Tests an exported file on interactions that came after it was made.
+class LaterLog(LogFile):
+    """Interactions that came after a file was made.
 
     Args:
         file: from `export`.
         dataset: the later interactions: .csv, .tsv, .inter (also .gz), .parquet.
-        without: a forgotten.json that `forget` wrote: whom and what not to look at.
-        out: a .json file for the metrics, too.
+        without: a forgotten.json that `forget` wrote: whom and what to leave out.
     """
 
     dataset: str = ""
     file: Path | None = None
+
+    def read(self) -> interactions.Interactions:
+        """The rows that count."""
+        log = read(required(self.dataset or None, "dataset"), **self.reading)
+        if self.rating is not None:
+            log = interactions.at_least(log, self.rating)
+        if self.without is not None:
+            log = Forgotten.load(self.without).passed(log)
+        return log
+
+
+@dataclass(frozen=True)
+class UpdateConfig(LaterLog):
+    """Takes new interactions, users and items into a file, without training.
+
+    Args:
+        out: the new file; default: it takes the place of the old one.
+    """
+
+
+@dataclass(frozen=True)
+class BacktestConfig(LaterLog):
+    """Tests an exported file on interactions that came after it was made.
+
+    Args:
+        out: a .json file for the metrics, too.
+    """
 
 
 @dataclass(frozen=True)
@@ -234,7 +245,7 @@ def update_command(argv: list[str]) -> None:
 
     config = parse(UpdateConfig, argv, beside=Config)
     path = required(config.file, "file")
-    log = _read(config)
+    log = config.read()
     newer = updated(load(path), log)
     save(config.out or path, newer)
     news = newer.about["updates"][-1]
@@ -254,21 +265,11 @@ def backtest_command(argv: list[str]) -> None:
 
     config = parse(BacktestConfig, argv, beside=Config)
     artefact = load(required(config.file, "file"))
-    found = backtest(artefact, _read(config))
+    found = backtest(artefact, config.read())
     if config.out is not None:
         content = json.dumps(found.content(), indent=1) + "\n"
         atomic.write_text(config.out, content)
     tell(found.content(), found.table())
-
-
-def _read(config: LogFile) -> interactions.Interactions:
-    """Interactions to add, or to test on."""
-    log = described(required(config.dataset or None, "dataset"), **config.reading)
-    if config.rating is not None:
-        log = interactions.at_least(log, config.rating)
-    if config.without is not None:
-        log = Forgotten.load(config.without).passed(log)
-    return log
 
 
 def serve_command(argv: list[str]) -> None:

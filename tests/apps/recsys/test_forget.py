@@ -150,7 +150,7 @@ def test_nothing_is_written_for_a_request_that_fails(old, tmp_path):
         (Request(users=("nobody",)), "drop", "no user 'nobody'"),
         (Request(users=everybody), "drop", "all 40 users"),
         (Request(users=GONE), "scrub", "method 'scrub' is unknown"),
-        (Request(users=GONE), "nothing", "no method"),
+        (Request(users=GONE), "nothing", "method .nothing. is unknown"),
     ):
         with pytest.raises(ValueError, match=fault):
             forget(old, request, method, out=tmp_path / "n")
