@@ -248,6 +248,16 @@ def check_images(x: np.ndarray, y: np.ndarray, name: str = "") -> Images:
             "x must hold square images, [N, S, S] or [N, C, S, S] (channels first), or "
             f"a table of numbers [N, D], got {given}"
         )
+    names, labels = numbered(x, y)
+    return Images(x, labels, len(names), name=name)
+
+
+def numbered(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Names of the classes, sorted, and [N] int64 numbers of them, of a user's arrays.
+
+    x: [N, ...], real and finite; y: [N] integers or strings, at least two classes and
+    ten examples of each. Raises ValueError otherwise.
+    """
     if y.shape != (len(x),):
         raise ValueError(f"y must have shape [{len(x)}] as x has, got {list(y.shape)}")
     if y.dtype.kind not in "iuUb":
@@ -255,18 +265,20 @@ def check_images(x: np.ndarray, y: np.ndarray, name: str = "") -> Images:
     if x.dtype.kind not in "iufb":
         raise ValueError(f"x must hold real numbers, got {x.dtype}")
     if x.dtype.kind == "f" and not np.isfinite(x).all():
-        bad = np.flatnonzero(~np.isfinite(x).all((1, 2, 3)))
-        raise ValueError(f"x has NaN or infinity in {len(bad)} images, first {bad[0]}")
+        bad = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(1))
+        raise ValueError(
+            f"x has NaN or infinity in {len(bad)} examples, first {bad[0]}"
+        )
     names, labels, counts = np.unique(y, return_inverse=True, return_counts=True)
     if len(names) < 2:
         raise ValueError(f"y has only one class, {names.tolist()[0]!r}; two are needed")
     if counts.min() < LEAST_PER_CLASS:
         rare = names.tolist()[counts.argmin()]
         raise ValueError(
-            f"class {rare!r} has {counts.min()} images; {LEAST_PER_CLASS} are needed, "
-            "for a part of each class in train, validation and test"
+            f"class {rare!r} has {counts.min()} examples; {LEAST_PER_CLASS} are "
+            "needed, for a part of each class in train, validation and test"
         )
-    return Images(x, labels.astype(np.int64), len(names), name=name)
+    return names, labels.astype(np.int64)
 
 
 @lru_cache(maxsize=1)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from apps.common import datasets
 from apps.common.arrays import open_arrays
-from apps.common.images import LEAST_PER_CLASS, PARTS, cut
+from apps.common.images import PARTS, cut, numbered
 from apps.continual.config import Config
 from sparsekit.spelling import choice
 
@@ -151,31 +151,14 @@ def checked(x: np.ndarray, y: np.ndarray, task: np.ndarray | None, name: str) ->
             "x must hold vectors [N, D] or square images, [N, S, S] or [N, C, S, S] "
             f"(channels first), got {given}"
         )
-    if x.dtype.kind not in "iufb":
-        raise ValueError(f"x must hold real numbers, got {x.dtype}")
-    if x.dtype.kind == "f" and not np.isfinite(x).all():
-        bad = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(1))
-        raise ValueError(f"x has NaN or infinity in {len(bad)} inputs, first {bad[0]}")
-    if y.shape != (len(x),):
-        raise ValueError(f"y must have shape [{len(x)}] as x has, got {list(y.shape)}")
-    if y.dtype.kind not in "iuUb":
-        raise ValueError(f"y must hold integers or strings, got {y.dtype}")
-    names, labels, counts = np.unique(y, return_inverse=True, return_counts=True)
-    if len(names) < 2:
-        raise ValueError(f"y has only one class, {names.tolist()[0]!r}; two are needed")
-    if counts.min() < LEAST_PER_CLASS:
-        rare = names.tolist()[counts.argmin()]
-        raise ValueError(
-            f"class {rare!r} has {counts.min()} examples; {LEAST_PER_CLASS} are "
-            "needed, for a part of each class in train, validation and test"
-        )
+    names, labels = numbered(x, y)
     if task is not None:
         if task.shape != (len(x),) or task.dtype.kind not in "iu":
             raise ValueError(f"task must hold {len(x)} integers, one an input")
         task = np.unique(task, return_inverse=True)[1].astype(np.int64)
     x = x if x.dtype == np.uint8 else x.astype(np.float32)
     words = tuple(str(n) for n in names.tolist())
-    return Raw(x, labels.astype(np.int64), words, name, task=task)
+    return Raw(x, labels, words, name, task=task)
 
 
 def _folder(path: Path) -> Raw:

@@ -140,7 +140,7 @@ NAN[4, 3, 2] = np.nan
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"x": NAN}, "NaN or infinity in 1 images, first 4"),
+        ({"x": NAN}, "NaN or infinity in 1 examples, first 4"),
         ({"x": np.zeros((90, 7, 5))}, r"square images, .* got \[90, 7, 5\]"),
         ({"x": np.zeros(90)}, r"square images, .* got \[90\]"),
         ({"x": np.eye(90)[:, :3]}, r"column \d of the table, is constant"),
@@ -148,7 +148,7 @@ NAN[4, 3, 2] = np.nan
         ({"x": np.zeros((90, 7, 7), complex)}, "real numbers, got complex128"),
         ({"x": np.zeros((90, 7, 7))}, "constant"),
         ({"y": np.zeros(90, int)}, "only one class, 0"),
-        ({"y": np.arange(90) < 85}, "class False has 5 images; 10 are needed"),
+        ({"y": np.arange(90) < 85}, "class False has 5 examples; 10 are needed"),
         ({"y": np.zeros(89, int)}, r"y must have shape \[90\]"),
         ({"y": np.linspace(0, 2, 90)}, "integers or strings, got float64"),
     ],
