@@ -49,7 +49,7 @@ def ends(row: Row) -> str:
 
 
 def details(rows: Sequence[Row]) -> list[str]:
-    """Claims one by one: rule, interval, value of each seed, and where they are from."""
+    """Claims one by one: rule, interval, value of each seed, and their source."""
     lines: list[str] = []
     last = None
     for row in rows:
