@@ -87,6 +87,7 @@ class Learner:
         self.state = training.build(config, stream)
         self.shape, self.classes = shape, classes
         self.every, self.observed = checkpoint_every, 0
+        self._saved = 0  # batches that the checkpoint knows
         self.folder = None if folder is None else RunFolder(Path(folder))
         self.journal: Journal | None = None
         if self.folder is not None:
@@ -98,9 +99,12 @@ class Learner:
         """Learns from a batch, in one step; returns the loss before it.
 
         raw: [B, *shape] uint8; y: [B] int64, in 0 ... classes - 1. When it returns, the
-        batch is on the disk. A ValueError has changed nothing.
+        batch is on the disk. A ValueError or an OSError, say of a full disk, has
+        changed nothing.
         """
         self._require(raw, y)
+        if self.folder is not None and self.observed - self._saved >= self.every:
+            self.save()
         if self.journal is not None:
             self.journal.append(_packed(raw, y))
         return self._learn(raw, y)
@@ -145,6 +149,7 @@ class Learner:
                 "settings": settings(self.config) | self._inputs(),
             }
         )
+        self._saved = self.observed
         old, self.journal = self.journal, Journal(self._journal_path())
         if old is not None and old.path != self.journal.path:
             old.remove()
@@ -157,8 +162,6 @@ class Learner:
         loss = step(state, Batch(state.seen(raw), y, raw, torch.arange(len(y))))
         assert loss is not None
         self.observed += 1
-        if self.folder is not None and self.observed % self.every == 0:
-            self.save()
         return float(loss)
 
     @property
@@ -199,7 +202,7 @@ class Learner:
         _refuse_another(self, saved["settings"])
         self._begin_task(saved["begin"])
         self.state.load_state_dict(saved["training"])
-        self.observed = saved["observed"]
+        self.observed = self._saved = saved["observed"]
         self.journal = Journal(self._journal_path())
         for path in self.folder.path.glob("*.journal"):
             if path != self.journal.path:

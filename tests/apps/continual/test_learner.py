@@ -2,11 +2,13 @@
 
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -140,6 +142,41 @@ def test_a_torn_record_was_never_observed(tmp_path: Path, damage: str) -> None:
     again = Learner(settings(), SHAPE, 4, folder=tmp_path)
     assert again.observed == 7
     assert same(again, learner)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_FSIZE")
+@pytest.mark.parametrize("room", [0, 5, 400])
+def test_a_full_disk_has_changed_nothing(tmp_path: Path, room: int) -> None:
+    """Files may not grow: of a journal, then of a checkpoint."""
+    learner = Learner(settings(), SHAPE, 4, folder=tmp_path, checkpoint_every=8)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for filled, file in ((5, "0.journal"), (8, None)):
+        go_on(learner, filled)
+        most = room + (tmp_path / file).stat().st_size if file else room
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+        try:
+            with pytest.raises(OSError, match=r"cannot write .*: the file would"):
+                learner.observe(*batch(filled))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert learner.observed == filled
+        again = Learner(settings(), SHAPE, 4, folder=tmp_path, checkpoint_every=8)
+        assert same(again, learner)
+    assert same(go_on(learner, 20), go_on(Learner(settings(), SHAPE, 4), 20))
+    again = Learner(settings(), SHAPE, 4, folder=tmp_path, checkpoint_every=8)
+    assert same(again, learner)
+
+
+def test_a_record_that_the_disk_did_not_confirm_is_not_there(tmp_path, monkeypatch):
+    journal = Journal(tmp_path / "a")
+    journal.append(b"first")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", Mock(side_effect=OSError("no power")))
+        patched.setattr(os, "truncate", Mock(side_effect=OSError("no power")))
+        with pytest.raises(OSError, match="no power"):
+            journal.append(b"second")
+    journal.append(b"third")
+    assert list(Journal(tmp_path / "a").records()) == [b"first", b"third"]
 
 
 def test_journal_records_are_read_in_order(tmp_path: Path) -> None:
