@@ -145,6 +145,7 @@ def test_resnet_training(tmp_path):
     row = report["widths"]["4"]["sparse"]["0.1"]
     assert row["speedup"] > 0
     assert sum(row["parts"].values()) == pytest.approx(1)
+    assert all(rate > 0 for rate in row["gflops"].values())
     assert row["errors"]["sparse"] < 2 * row["errors"]["dense"] + 1e-5
     assert "## Width 4" in (tmp_path / "resnet_training.md").read_text()
 
