@@ -4,6 +4,8 @@ All end in an `nn.Linear` and use layers whose per-sample gradients are exact in
 `sparsekit.data_pruning`.
 """
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -152,3 +154,21 @@ def require_fit(name: str, depth: int, size: int) -> None:
         )
     if depth < 0:
         raise ValueError(f"depth must be at least 0, got {depth}")
+
+
+def features(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What the last layer with weights sees, [B, d], and the logits [B, K].
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.ReLU(), nn.Linear(2, 3))
+    >>> features(model, torch.tensor([[1.0, -1.0]]))[0]
+    tensor([[1., 0.]])
+    """
+    last = [m for m in model.modules() if not [*m.children()] and [*m.parameters()]][-1]
+    seen: list[Any] = []
+    handle = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        logits = model(x)
+    finally:
+        handle.remove()
+    return seen[0], logits

@@ -4,9 +4,7 @@ All have one head over the classes of all tasks. The 16 3x3 convolutions in the 
 of ResNet-18 are what SparCL masks: 98.4 % of the weights.
 """
 
-from typing import Any
-
-from torch import Tensor, nn
+from torch import nn
 
 from apps.common import classifiers
 from apps.common.classifiers import NAMES
@@ -43,15 +41,3 @@ def build(
     with seeded(seed):
         # No BatchNorm: its running statistics would be those of the last task.
         return classifiers.CNN(width, depth, classes, channels, size)
-
-
-def features(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What the last layer with weights sees, [B, d], and the logits [B, K]."""
-    last = [m for m in model.modules() if not [*m.children()] and [*m.parameters()]][-1]
-    seen: list[Any] = []
-    handle = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    try:
-        logits = model(x)
-    finally:
-        handle.remove()
-    return seen[0], logits

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apps.common import processes
+from apps.common import classifiers, processes
 from apps.common.options import in_values_mode
 from apps.common.seeds import mixed
 from apps.continual import buffer as memory
@@ -116,7 +116,7 @@ class Training:
             else:
                 raw = part.raw(torch.nonzero(part.y == label)[:, 0]).to(self.device)
                 with evaluating(self.model):
-                    features, _ = models.features(self.model, stream.view(raw))
+                    features, _ = classifiers.features(self.model, stream.view(raw))
                 self.flops.add_forward(len(raw), back_propagated=False)
                 features = nn.functional.normalize(features.flatten(1), dim=1)
                 raw = raw[memory.herd(features, share).to(raw.device)]

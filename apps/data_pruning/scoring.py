@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from apps.data_pruning import models
+from apps.common import classifiers
 from apps.data_pruning.config import Config
 from apps.data_pruning.data import Data
 from apps.data_pruning.train import autocast, example_flops, now, predict, train
@@ -213,7 +213,7 @@ def _of_model(config: Config, data: Data, model: nn.Module, request: Request) ->
     with autocast(config):
         if name == "features":
             with torch.no_grad():
-                parts = [models.features(model, a) for a, _ in pairs]
+                parts = [classifiers.features(model, a)[0] for a, _ in pairs]
         else:
             parts = [MODEL_SCORES[name](model, a, b) for a, b in pairs]
     return torch.cat([part.detach().float().cpu() for part in parts])

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 
 from apps.common import classifiers
-from apps.data_pruning import models
 from sparsekit.data_pruning import grand
 
 
@@ -56,8 +55,9 @@ def test_features_make_the_logits(name: str) -> None:
     ).eval()
     x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     last = [m for m in model.modules() if isinstance(m, torch.nn.Linear)][-1]
-    seen = models.features(model, x)
+    seen, logits = classifiers.features(model, x)
     torch.testing.assert_close(last(seen), model(x))
+    torch.testing.assert_close(logits, model(x))
 
 
 def test_the_seed_alone_decides_the_weights() -> None:
