@@ -22,7 +22,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from apps.recsys.interactions import Interactions, rows_of
-from apps.recsys.reading import SEPARATORS, Columns
+from apps.recsys.reading import Columns, read
 from apps.recsys.splits import PARTS, Dataset, Times
 from sparsekit import atomic
 
@@ -70,8 +70,8 @@ def read_request(
 ) -> Request:  # fmt: skip
     """From words of a command line.
 
-    users, items: ids, or one .txt file with an id a line. interactions: .csv, .tsv or
-    .parquet with a column each of users and of items; others do not matter.
+    users, items: ids, or one .txt file with an id a line. interactions: a file that
+    `reading.read` reads; columns but those of users and items do not matter.
 
     Raises ValueError that names the file, for one without a row too; FileNotFoundError.
     """
@@ -80,28 +80,9 @@ def read_request(
 
 
 def _pairs(path: Path, columns: Columns | None) -> tuple[Pair, ...]:
-    import pandas as pd
-
-    columns = columns or Columns()
-    wanted = [columns.user, columns.item]
-    try:
-        if path.suffix == ".parquet":
-            table = pd.read_parquet(path)
-        else:
-            separator = SEPARATORS.get(path.suffix, ",")
-            table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
-    except (ValueError, ImportError) as error:  # UnicodeDecodeError is one
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    missing = [name for name in wanted if name not in table.columns]
-    if missing:
-        raise ValueError(
-            f"{path} has no column {missing[0]!r} but {', '.join(map(str, table))}; "
-            "name them: --columns user=... item=..."
-        )
-    rows = table[wanted].astype(str).to_numpy()
-    if len(rows) == 0 or (rows == "").any():
-        raise ValueError(f"{path} holds no interaction, or an empty id")
-    return tuple((user, item) for user, item in rows)
+    log = read(path, replace(columns or Columns(), rating=None, timestamp=None))
+    pairs = zip(log.user_ids[log.users], log.item_ids[log.items], strict=True)
+    return tuple((str(user), str(item)) for user, item in pairs)
 
 
 def interactions_of(data: Dataset) -> set[Pair]:

@@ -1,6 +1,7 @@
 """Requests and what they remove, against slices of dense matrices; exact downdates
 against fits; ways to forget."""
 
+import gzip
 import json
 from dataclasses import replace
 
@@ -66,16 +67,24 @@ def test_ids_and_interactions_from_files(tmp_path):
     found = read_request([str(tmp_path / "ids.txt")])
     assert found.users == ("u/1", "u/2")
     columns = Columns(user="who", item="what")
+    # As `train` reads them: a byte order mark, packed, whole numbers beside a gap.
+    packed = gzip.compress("\ufeffwho,when,what\nu/1,soon,i2\n".encode())
+    (tmp_path / "pairs.csv.gz").write_bytes(packed)
+    found = read_request(interactions=tmp_path / "pairs.csv.gz", columns=columns)
+    assert found.pairs == (("u/1", "i2"),)
     found = read_request(interactions=tmp_path / "pairs.csv", columns=columns)
     assert found.pairs == (("u/1", "i2"),)
     with pytest.raises(ValueError, match="holds no id"):
         read_request([str(tmp_path / "none.txt")])
-    with pytest.raises(ValueError, match=r"empty\.csv holds no interaction"):
+    with pytest.raises(ValueError, match=r"empty\.csv has a header but no rows"):
         read_request(interactions=tmp_path / "empty.csv")
-    for name in ("blank.csv", "bytes.csv"):
-        with pytest.raises(ValueError, match=f"{name} cannot be read"):
+    for name, fault in (
+        ("blank.csv", " is empty"),
+        ("bytes.csv", ", line 2: byte 0xff"),
+    ):
+        with pytest.raises(ValueError, match=f"{name}{fault}"):
             read_request(interactions=tmp_path / name)
-    with pytest.raises(ValueError, match="no column 'user_id' but who, what"):
+    with pytest.raises(ValueError, match="no column 'user_id' for the user"):
         read_request(interactions=tmp_path / "pairs.csv")
     with pytest.raises(FileNotFoundError):
         read_request(interactions=tmp_path / "nothing.csv")
