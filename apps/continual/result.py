@@ -2,7 +2,10 @@
 
 import json
 import math
+import reprlib
+import zlib
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +14,14 @@ from torch import Tensor, nn
 
 from apps.common import cost
 from apps.common.config import settings
+from apps.common.images import PARTS
 from apps.common.runs import RunFolder, load_run
 from apps.common.statistics import Interval
 from apps.common.training import clones, require_finite
 from apps.continual import metrics, models
 from apps.continual.config import Config
 from apps.continual.strategy import evaluating
-from apps.continual.streams import Part
+from apps.continual.streams import Part, Stream
 from apps.continual.training import Training
 from sparsekit.execution import dense_state_dict
 
@@ -101,6 +105,24 @@ def logits_of(state: Training, part: Part, task: int) -> Tensor:
             for i in range(0, len(part), batch)
         ]
     return torch.cat(parts).cpu()
+
+
+def described(stream: Stream) -> dict[str, Any]:
+    """What tells a stream from another: classes, sizes, a checksum of labels and of
+    the first inputs of each part."""
+    parts = [[getattr(task, part) for part in PARTS] for task in stream.tasks]
+    checksum = 0
+    for part in chain(*parts):
+        for tensor in (part.y, part.raw(slice(0, 16))):
+            checksum = zlib.crc32(tensor.cpu().contiguous().numpy(), checksum)
+    return {
+        "classes": stream.n_classes,
+        "names": list(stream.names),
+        "shape": list(stream.shape),
+        "tasks": [list(task.classes) for task in stream.tasks],
+        "examples": [[len(part) for part in task] for task in parts],
+        "checksum": checksum,
+    }
 
 
 class Run:
@@ -232,18 +254,29 @@ class Run:
                 "task_rows": self.task_rows,
                 "initial": self.initial,
                 "training": self.state.state_dict(),
+                "data": described(self.state.stream),
                 "settings": settings(self.config),
             }
         )
         self.folder.write_log(self.history)
 
     def _load(self, saved: dict[str, Any]) -> None:
+        self._refuse_other_data(saved.get("data", {}))
         for name in (
             "task", "epoch", "batch", "seconds", "epoch_seconds", "summed", "history",
             "rows", "task_rows", "initial",
         ):  # fmt: skip
             setattr(self, name, saved[name])
         self.state.load_state_dict(saved["training"])
+
+    def _refuse_other_data(self, before: dict[str, Any]) -> None:
+        for what, now in described(self.state.stream).items():
+            if before.get(what) != now:
+                raise ValueError(
+                    f"{self.config.out} was begun with other data: its {what} were "
+                    f"{reprlib.repr(before.get(what))}, now {reprlib.repr(now)}; bring "
+                    "the data back, or give another --out"
+                )
 
 
 def metrics_of(
@@ -299,12 +332,6 @@ def save(folder: RunFolder, result: Result, state: Training) -> None:
     config = result.config
     tensors, metadata = cost.packed(result.model, result.masks)
     folder.write_tensors("model.safetensors", tensors, metadata)
-    described = {
-        "classes": state.stream.n_classes,
-        "names": list(state.stream.names),
-        "shape": list(state.stream.shape),
-        "tasks": [list(task.classes) for task in state.stream.tasks],
-    }
     measured = {
         "matrix": result.matrix,
         "task_matrix": result.task_matrix,
@@ -313,7 +340,7 @@ def save(folder: RunFolder, result: Result, state: Training) -> None:
     folder.write_tensors(
         "samples.safetensors",
         {k: v.contiguous() for k, v in (result.samples | measured).items()},
-        {"run": json.dumps(described)},
+        {"run": json.dumps(described(state.stream))},
     )
     folder.write_log(result.history)
     folder.write_run(
@@ -330,10 +357,10 @@ def load_result(path: Path | None, config: Config | None = None) -> Result:
     """
     folder, config, stored = load_run(path, Config, config)
     samples, run = folder.read_tensors("samples.safetensors")
-    described = json.loads(run["run"])
+    facts = json.loads(run["run"])
     model = models.build(
-        config.model, config.width, config.depth, described["classes"],
-        tuple(described["shape"]), config.seed,
+        config.model, config.width, config.depth, facts["classes"],
+        tuple(facts["shape"]), config.seed,
     )  # fmt: skip
     state, masks = cost.unpacked(*folder.read_tensors("model.safetensors"))
     model.load_state_dict(state)

@@ -2,15 +2,19 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from apps.continual import streams, training
+from apps.continual.config import Config
 from apps.continual.metrics import average_accuracy
 from apps.continual.result import Run, load_result, stratified
 from apps.continual.strategy import discover
 from apps.continual.train import train
+from apps.continual.training import Training
 from sparsekit.accounting import forward_flops
 from tests.apps.continual.test_strategies import same
 
@@ -204,3 +208,31 @@ def test_half_precision_rounds_the_products_and_not_the_weights(small) -> None:
     pairs = zip(exact.model.parameters(), rounded.model.parameters(), strict=True)
     gap = max(float((a - b).abs().max().detach()) for a, b in pairs)
     assert 0 < gap < 0.05
+
+
+def test_other_data_than_the_run_began_with_are_named(tmp_path: Path) -> None:
+    """The same path, another content: a class less, an example less, another input."""
+    generator = np.random.default_rng(0)
+    x, y = generator.random((60, 5)).astype(np.float32), np.arange(60) % 4
+    path, out = tmp_path / "x.npz", tmp_path / "run"
+    np.savez(path, x=x, y=y)
+    config = Config(dataset=str(path), tasks=2, width=3, epochs=2, out=out)
+
+    def stop(task: int, state: Training) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, watch=stop)
+    again = replace(config, resume=True)
+    less, first = y != 3, x.copy()
+    first[0] += 1
+    for changed, what in (
+        ((x[less], y[less]), "classes were 4, now 3"),
+        ((x[:-8], y[:-8]), "examples were"),
+        ((first, y), "checksum were"),
+    ):
+        np.savez(path, x=changed[0], y=changed[1])
+        with pytest.raises(ValueError, match=f"begun with other data: its {what}"):
+            train(again)
+    np.savez(path, x=x, y=y)
+    assert train(again).accuracy == train(replace(config, out=None)).accuracy
