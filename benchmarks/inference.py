@@ -113,7 +113,7 @@ def dense_engines(
             engines[name]()
         except Exception as error:  # compilers fail in their own ways
             engines.pop(name, None)
-            missing[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            missing[name] = type(error).__name__  # messages name paths
     return engines, missing
 
 
