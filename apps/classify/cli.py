@@ -32,15 +32,13 @@ class DataConfig(RunConfig):
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(RunConfig):
+class EvaluateConfig(verbs.FinishedConfig):
     """Tests a finished run again, on clean and on corrupted test images.
 
     Args:
-        run: the run's folder.
         severities: of the corruptions, 1 to 5.
     """
 
-    run: Path | None = None
     severities: tuple[int, ...] = (1, 3, 5)
 
 
@@ -165,14 +163,6 @@ def compare_command(argv: list[str]) -> None:
     verbs.tell(comparison.content(), comparison.table())
 
 
-def report_command(argv: list[str]) -> None:
-    """Write the table and the figure of a comparison.
-
-    sparsekit classify report --run runs/compare
-    """
-    verbs.report(argv, load_comparison, figure.draw, PRESETS)
-
-
 def check_command(argv: list[str]) -> None:
     """Hold a method, such as your own file, to sparsekit's contract.
 
@@ -205,6 +195,6 @@ VERBS = {
     "train": train_command,
     "evaluate": evaluate_command,
     "compare": compare_command,
-    "report": report_command,
+    "report": verbs.reporter("classify", load_comparison, figure.draw, PRESETS),
     "check": check_command,
 }

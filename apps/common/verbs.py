@@ -187,6 +187,17 @@ def divided(
 
 
 @dataclass(frozen=True)
+class FinishedConfig(RunConfig):
+    """What looks at a finished run takes.
+
+    Args:
+        run: the run's folder.
+    """
+
+    run: Path | None = None
+
+
+@dataclass(frozen=True)
 class ReportConfig(RunConfig):
     """Writes a comparison's figure, and its numbers as a table.
 
@@ -197,6 +208,22 @@ class ReportConfig(RunConfig):
 
     run: Path | None = None
     formats: tuple[str, ...] = ("png", "svg")
+
+
+def reporter(
+    app: str, load: Callable[[Path], Any], draw: Callable[[Any, Path], None],
+    presets: Path,
+) -> Verb:  # fmt: skip
+    """The verb report of an app; load and draw: of its comparisons."""
+
+    def report_command(argv: list[str]) -> None:
+        report(argv, load, draw, presets)
+
+    report_command.__doc__ = f"""Write the table and the figure of a comparison.
+
+    sparsekit {app} report --run runs/compare
+    """
+    return report_command
 
 
 def report(

@@ -40,14 +40,8 @@ class TrainConfig(Config):
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(RunConfig):
-    """Prints a finished run's metrics by every definition.
-
-    Args:
-        run: the run's folder.
-    """
-
-    run: Path | None = None
+class EvaluateConfig(verbs.FinishedConfig):
+    """Prints a finished run's metrics by every definition."""
 
 
 @dataclass(frozen=True)
@@ -197,14 +191,6 @@ def compare_command(argv: list[str]) -> None:
     verbs.tell(comparison.content(), comparison.table())
 
 
-def report_command(argv: list[str]) -> None:
-    """Write the table and the figure of a comparison.
-
-    sparsekit continual report --run runs/c
-    """
-    verbs.report(argv, load_comparison, figure.draw, PRESETS)
-
-
 def flops_command(argv: list[str]) -> None:
     """Print the FLOPs of a published training, by both rules.
 
@@ -265,7 +251,7 @@ VERBS = {
     "train": train_command,
     "evaluate": evaluate_command,
     "compare": compare_command,
-    "report": report_command,
+    "report": verbs.reporter("continual", load_comparison, figure.draw, PRESETS),
     "flops": flops_command,
     "export": export_command,
 }

@@ -197,14 +197,6 @@ def compare_command(argv: list[str]) -> None:
     verbs.tell(asdict(comparison), comparison.table())
 
 
-def report_command(argv: list[str]) -> None:
-    """Write the table and the figure of a comparison.
-
-    sparsekit data-pruning report --run runs/compare
-    """
-    verbs.report(argv, load_comparison, figure.draw, PRESETS)
-
-
 def lines(result: Result) -> list[str]:
     """Metrics with intervals over test samples, then costs."""
     metrics = [f"{name:18}{found.value:.4f}" for name, found in result.metrics.items()]
@@ -218,5 +210,5 @@ VERBS = {
     "score": score_command,
     "select": select_command,
     "compare": compare_command,
-    "report": report_command,
+    "report": verbs.reporter("data-pruning", load_comparison, figure.draw, PRESETS),
 }

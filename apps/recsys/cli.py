@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from apps.common import options, processes, verbs
-from apps.common.config import RunConfig, parse
+from apps.common.config import parse
 from apps.common.statistics import Interval
 from apps.common.tables import aligned, shown
 from apps.recsys import figure, report
@@ -38,14 +38,8 @@ from sparsekit.spelling import choice
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(RunConfig):
-    """Prints a finished run's metrics, also for slices of users and items.
-
-    Args:
-        run: the run's folder.
-    """
-
-    run: Path | None = None
+class EvaluateConfig(verbs.FinishedConfig):
+    """Prints a finished run's metrics, also for slices of users and items."""
 
 
 @dataclass(frozen=True)
@@ -178,14 +172,6 @@ def compared(config: CompareConfig) -> dict[str, Config]:
     return configs
 
 
-def report_command(argv: list[str]) -> None:
-    """Write the table and the figure of a comparison.
-
-    sparsekit recsys report --run runs/compare
-    """
-    verbs.report(argv, load_comparison, figure.draw, PRESETS)
-
-
 def lines(result: Result) -> list[str]:
     """Metrics with intervals over test users, then costs."""
     n = next(iter(result.metrics.values())).n
@@ -228,7 +214,7 @@ VERBS = {
     "train": train_command,
     "evaluate": evaluate_command,
     "compare": compare_command,
-    "report": report_command,
+    "report": verbs.reporter("recsys", load_comparison, figure.draw, PRESETS),
     **BUDGET_VERBS,
     **AUGMENT_VERBS,
     **SERVING_VERBS,

@@ -4,7 +4,6 @@ sparsekit unlearning train --config mnist-class --method l1_sparse --out runs/l1
 """
 
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from apps.common import verbs
@@ -50,17 +49,15 @@ def usage() -> str:
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(RunConfig):
+class EvaluateConfig(verbs.FinishedConfig):
     """Attacks a finished run: the unlearned, the original and the retrained model.
 
     Args:
-        run: the run's folder.
         references: retrained models that the attack is calibrated by.
         shadows: models of each kind to train for attacks on distributions of models,
             U-LiRA and the forgetting score; at least 8, and 0 leaves them out.
     """
 
-    run: Path | None = None
     references: int = 2
     shadows: int = 0
 
