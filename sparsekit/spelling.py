@@ -1,6 +1,6 @@
 """What a misspelt name was meant to be: one sentence for every command and function.
 
-    raise ValueError(choice(f"model {name!r} is unknown", name, MODELS))
+raise ValueError(choice(f"model {name!r} is unknown", name, MODELS))
 """
 
 import difflib
