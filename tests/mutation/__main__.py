@@ -24,6 +24,7 @@ SUITE = ("tests/sparsekit", "tests/mutants")
 COPIED = ("sparsekit", "apps", "tests", "benchmarks", "pyproject.toml")
 BUDGET = 40.0  # seconds of tests a fault; the fastest come first
 PART = 15.0  # seconds of tests that one process runs when lines are recorded
+DEFAULTS = "tests/sparsekit/test_defaults.py"
 FEW = 5  # tests that run a line: others of the module's test file are tried too
 
 
@@ -253,6 +254,8 @@ def _groups(file: str, mutant: dict[str, Any], lines: Lines) -> list[list[str]]:
         users |= lines.indirect(file)
     own = {t for t in users if t.split("::")[0].endswith(f"test_{Path(file).stem}.py")}
     more = users if file.startswith(KERNELS) else own if len(tests) < FEW else set()
+    if mutant["operator"] == "constant":  # perhaps a default, which no line shows
+        more = more | {t for t in users if t.startswith(DEFAULTS)}
     groups, spent = [], 0.0
     for part in (tests & own, tests - own, (more - tests) & own, more - tests - own):
         group = []
