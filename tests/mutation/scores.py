@@ -89,13 +89,19 @@ def table(path: Path, tree: Path) -> dict[str, Any]:
     rows = {ALL: _row(total, counts)}
     for name in sorted(total, key=lambda name: -total[name]):
         rows[name] = _row({name: total[name]}, counts)
-    return {"what": WHAT, "columns": COLUMNS, "rows": rows}
+    columns = dict(COLUMNS)
+    if all(row["new"] == NONE for row in rows.values()):  # nothing tried since
+        del columns["new"]
+        rows = {n: {c: row[c] for c in columns} for n, row in rows.items()}
+    return {"what": WHAT, "columns": columns, "rows": rows}
 
 
+NONE = "–"
 ALL = "all, each part by its weight"
 WHAT = (
     "Faults planted in `sparsekit/`, a random sample of each part, and what the tests "
-    "said. Brackets are 95 % intervals."
+    "said. Brackets are 95 % intervals. Survivors that were not tried again with newer "
+    "tests count as not noticed."
 )
 COLUMNS = {
     "faults": "how many there are",
@@ -140,7 +146,7 @@ def _share(
     for name, faults in total.items():
         n, noticed = counts[name][what], counts[name][f"{what}, noticed"]
         if n == 0:
-            return "–"
+            return NONE
         weight = faults / sum(total.values())
         p, left = (noticed + 2) / (n + 4), max(0.0, 1 - n / faults)
         share += weight * noticed / n
