@@ -192,4 +192,4 @@ def test_what_cannot_be_is_refused(files, tmp_path, capsys):
     with pytest.raises(FileNotFoundError):
         load_factors(tmp_path / "none.npz")
     assert cli.main(["budget", "--recipes", "zip"]) == 2
-    assert "there are fewer bits" in capsys.readouterr().err
+    assert "choose one of fewer bits" in capsys.readouterr().err
