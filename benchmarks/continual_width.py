@@ -69,9 +69,12 @@ def config(
 
 
 def measured(job: Job) -> Job:
-    """The job and what its training gave."""
+    """The job and what its training gave, or that its loss was not finite."""
     torch.set_num_threads(1)
-    result = train(config(**job))
+    try:
+        result = train(config(**job))
+    except ValueError as error:
+        return job | {"diverged": str(error)}
     return job | {
         "accuracy": result.accuracy,
         "task": result.metrics["task_accuracy"].value,
@@ -84,9 +87,9 @@ def measured(job: Job) -> Job:
 
 def chosen(rows: list[Job], arm: str) -> float:
     """The rate of the highest mean accuracy on validation; of equals the lower."""
-    of_arm = [row for row in rows if row["arm"] == arm]
+    of_arm = [row for row in rows if row["arm"] == arm and "diverged" not in row]
     return max(
-        RATES[arm],
+        sorted({row["lr"] for row in of_arm}),
         key=lambda lr: np.mean([r["accuracy"] for r in of_arm if r["lr"] == lr]),
     )
 
@@ -126,6 +129,7 @@ def of(rows: list[Job], arm: str, width: int, epochs: int = 5) -> dict[int, Job]
         for row in rows
         if (row["arm"], row["width"], row.get("epochs", 5)) == (arm, width, epochs)
         and row.get("part", "test") == "test"
+        and "diverged" not in row
     }
 
 

@@ -68,11 +68,7 @@ METRICS = {
     "sparcl_minus_dense_accuracy:cifar10_95_200": gap(OURS, "derpp", buffer=200),
     "sparcl_minus_dense_accuracy:cifar10_75": gap("sparcl-0.75", "derpp"),
     "sparcl_minus_rigl_accuracy:cifar10_95": gap(OURS, "rigl-0.95"),
-    "sparcl_minus_rigl_accuracy:cifar10_95_long": gap(OURS, "rigl-0.95", epochs=LONG),
     "sparcl_minus_static_accuracy:cifar10_95": gap(OURS, "static-0.95"),
-    "sparcl_minus_static_accuracy:cifar10_95_long": gap(
-        OURS, "static-0.95", epochs=LONG
-    ),
     "dense_over_sparcl_flops:cifar10_95": (
         truediv, "train_flops", "derpp", OURS, 500, SHORT,
     ),
@@ -254,7 +250,7 @@ def of_study(path: Path, arm: str) -> dict[int, float]:
     values = {}
     for row in json.loads(path.read_text())["rows"]:
         same = row["width"] == 32 and row.get("epochs", 5) == 5
-        if same and row.get("part", "test") == "test":
+        if same and row.get("part", "test") == "test" and "accuracy" in row:
             values[row["arm"], row["seed"]] = row["accuracy"]
     return paired(values, arm, "dense")
 
@@ -266,11 +262,15 @@ def merge(
 
     study: what `benchmarks.continual_width` wrote, whose claims the ledger gets too.
 
-    Where it comes from is said by the first part. Raises ValueError if parts differ in
-    what all recipes share.
+    Where it comes from is said by the first part, and of each row its commit. Raises
+    ValueError if parts differ in what all recipes share.
     """
     parts = list(parts)
-    found = {key(row): row for part in parts for row in read_rows(part)}
+    found = {
+        key(row): {"commit": content["provenance"]["commit"]} | row
+        for content in map(read_runs, parts)
+        for row in content["rows"]
+    }
     same = ("dataset", "width", "train_size", "precision", "part", "lr")
     for name in same:
         values = {row["settings"].get(name) for row in found.values()}
