@@ -324,7 +324,7 @@ def test_a_sparse_training_is_packed_exactly(model):
 def test_names_of_recipes():
     assert all(not recipe.trains for recipe in chosen([], may_train=False))
     assert [r.name for r in chosen(["dsl", "svd", "dsl"], True)] == ["dsl", "svd"]
-    with pytest.raises(ValueError, match="there are fewer bits"):
+    with pytest.raises(ValueError, match="choose one of fewer bits"):
         chosen(["zip"], True)
     with pytest.raises(ValueError, match="leave --factors out"):
         chosen(["dsl"], False)
