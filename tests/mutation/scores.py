@@ -107,7 +107,8 @@ COLUMNS = {
     "faults": "how many there are",
     "tried": "how many were tried",
     "at first": "share noticed when first tried",
-    "now": "share noticed by the tests of today: survivors were read and tried again",
+    "now": "share noticed after tests were written for survivors, which were tried "
+    "again; it may be less of other faults",
     "new": "share noticed, of faults first tried after the last test was written",
 }
 
