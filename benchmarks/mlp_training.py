@@ -11,7 +11,7 @@ bfloat16 units makes dense products faster at the price of 8 bits of precision: 
 under autocast, eager and compiled, weights and Adam in float32, is the second rival,
 with a ratio of its own. (Everything in bfloat16, weights and moments too, is faster
 still, but no longer the same training: an update of less than 1/256 of a weight is
-lost. torch.compile's mode max-autotune and channels do not apply here.) Masked is the
+lost. torch.compile's mode max-autotune was not measured.) Masked is the
 dense model under a `Sparsifier` with `Static`; MKL is values mode on torch's CSR
 products with a stored transposed index, ours the same on our kernels. All sparse ones
 have the same masks and fused Adam. Every arm takes one step a round, one after the
