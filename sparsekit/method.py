@@ -7,6 +7,7 @@ returns boolean masks. `sparsekit.Sparsifier` does everything else.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from numbers import Integral, Real
 
 import torch
@@ -232,6 +233,13 @@ def require_fraction(**fractions: float) -> None:
     for name, value in fractions.items():
         if not isinstance(value, Real) or not 0 <= value <= 1:
             raise ValueError(f"{name} is a fraction in [0, 1], got {value!r}")
+
+
+def require_weight(**weights: float) -> None:
+    """ValueError unless every named value is a finite number of at least 0."""
+    for name, value in weights.items():
+        if not isinstance(value, Real) or not 0 <= value < inf:
+            raise ValueError(f"{name} weighs a score, 0 or more, got {value!r}")
 
 
 def discover() -> dict[str, type[Method]]:

@@ -10,6 +10,7 @@ from sparsekit.method import (
     periodic,
     prune,
     require_sparsity,
+    require_step,
     require_steps,
 )
 from sparsekit.patterns import Pattern, Unstructured
@@ -46,9 +47,10 @@ class Gradual(Method):
     def __post_init__(self) -> None:
         require_sparsity(self.sparsity)
         require_steps(every=self.every)
-        if not 0 <= self.begin <= self.end:
+        require_step(begin=self.begin, end=self.end)
+        if self.begin > self.end:
             raise ValueError(
-                f"0 <= begin <= end is needed, got begin={self.begin}, end={self.end}"
+                f"begin <= end is needed, got begin={self.begin}, end={self.end}"
             )
 
     def start(self, context: Context) -> Masks:

@@ -11,8 +11,10 @@ from sparsekit.method import (
     Method,
     periodic,
     random_masks,
+    require_fraction,
     require_sparsity,
     require_steps,
+    require_weight,
 )
 from sparsekit.scores import gradient, magnitude, random
 
@@ -52,8 +54,8 @@ class MEST(Method):
     def __post_init__(self) -> None:
         require_sparsity(self.sparsity)
         require_steps(every=self.every, end=self.end)
-        if not 0 <= self.extra <= 1:
-            raise ValueError(f"extra is a fraction in [0, 1], got {self.extra!r}")
+        require_fraction(extra=self.extra)
+        require_weight(weight_of_gradient=self.weight_of_gradient)
 
     def start(self, context: Context) -> Masks:
         return random_masks(context, self.allocation(context.shapes, self.sparsity))

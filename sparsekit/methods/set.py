@@ -13,6 +13,7 @@ from sparsekit.method import (
     random_masks,
     require_fraction,
     require_sparsity,
+    require_step,
     require_steps,
 )
 from sparsekit.scores import magnitude, random
@@ -46,6 +47,8 @@ class SET(Method):
         require_sparsity(self.sparsity)
         require_steps(every=self.every)
         require_fraction(fraction=self.fraction)
+        if self.end is not None:
+            require_step(end=self.end)
 
     def start(self, context: Context) -> Masks:
         return random_masks(context, self.allocation(context.shapes, self.sparsity))

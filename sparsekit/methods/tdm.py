@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from math import isfinite
 
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from sparsekit.method import (
     require_sparsity,
     require_step,
     require_steps,
+    require_weight,
 )
 from sparsekit.scores import gradient, magnitude, random
 
@@ -77,7 +77,7 @@ class TDM(Method):
 
     def __post_init__(self) -> None:
         require_sparsity(self.sparsity)
-        require_step(begin=self.begin)
+        require_step(begin=self.begin, end=self.end)
         for every in self.every if isinstance(self.every, tuple) else (self.every,):
             require_steps(every=every)
         require_fraction(inter=self.inter, intra=self.intra)
@@ -85,10 +85,7 @@ class TDM(Method):
             raise ValueError(
                 f"end comes after begin, which is {self.begin}; got end={self.end}"
             )
-        for name in ("alpha", "beta"):
-            value = getattr(self, name)
-            if not (isfinite(value) and value >= 0):
-                raise ValueError(f"{name} weighs a score, 0 or more, got {value!r}")
+        require_weight(alpha=self.alpha, beta=self.beta)
         if self.variant not in ("paper", "released"):
             raise ValueError(
                 f"variant must be 'paper' or 'released', got {self.variant!r}"
