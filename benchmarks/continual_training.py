@@ -37,12 +37,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from apps.common.cost import peak_rss
 from apps.continual import training
 from apps.continual.config import Config
 from apps.continual.strategy import Batch
 from apps.continual.streams import Part, Stream, Task
 from apps.continual.training import Training
-from benchmarks.memory import forget_peak, peak_rss
+from benchmarks.memory import forget_peak
 from benchmarks.reports import save
 from sparsekit.execution.blocked import release
 

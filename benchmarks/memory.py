@@ -1,21 +1,9 @@
-"""The most memory that a process has taken, from some moment on."""
+"""The most memory that a process takes, from some moment on."""
 
 import ctypes
 import gc
-import resource
-import sys
 from contextlib import suppress
 from pathlib import Path
-
-
-def peak_rss() -> int:
-    """Bytes. On Linux VmHWM: ru_maxrss begins with what the parent process had."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(x for x in status.read_text().splitlines() if "VmHWM" in x)
-        return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def forget_peak() -> None:

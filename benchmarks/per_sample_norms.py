@@ -27,8 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from apps.common.cost import peak_rss
 from apps.common.provenance import stored_provenance
-from benchmarks.memory import forget_peak, peak_rss
+from benchmarks.memory import forget_peak
 from benchmarks.networks import NETWORKS
 from benchmarks.reports import save
 from sparsekit.data_pruning.per_sample import gradient_norms

@@ -10,7 +10,6 @@ in a process of its own; its peak is that of the resident memory of the whole pr
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from apps.common.cost import peak_rss
 from benchmarks.per_sample_norms import ROOT
 from benchmarks.reports import save
 
@@ -62,7 +62,7 @@ def measure(path: Path) -> dict[str, float]:
     log = without_duplicates(log)
     data = random_ratio(log)
     seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_rss()
     return {
         "file": path.suffix[1:],
         "file_mb": path.stat().st_size / 1e6,

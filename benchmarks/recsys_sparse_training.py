@@ -36,6 +36,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
+from apps.common.cost import peak_rss
 from apps.common.provenance import provenance
 from apps.recsys.data import load
 from apps.recsys.models.lightgcn import LightGCN
@@ -43,7 +44,7 @@ from apps.recsys.models.mf import MF
 from apps.recsys.models.network import Network
 from apps.recsys.sampling import Pairs
 from apps.recsys.train import in_values_mode
-from benchmarks.memory import forget_peak, peak_rss
+from benchmarks.memory import forget_peak
 from benchmarks.reports import save
 from sparsekit import Sparsifier
 from sparsekit.methods.dsl import DSL

@@ -42,7 +42,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.memory import forget_peak, peak_rss
+from apps.common.cost import peak_rss
+from benchmarks.memory import forget_peak
 from benchmarks.networks import resnet18
 from benchmarks.reports import save
 from sparsekit.execution.conv import SparseConv2d

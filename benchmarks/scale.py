@@ -17,7 +17,6 @@ linear.
 import argparse
 import json
 import math
-import resource
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from apps.common.cost import peak_rss
 from benchmarks.per_sample_norms import ROOT
 from benchmarks.reports import save
 
@@ -191,14 +191,14 @@ SERIES: dict[str, tuple[str, str, tuple[int, ...], Measure]] = {
 
 def run(name: str, size: int) -> dict[str, float]:
     """One point, in this process."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_rss()
     seconds, held = SERIES[name][3](size)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = peak_rss()
     return {
         "x": size,
         "seconds": seconds,
         "bytes": held,
-        "peak": (peak - before) * 1024,
+        "peak": peak - before,
     }
 
 

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from benchmarks.memory import forget_peak, peak_rss
+from apps.common.cost import peak_rss
+from benchmarks.memory import forget_peak
 from benchmarks.per_sample_norms import ROOT
 from benchmarks.reports import save
 from sparsekit.data_pruning import el2n, score

@@ -4,6 +4,7 @@ import json
 import resource
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from safetensors.torch import save
@@ -91,10 +92,20 @@ def costs(
     }
 
 
-def peak_rss_mb() -> float:
-    """Largest resident memory of this process so far, in MB of 10^6 bytes.
+def peak_rss() -> int:
+    """Bytes: the largest resident memory of this process so far.
 
-    Of the process, not of one training: train in a fresh process to compare.
+    Of the process, not of one training: train in a fresh process to compare. On Linux
+    VmHWM, since ru_maxrss begins with what the parent process had.
     """
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(x for x in status.read_text().splitlines() if "VmHWM" in x)
+        return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def peak_rss_mb() -> float:
+    """The same in MB of 10^6 bytes."""
+    return peak_rss() / 1e6

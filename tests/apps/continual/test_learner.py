@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -95,6 +96,16 @@ def cut_power_often(folder: str, kills: int) -> None:
     print(told)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums of two threads have other bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_fifty_power_cuts_lose_nothing(tmp_path: Path) -> None:
     """Killed at random times, it ends with the bits of a learner that never was."""
     program = (

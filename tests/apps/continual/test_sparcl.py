@@ -258,7 +258,7 @@ def test_gradients_of_the_paper_cost_passes(tiny) -> None:
         ({"updated": 0.0}, r"share of weights that train is in \(0, 1\], got 0"),
         ({"removed": 1.0}, "some examples must stay"),
         ({"stage": 0}, "stage .* got 0"),
-        ({"variant": "mine"}, "variant of sparcl must be"),
+        ({"variant": "mine"}, "variant of strategy 'sparcl' must be"),
     ],
 )
 def test_options_out_of_range_are_named(tiny, options, message: str) -> None:
