@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from apps.common.cost import peak_rss
 from apps.recsys.evaluation import evaluate
 from apps.recsys.interactions import Interactions
 from apps.recsys.splits import random_ratio
 from benchmarks import scale, unlearning_settings
-from benchmarks.memory import forget_peak, peak_rss
+from benchmarks.memory import forget_peak
 
 ROOT = Path(__file__).parents[1]
 
