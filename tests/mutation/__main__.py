@@ -33,6 +33,7 @@ def main() -> None:
     folder = Path(options.folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     results = folder / "results.jsonl"
+    results.touch()
     if options.report:
         print(scores.text(scores.read(results, Path.cwd())))
         if options.keep:
@@ -53,7 +54,8 @@ def main() -> None:
         lines = Lines.read(recorded, tree)
         if options.check:
             runner.check(lines)
-        survived, new = scores.unfinished(runner.choose(options.files), results)
+        chosen = runner.choose(options.files)
+        survived, new = scores.unfinished(chosen, tree, results, options.known)
         if options.again:
             files = [] if options.tests is SUITE else _files(tree, options.tests)
             runner.judge(survived, lines.of_files(files), results)
@@ -72,6 +74,7 @@ def _arguments() -> argparse.Namespace:
     add("--files", nargs="+", default=[], help="only these files; the default is all")
     add("--tests", nargs="+", default=SUITE, help="of --lines and --again")
     add("--folder", default="build/mutation", help="results and what is kept for them")
+    add("--known", type=Path, help="results of another folder: leave out their faults")
     add("--lines", action="store_true", help="record again which tests run which lines")
     add("--check", action="store_true", help="leave out tests that fail here anyway")
     add("--again", action="store_true", help="also try again the faults that survived")

@@ -20,8 +20,6 @@ Results = dict[tuple[str, int], dict[str, Any]]
 def read(path: Path, tree: Path) -> Results:
     """The last result of each fault, of files that have not changed since."""
     found: Results = {}
-    if not path.exists():
-        return found
     for line in path.read_text("utf-8").splitlines():
         result = json.loads(line)
         file = result["file"]
@@ -31,14 +29,19 @@ def read(path: Path, tree: Path) -> Results:
 
 
 def unfinished(
-    chosen: Sequence[dict[str, Any]], path: Path
+    chosen: Sequence[dict[str, Any]], tree: Path, path: Path, known: Path | None = None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Those that survived, and those that have no result yet."""
-    results = read(path, Path.cwd())
-    state = [results.get((m["file"], m["number"]), {}).get("result") for m in chosen]
-    pairs = list(zip(chosen, state, strict=True))
-    survived = [m for m, result in pairs if result == "survived"]
-    return survived, [m for m, result in pairs if result is None]
+    """Those that survived, and those that have no result yet, nor a row in `known`."""
+    results = read(path, tree)
+    others = read(known, tree) if known else {}
+    survived, new = [], []
+    for mutant in chosen:
+        key = mutant["file"], mutant["number"]
+        if key in results:
+            survived += [mutant] if results[key]["result"] == "survived" else []
+        elif key not in others:
+            new.append(mutant)
+    return survived, new
 
 
 PARTS = {
@@ -89,11 +92,13 @@ def table(path: Path, tree: Path) -> dict[str, Any]:
     rows = {ALL: _row(total, counts)}
     for name in sorted(total, key=lambda name: -total[name]):
         rows[name] = _row({name: total[name]}, counts)
-    columns = dict(COLUMNS)
+    columns, what = dict(COLUMNS), WHAT
     if all(row["new"] == NONE for row in rows.values()):  # nothing tried since
         del columns["new"]
         rows = {n: {c: row[c] for c in columns} for n, row in rows.items()}
-    return {"what": WHAT, "columns": columns, "rows": rows}
+    elif rows[ALL]["new"] != NONE:
+        what = HEADLINE.format(rows[ALL]["new"]) + what
+    return {"what": what, "columns": columns, "rows": rows}
 
 
 NONE = "–"
@@ -103,13 +108,15 @@ WHAT = (
     "said. Brackets are 95 % intervals. Survivors that were not tried again with newer "
     "tests count as not noticed."
 )
+HEADLINE = "Of faults drawn after the last test was written, {} are noticed. "
 COLUMNS = {
     "faults": "how many there are",
-    "tried": "how many were tried",
+    "new": "share noticed, of faults first tried after the last test was written: "
+    "nobody had seen which of these survive",
+    "tried": "how many were tried in all",
     "at first": "share noticed when first tried",
     "now": "share noticed after tests were written for survivors, which were tried "
     "again; it may be less of other faults",
-    "new": "share noticed, of faults first tried after the last test was written",
 }
 
 

@@ -162,6 +162,31 @@ def test_scores_forget_files_that_changed(tmp_path: Path) -> None:
     assert "a.py:1: constant: 1 -> 2  (3 tests)" in shown
 
 
+def test_faults_known_from_another_folder_are_left_out(tmp_path: Path) -> None:
+    digest.cache_clear()
+    (tmp_path / "a.py").write_text("A = 1\n")
+    known = {"file": "a.py", "source": digest(tmp_path / "a.py")}
+    rows = [
+        {**known, "number": 0, "result": "survived"},
+        {**known, "number": 1, "result": "killed"},
+    ]
+    others = [{**known, "number": 2}, {**known, "source": "another", "number": 3}]
+    for name, written in {"results": rows, "known": others, "none": []}.items():
+        text = "".join(f"{scores.json.dumps(row)}\n" for row in written)
+        (tmp_path / name).write_text(text)
+    chosen = [{**known, "number": number} for number in range(5)]
+    found = scores.unfinished(chosen, tmp_path, tmp_path / "results")
+    assert [[m["number"] for m in kind] for kind in found] == [[0], [2, 3, 4]]
+    found = scores.unfinished(
+        chosen, tmp_path, tmp_path / "results", tmp_path / "known"
+    )
+    assert [[m["number"] for m in kind] for kind in found] == [[0], [3, 4]]
+    found = scores.unfinished(chosen, tmp_path, tmp_path / "none", tmp_path / "known")
+    assert [[m["number"] for m in kind] for kind in found] == [[], [0, 1, 3, 4]]
+    with pytest.raises(FileNotFoundError):
+        scores.unfinished(chosen, tmp_path, tmp_path / "none", tmp_path / "missing")
+
+
 def test_scores_of_parts_are_weighted_by_their_faults(tmp_path: Path) -> None:
     """Methods: 2 faults of 30 tried; the rest: 4 of 10, of which one was tried anew."""
     digest.cache_clear()
@@ -182,7 +207,9 @@ def test_scores_of_parts_are_weighted_by_their_faults(tmp_path: Path) -> None:
     ]
     path = tmp_path / "results.jsonl"
     path.write_text("".join(f"{scores.json.dumps(row)}\n" for row in old + new))
-    table = scores.table(path, tmp_path)["rows"]
+    whole = scores.table(path, tmp_path)
+    assert whole["what"] == scores.WHAT  # of methods nothing was tried anew
+    table = whole["rows"]
     rest = table["masks, sparsifier and what they need"]
     assert (rest["faults"], rest["tried"]) == ("10", "4")
     assert rest["at first"].startswith("50 % [")
@@ -195,3 +222,30 @@ def test_scores_of_parts_are_weighted_by_their_faults(tmp_path: Path) -> None:
     reach = 1.96 * (0.75**2 * 0.25 / 6 * 28 / 30 + 0.25**2 * 15 / 64 / 8 * 0.6) ** 0.5
     low, high = 0.5625 - reach, 0.5625 + reach
     assert both["now"] == f"56 % [{100 * low:.0f} %, {100 * high:.0f} %] of 6"
+
+
+def test_the_share_of_new_faults_comes_first(tmp_path: Path) -> None:
+    """A fault tried again is not new, nor one of an older suite."""
+    digest.cache_clear()
+    (tmp_path / "sparsekit").mkdir()
+    (tmp_path / "sparsekit/b.py").write_text("".join(f"x{i} = {i}\n" for i in range(9)))
+    known = {"file": "sparsekit/b.py", "source": digest(tmp_path / "sparsekit/b.py")}
+    tried = [
+        (0, "survived", "old"), (1, "killed", "old"), (0, "killed", "new"),
+        (2, "timeout", "new"), (3, "survived", "new"), (4, "killed", "new"),
+    ]  # fmt: skip
+    rows = [{**known, "number": n, "result": r, "suite": s} for n, r, s in tried]
+    path = tmp_path / "results.jsonl"
+    path.write_text("".join(f"{scores.json.dumps(row)}\n" for row in rows))
+    table = scores.table(path, tmp_path)
+    share = table["rows"][scores.ALL]["new"]
+    assert share.startswith("67 % [")
+    assert share.endswith("of 3")
+    assert table["what"].startswith(scores.HEADLINE.format(share))
+    assert list(table["columns"])[1] == "new"
+    rows.append({**known, "number": 1, "result": "killed", "suite": "newer"})
+    path.write_text("".join(f"{scores.json.dumps(row)}\n" for row in rows))
+    table = scores.table(path, tmp_path)  # nothing was first tried with that suite
+    assert "new" not in table["columns"]
+    assert table["what"] == scores.WHAT
+    assert all(list(row) == list(table["columns"]) for row in table["rows"].values())
