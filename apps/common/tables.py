@@ -4,6 +4,7 @@ table([{"method": "rigl", "accuracy %": points(accuracies, sign=False)}])
 """
 
 import csv
+import html
 import io
 import math
 import re
@@ -26,7 +27,8 @@ def table(
 ) -> "Styler":
     """Rows as a table without row numbers.
 
-    Where a page is narrow, cells wrap, but not within an interval.
+    Where a page is narrow, cells wrap, but not within an interval. Text is shown as it
+    is: a rule such as `< 0.01` or a title with `<b>` in it is no HTML.
 
     rows: dicts with the same keys, which become the header. formats: {column: format},
     such as {"seconds": "{:.1f}"}.
@@ -40,9 +42,9 @@ def table(
     unknown = sorted(set(formats or {}) - set(rows[0]))
     if unknown:
         raise ValueError(f"no column {unknown[0]!r}; the table has {list(rows[0])}")
-    frame = pd.DataFrame([{k: unbroken(v) for k, v in row.items()} for row in rows])
+    frame = pd.DataFrame([{k: as_html(v) for k, v in row.items()} for row in rows])
     style = frame.style.format(formats or {})
-    style.relabel_index([unbroken(column) for column in rows[0]], axis="columns")
+    style.relabel_index([as_html(column) for column in rows[0]], axis="columns")
     long = [
         column
         for column in rows[0]
@@ -53,6 +55,15 @@ def table(
     return style.hide(axis="index").set_table_styles(
         [{"selector": "th, td", "props": cells}]
     )
+
+
+def as_html(value: Any) -> Any:
+    """A text as HTML that says just this; other values as they are.
+
+    >>> as_html("< 0.01")
+    '&lt; 0.01'
+    """
+    return html.escape(unbroken(value)) if isinstance(value, str) else value
 
 
 def unbroken(value: Any) -> Any:

@@ -3,6 +3,7 @@
 import io
 import math
 import re
+from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
@@ -17,6 +18,37 @@ def test_table_shows_every_cell_once_and_no_row_numbers():
     html = table(rows, {"s": "{:.1f} s"}).to_html()
     cells = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", html)
     assert cells == ["method", "s", "set", "1.3 s", "rigl", "20.0 s"]
+
+
+class Cells(HTMLParser):
+    """The tags within a table's cells, and the text of each cell."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.inside, self.tags, self.texts = False, [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        if tag in ("td", "th"):
+            self.inside = True
+            self.texts.append("")
+        elif self.inside:
+            self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        self.inside = self.inside and tag not in ("td", "th")
+
+    def handle_data(self, data):
+        if self.inside:
+            self.texts[-1] += data
+
+
+def test_a_text_is_no_html():
+    """A parser of HTML reads each text back as it was, and no tag among them."""
+    texts = ["< 0.01", "<b>bold</b>", 'R&D "&lt;"', "<script>alert(1)</script>"]
+    cells = Cells(table([{"x < y": text} for text in texts]).to_html())
+    assert cells.tags == []
+    assert cells.texts == ["x < y", *texts]
 
 
 def test_a_comparison_as_csv_gives_its_intervals_again():
