@@ -37,15 +37,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apps.common.cost import peak_rss
 from apps.continual import training
 from apps.continual.config import Config
 from apps.continual.strategy import Batch
 from apps.continual.streams import Part, Stream, Task
 from apps.continual.training import Training
-from benchmarks.memory import forget_peak
 from benchmarks.reports import save
 from sparsekit.execution.blocked import release
+from sparsekit.memory import peak_rss, restart_peak
 
 ROOT = Path(__file__).parents[1]
 ONE = "one backward"  # over the sum: the activations of three passes are alive
@@ -191,13 +190,13 @@ def peak_bytes(engine: str, width: int, args: argparse.Namespace) -> tuple[int, 
     kind = engine if engine not in DENSE else "nchw"
     stepper(build(kind, 4, small), 2, args.side)()  # loads what is loaded late
     release()
-    forget_peak()
+    restart_peak()
     before = peak_rss()
     state = build(engine, width, args)
     step = stepper(state, args.batch, args.side, ONE in engine)
     step()
     first = peak_rss() - before
-    forget_peak()
+    restart_peak()
     step()
     step()
     later = peak_rss() - before

@@ -211,14 +211,12 @@ def peak_in_fresh_process(engine: str, path: Path, x: Tensor, folder: Path) -> f
         "f = lambda: m(x)",
     }[engine]
     code = (
-        "import sys, resource, numpy; path = sys.argv[1]; x = numpy.load(sys.argv[2]); "
-        f"{run}; f(); f(); unit = 1 if sys.platform == 'darwin' else 1024; "
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)"
+        "import sys, numpy; from sparsekit.memory import peak_rss; "
+        "path = sys.argv[1]; x = numpy.load(sys.argv[2]); "
+        f"{run}; f(); f(); print(peak_rss())"
     )
-    # Through a shell: what a process has when it starts another counts for that one.
     command = [sys.executable, "-c", code, str(path), str(folder / "x.npy")]
-    shell = ["/bin/sh", "-c", '"$@"; exit $?', "sh", *command]
-    done = subprocess.run(shell, cwd=ROOT, check=True, stdout=subprocess.PIPE)
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE)
     return int(done.stdout.split()[-1]) / 1e6
 
 

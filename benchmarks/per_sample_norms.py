@@ -27,12 +27,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from apps.common.cost import peak_rss
 from apps.common.provenance import stored_provenance
-from benchmarks.memory import forget_peak
 from benchmarks.networks import NETWORKS
 from benchmarks.reports import save
 from sparsekit.data_pruning.per_sample import gradient_norms
+from sparsekit.memory import peak_rss, restart_peak
 
 ROOT = Path(__file__).parents[1]
 
@@ -133,7 +132,7 @@ def peak_bytes(network: str, batch: int, device: str, method: str) -> int:
         METHODS[method](model, x, y)
         return torch.cuda.max_memory_allocated() - before
     METHODS[method](model, x[:2], y[:2])  # loads what is loaded late
-    forget_peak()
+    restart_peak()
     before = peak_rss()
     METHODS[method](model, x, y)
     return peak_rss() - before

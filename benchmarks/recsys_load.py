@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from apps.common.cost import peak_rss
 from benchmarks.per_sample_norms import ROOT
 from benchmarks.reports import save
+from sparsekit.memory import peak_rss
 
 ROWS = 10_000_000
 FORMS = ("csv", "parquet")

@@ -36,7 +36,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from apps.common.cost import peak_rss
 from apps.common.provenance import provenance
 from apps.recsys.data import load
 from apps.recsys.models.lightgcn import LightGCN
@@ -44,9 +43,9 @@ from apps.recsys.models.mf import MF
 from apps.recsys.models.network import Network
 from apps.recsys.sampling import Pairs
 from apps.recsys.train import in_values_mode
-from benchmarks.memory import forget_peak
 from benchmarks.reports import save
 from sparsekit import Sparsifier
+from sparsekit.memory import peak_rss, restart_peak
 from sparsekit.methods.dsl import DSL
 
 ROOT = Path(__file__).parents[1]
@@ -87,7 +86,7 @@ def trained(
     model: str, engine: str, density: float, steps: int, train: sp.csr_array
 ) -> dict:
     batches = list(first_batches(train, min(BATCH, train.nnz // 4), steps))
-    forget_peak()
+    restart_peak()
     before = peak_rss()
     network: Network = (
         MF(train, DIM, 1e-4, seed=0)
@@ -105,7 +104,7 @@ def trained(
     highest = {"start": peak_rss() - before, "training": 0, "move": 0}
     seconds = []
     for step, batch in enumerate(batches):
-        forget_peak()
+        restart_peak()
         began = time.perf_counter()
         optimizer.zero_grad()
         network.loss(batch).backward()

@@ -42,8 +42,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apps.common.cost import peak_rss
-from benchmarks.memory import forget_peak
 from benchmarks.networks import resnet18
 from benchmarks.reports import save
 from sparsekit.execution.conv import SparseConv2d
@@ -51,6 +49,7 @@ from sparsekit.execution.kernels import conv, norm
 from sparsekit.execution.layer import SparseLayer
 from sparsekit.execution.network import blocked_network
 from sparsekit.flops import forward_flops
+from sparsekit.memory import peak_rss, restart_peak
 
 ROOT = Path(__file__).parents[1]
 DENSITIES = (0.25, 0.1, 0.05, 0.02)
@@ -193,7 +192,7 @@ def peak_bytes(width: int, density: float, engine: str, x: Tensor, y: Tensor) ->
         model = sparse_resnet(model)
     stepper(resnet18(4), "nchw", x[:2], y[:2])()  # loads what is loaded late
     step = stepper(model, engine, x, y)
-    forget_peak()
+    restart_peak()
     before = peak_rss()
     for _ in range(3):
         step()

@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from apps.common.cost import peak_rss
 from benchmarks.per_sample_norms import ROOT
 from benchmarks.reports import save
+from sparsekit.memory import peak_rss
 
 DIM, BATCH, EACH = 64, 2048, 20  # of vectors; of steps; interactions a user
 USERS, ITEMS = 10**8, 10**7  # beyond this machine

@@ -19,11 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from apps.common.cost import peak_rss
-from benchmarks.memory import forget_peak
 from benchmarks.per_sample_norms import ROOT
 from benchmarks.reports import save
 from sparsekit.data_pruning import el2n, score
+from sparsekit.memory import peak_rss, restart_peak
 
 SIZES = (10_000, 100_000, 300_000, 1_000_000)
 FEATURES, CLASSES, BATCH = 64, 10, 1024
@@ -50,7 +49,7 @@ def measure(size: int) -> dict[str, float]:
         nn.Linear(FEATURES, 128), nn.ReLU(), nn.Linear(128, CLASSES)
     ).eval()
     score(model, Noise(BATCH), el2n, batch_size=BATCH)
-    forget_peak()
+    restart_peak()
     base, began = peak_rss(), time.perf_counter()
     scores = score(model, Noise(size), el2n, batch_size=BATCH)
     seconds, grown = time.perf_counter() - began, peak_rss() - base

@@ -9,12 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apps.common.cost import peak_rss
 from apps.recsys.evaluation import evaluate
 from apps.recsys.interactions import Interactions
 from apps.recsys.splits import random_ratio
 from benchmarks import scale, unlearning_settings
-from benchmarks.memory import forget_peak
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,19 +25,6 @@ def test_streamed_scores(tmp_path):
     assert [row["examples"] for row in rows] == [2000, 5000]
     table = (tmp_path / "streamed_scores.md").read_text()
     assert "| 5,000 |" in table
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="others cannot forget a peak")
-def test_what_was_freed_hides_no_peak():
-    """50 MB after 50 were freed are 50 MB more, not the same ones again."""
-    parts = [np.ones(5_000) for _ in range(1250)]  # 40 kB: from the heap
-    last = np.ones(5_000)  # on top of them, so that the heap cannot shrink
-    del parts
-    forget_peak()
-    before = peak_rss()
-    parts = [np.ones(5_000) for _ in range(1250)]
-    grown = peak_rss() - before
-    assert 0.9 * 50e6 < grown < 1.2 * 50e6, (grown, len(parts), len(last))
 
 
 def test_density(tmp_path):

@@ -1,15 +1,13 @@
 """What a trained model costs: parameters, bytes on disk, memory."""
 
 import json
-import resource
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from sparsekit.memory import peak_rss
 from sparsekit.packing import FORMATS, decode, decode_mask, encode, nbytes
 
 Masks = Mapping[str, Tensor]
@@ -85,27 +83,8 @@ def costs(
     return {
         "train_seconds": seconds,
         "train_flops": flops,
-        "peak_rss_mb": peak_rss_mb(),
+        "peak_rss_mb": peak_rss() / 1e6,
         "params_total": params_total,
         "params_active": params_active,
         "bytes_on_disk": bytes_on_disk(model, masks),
     }
-
-
-def peak_rss() -> int:
-    """Bytes: the largest resident memory of this process so far.
-
-    Of the process, not of one training: train in a fresh process to compare. On Linux
-    VmHWM, since ru_maxrss begins with what the parent process had.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(x for x in status.read_text().splitlines() if "VmHWM" in x)
-        return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def peak_rss_mb() -> float:
-    """The same in MB of 10^6 bytes."""
-    return peak_rss() / 1e6

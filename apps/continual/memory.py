@@ -19,11 +19,11 @@ from pathlib import Path
 import torch
 
 from apps.common.config import parse, to_toml
-from apps.common.cost import peak_rss_mb
 from apps.continual import streams, training
 from apps.continual.config import Config
 from apps.continual.result import logits_of
 from apps.continual.train import step
+from sparsekit.memory import peak_rss
 
 ADDRESSES, RESIDENT, DATA = 0, 1, 5  # of /proc/self/statm
 STEPS = 2  # of a task, in a trial
@@ -112,7 +112,7 @@ def trial(config: Config) -> float:
         for index in batches[:STEPS]:
             step(state, state.batch(index, task))
     logits_of(state, getattr(stream.tasks[0], config.part), 0)
-    return peak_rss_mb()
+    return peak_rss() / 1e6
 
 
 def _start_threads() -> None:

@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from apps.common import comparison as common
 from apps.common.config import settings
-from apps.common.cost import peak_rss_mb
 from apps.common.runs import COSTS, RunFolder
 from apps.recsys import tuning
 from apps.recsys.augmentation import content_hash
@@ -30,6 +29,7 @@ from apps.recsys.models.closed_form import EASE, Model
 from apps.recsys.result import CHOSEN_BY, Result, measured
 from apps.recsys.splits import Dataset
 from apps.recsys.train import train
+from sparsekit.memory import peak_rss
 from sparsekit.spelling import choice
 
 Watch = Callable[[str, Result], None]
@@ -219,7 +219,7 @@ def _baseline(
             cost = {
                 "train_seconds": seconds, "train_flops": 0, "params_total": size[0],
                 "params_active": size[0], "bytes_on_disk": size[1],
-                "peak_rss_mb": peak_rss_mb(),
+                "peak_rss_mb": peak_rss() / 1e6,
             }  # fmt: skip
         one.add(found, tested, cost)
     return one

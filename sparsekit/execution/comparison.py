@@ -1,18 +1,13 @@
 """One table for one model: dense, masked, sparse, and the engines people use."""
 
 import copy
-import ctypes
-import gc
 import io
 import json
 import logging
-import os
-import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +20,7 @@ from torch.optim import Optimizer
 
 from sparsekit.execution.calibration import machine
 from sparsekit.execution.layer import SparseLayer
+from sparsekit.memory import peak_rss, restart_peak, rss
 from sparsekit.method import Context, Masks, Method
 from sparsekit.sparsifier import Sparsifier
 
@@ -291,25 +287,12 @@ def _errors(dense: nn.Module, sparse: nn.Module, batch: Tensor) -> dict[str, flo
 
 
 def _peak_mb(run: Callable[[], Any]) -> float | None:
-    """Memory that one call takes above what the process has, on Linux."""
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    if sys.platform != "linux" or not os.access(reset, os.W_OK):
+    """Memory that one call takes above what the process has; None: unknown."""
+    if not restart_peak():
         return None
-    gc.collect()
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed before would hide it
-    try:
-        reset.write_text("5")
-        before = _status(status, "VmRSS")
-        run()
-        return max(0, _status(status, "VmHWM") - before) * 1024 / 1e6
-    except OSError:
-        return None
-
-
-def _status(path: Path, field: str) -> int:
-    line = next(x for x in path.read_text().splitlines() if x.startswith(field))
-    return int(line.split()[1])
+    before = rss()
+    run()
+    return max(0, peak_rss() - before) / 1e6
 
 
 def _disk_bytes(model: nn.Module) -> int:

@@ -11,7 +11,6 @@ import json
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -22,6 +21,7 @@ from apps.recsys import container
 from apps.recsys.ragged import Ragged
 from apps.recsys.scoring import FactorScorer, FoldIn, best
 from apps.recsys.tables import Table, from_arrays
+from sparsekit.memory import peak_rss, restart_peak, rss
 
 if TYPE_CHECKING:
     from apps.recsys.compression.packed import Packed
@@ -63,7 +63,8 @@ def measure(path: Path, history: Path) -> dict[str, float]:
 
 def main(arguments: list[str]) -> None:
     """Opens a file and a history, answers queries, prints what that took."""
-    before = _restart_peak()
+    restart_peak()
+    before = rss()
     history_arrays, _, _ = container.read(arguments[1])
     history = Ragged(history_arrays["offsets"], history_arrays["items"])
     arrays, about, _ = container.read(arguments[0])
@@ -88,8 +89,8 @@ def main(arguments: list[str]) -> None:
         seconds.append(time.perf_counter() - began)
         if sum(seconds) > SECONDS:
             break
-    peak = _status("VmHWM")
-    print(json.dumps({"mb": (peak - before) / 1e6, "ms": 1e3 * median(seconds)}))
+    megabytes = (peak_rss() - before) / 1e6
+    print(json.dumps({"mb": megabytes, "ms": 1e3 * median(seconds)}))
 
 
 def _scores(
@@ -101,24 +102,6 @@ def _scores(
         vector = tables["users"].rows(np.array([user]))
         return tables["items"].scores(vector)[0]
     return FactorScorer(None, tables["items"], fold).folded(seen)
-
-
-def _restart_peak() -> int:
-    """Bytes that are resident now; the peak is counted from here on."""
-    with suppress(OSError):  # not Linux, or not allowed: the peak of the start counts
-        Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
-
-
-def _status(name: str) -> int:
-    """Bytes, by Linux's own count."""
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(f"{name}:"):
-                return 1024 * int(line.split()[1])
-    import resource
-
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ from apps.recsys.result import (
 )
 from apps.recsys.splits import Dataset
 from apps.recsys.train import train
+from sparsekit.memory import peak_rss
 
 EXACT = "retrain"
 FEWEST = 4  # values for an interval
@@ -250,7 +251,7 @@ def _tested(
     costs = {
         "train_seconds": seconds,
         "train_flops": flops,
-        "peak_rss_mb": cost.peak_rss_mb(),
+        "peak_rss_mb": peak_rss() / 1e6,
         "params_total": total,
         "params_active": active,
         "bytes_on_disk": cost.bytes_on_disk(network, masks),
