@@ -57,7 +57,7 @@ class Model:
         Raises:
             ValueError: for any other shape or type.
         """
-        if x.dtype != np.float32 or x.shape[1:] != self.input_shape or x.ndim < 2:
+        if x.dtype != np.float32 or x.shape[1:] != self.input_shape:
             raise ValueError(
                 f"expected float32 of shape [N, {', '.join(map(str, self.input_shape))}"
                 f"], got {x.dtype} of shape {list(x.shape)}"
@@ -103,8 +103,8 @@ def main(arguments: list[str]) -> int:
     model_path, input_path, output_path = arguments
     try:
         model = load(model_path)
-        x = np.load(input_path, allow_pickle=False)
-        np.save(output_path, model(x.astype(np.float32, copy=False)))
+        x = np.load(input_path)  # no pickles
+        np.save(output_path, model(np.asarray(x, np.float32)))
     except (OSError, ValueError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -2,7 +2,10 @@
 
 import json
 import random
+import re
 import struct
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -203,9 +206,75 @@ def test_results_are_the_callers_own_and_layout_does_not_matter(content):
     np.testing.assert_array_equal(model(strided), kept)
 
 
+def test_memory_of_the_last_batch_sizes_is_kept(content):
+    model = reader.loads(content)
+    assert model.memory == 4 * 1024**3
+    call = lambda n: model(np.ones((n, 3, 7, 7), np.float32))  # noqa: E731
+    for n in (1, 2, 3, 4):
+        call(n)
+    assert list(model._plans) == [1, 2, 3, 4]
+    plans = dict(model._plans)
+    call(1)  # the oldest is used again
+    call(5)
+    assert list(model._plans) == [3, 4, 1, 5]
+    assert all(model._plans[n] is plans[n] for n in (1, 3, 4))
+    assert reader.loads(content, 12345).memory == 12345
+
+
+def test_threads_take_turns(content):
+    model = reader.loads(content)
+    rng = np.random.default_rng(0)
+    inputs = [rng.normal(size=(2, 3, 7, 7)).astype(np.float32) for _ in range(4)]
+    expected = [model(x) for x in inputs]
+    wrong = []
+
+    def work(x, y):
+        wrong.extend(i for i in range(200) if not np.array_equal(model(x), y))
+
+    pairs = zip(inputs, expected, strict=True)
+    callers = [threading.Thread(target=work, args=pair) for pair in pairs]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not wrong
+
+
+def test_a_file_that_is_not_there_or_damaged_is_named(tmp_path, content):
+    with pytest.raises(FileNotFoundError):
+        reader.load(tmp_path / "nothing")
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content[:100])
+    with pytest.raises(DamagedFile, match=re.escape(f"{path}: ")) as error:
+        reader.load(path)
+    assert error.value.__suppress_context__
+    path.write_bytes(content)
+    assert reader.load(path).memory == reader.MEMORY
+    assert reader.load(str(path), 77).memory == 77
+
+
 def test_errors_of_the_command_line(tmp_path, capsys, content):
-    assert reader.main([]) == 2
+    for arguments in ([], ["model", "x"], ["model", "x", "y", "z"]):
+        assert reader.main(arguments) == 2
+        told = capsys.readouterr().err
+        assert told.startswith("python -m sparsekit.execution.reader model.safetensors")
+        assert told.count("\n") == 1
     path = tmp_path / "model"
     path.write_bytes(content[:100])
     assert reader.main([str(path), "x", "y"]) == 1
     assert str(path) in capsys.readouterr().err
+
+
+def test_the_command_line_takes_numbers_of_any_type_but_no_pickles(
+    tmp_path, capsys, content
+):
+    paths = [str(tmp_path / name) for name in ("model", "x.npy", "y.npy")]
+    Path(paths[0]).write_bytes(content)
+    x = np.random.default_rng(0).normal(size=(2, 3, 7, 7))
+    np.save(paths[1], x)
+    assert reader.main(paths) == 0
+    expected = reader.loads(content)(x.astype(np.float32))
+    np.testing.assert_array_equal(np.load(paths[2]), expected)
+    np.save(paths[1], np.array([{"a": 1}]), allow_pickle=True)
+    assert reader.main(paths) == 1
+    assert "pickle" in capsys.readouterr().err
