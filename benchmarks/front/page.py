@@ -49,10 +49,17 @@ def blocks(page: Path) -> dict[str, str]:
 
 
 def counts() -> dict[str, int]:
-    """Papers with and without a chapter."""
+    """Papers with and without a chapter; of these, those whose part has one."""
     rows = scoreboard(ROOT / "book" / "claims.toml")
-    planned = {row["paper"] for row in rows if row["verdict"] == "planned"}
-    return {"planned": len(planned), "tested": 45 - len(planned)}
+    planned = {r["paper"]: r["part"] for r in rows if r["verdict"] == "planned"}
+    tested = {r["paper"]: r["part"] for r in rows if r["verdict"] != "planned"}
+    begun = sum(part in tested.values() for part in planned.values())
+    return {
+        "planned": len(planned),
+        "tested": len(tested),
+        "begun": begun,
+        "later": len(planned) - begun,
+    }
 
 
 def picture(page: Path, alt: str) -> str:
