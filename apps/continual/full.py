@@ -44,7 +44,8 @@ from apps.common.ledger import Ledger
 from apps.common.statistics import paired
 from apps.continual.config import Config, preset
 from apps.continual.result import Result
-from apps.continual.train import train
+from apps.continual.train import Watch, train
+from apps.continual.training import Training
 
 CHAPTER = "sparcl"
 NAME = f"{CHAPTER}-runs"
@@ -202,7 +203,7 @@ def work(todo: Any, finished: Any, pace: Any, deadline: float) -> None:
             continue  # a shorter one may fit
         started = time.time()
         try:
-            result = train(config)
+            result = train(config, watch=told(name, config))
         except Exception as error:  # the other trainings go on
             finished.put({"recipe": name, "error": repr(error)})
             continue
@@ -210,6 +211,18 @@ def work(todo: Any, finished: Any, pace: Any, deadline: float) -> None:
             slow = (time.time() - started) / n_steps(config)
             pace.value = max(pace.value, slow)
         finished.put(as_row(name, result))
+
+
+def told(name: str, config: Config) -> Watch:
+    """A line after each task: a training of hours says how far it is."""
+    began = time.time()
+
+    def watch(task: int, _: Training) -> None:
+        what = f"{name} {config.buffer} seed {config.seed}"
+        seconds, which = time.time() - began, f"task {task + 1} of {config.tasks}"
+        print(f"  {seconds:5.0f} s  {what}: {which}", flush=True)
+
+    return watch
 
 
 def changes(arguments: argparse.Namespace) -> dict[str, Any]:
