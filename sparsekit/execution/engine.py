@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from sparsekit.execution.fusion import Fused, fuse, is_pointwise, last_uses
 from sparsekit.execution.kernels import conv, conv_structure, inference, pixels
+from sparsekit.execution.kernels.memory import zeros
 from sparsekit.execution.kernels.pixels import Finish, Window
 from sparsekit.execution.kernels.vectors import LANES
 from sparsekit.execution.model_file import Network, Shape, Step
@@ -45,8 +46,8 @@ class Plan:
         self.nbytes = 0
         self._keep: list[Any] = []
         self._free: defaultdict[tuple[Any, ...], list[Floats]] = defaultdict(list)
-        self._results: dict[str, tuple[str, Floats]] = {}
-        self._converted: defaultdict[str, list[str]] = defaultdict(list)
+        # {result: {layout: array}}, first the layout that it was computed in.
+        self._results: dict[str, dict[str, Floats]] = {}
         self._shapes = network.shapes
         steps = fuse(network)
         layers = [step.step for step in steps if step.step.op == "conv"]
@@ -55,7 +56,7 @@ class Plan:
         self.x = self._new("rows", "input", network.input_shape)
         for step, done in zip(steps, last_uses(steps), strict=True):
             _BUILD[step.step.op](self, step)
-            if step.expands is not None and step.expands.name in self._converted:
+            if step.expands is not None and step.expands.name in self._results:
                 done = [*done, step.expands.name]
             for name in done:
                 self._release(name)
@@ -73,34 +74,33 @@ class Plan:
     def _new(self, layout: str, name: str, shape: Shape) -> Floats:
         """Memory for a result, used again as soon as nobody reads the last one."""
         array = self._take(self._size(layout, shape))
-        self._results[_key(name, layout)] = layout, array
-        self._converted[name].append(layout)
+        self._results.setdefault(name, {})[layout] = array
         return array
 
     def _size(self, layout: str, shape: Shape) -> tuple[int, ...]:
         if layout == "rows":
             return self.batch, math.prod(shape)
-        samples = -(-self.batch // LANES) * LANES
         if layout == "columns":
             return math.prod(shape), pixels.plane_floats(1, self.batch)
         channels, height, width = shape
         if layout == "blocked":
-            return samples // LANES, channels, height + 2, width + 2, LANES
+            groups = -(-self.batch // LANES)
+            return groups, channels, height + 2, width + 2, LANES
         return self.batch, channels, pixels.plane_floats(height, width)
 
     def _release(self, name: str) -> None:
-        for layout in self._converted.pop(name):
-            _, array = self._results.pop(_key(name, layout))
+        for array in self._results.pop(name).values():
             self._free[array.shape].append(array)
 
     def _layout(self, name: str) -> str:
-        return self._converted[name][0]
+        return next(iter(self._results[name]))
 
     def _get(self, name: str, layout: str) -> Floats:
         """A result in a layout; converted once if it is in another."""
-        if _key(name, layout) in self._results:
-            return self._results[_key(name, layout)][1]
-        had, source = self._results[_key(name, self._layout(name))]
+        known = self._results[name]
+        if layout in known:
+            return known[layout]
+        had, source = next(iter(known.items()))
         shape = self._shapes[name]
         target = self._new(layout, name, shape)
         for begin in range(0, self.batch, LANES):
@@ -312,7 +312,7 @@ class Plan:
                 f"results of {self.batch} samples take over {self.memory:,} bytes: "
                 "take smaller batches, or raise `memory` if the file is trusted"
             )
-        return aligned(size)
+        return zeros(size)
 
 
 _BUILD: dict[str, Callable[[Plan, Fused], None]] = {
@@ -327,20 +327,8 @@ _BUILD: dict[str, Callable[[Plan, Fused], None]] = {
 }
 
 
-def aligned(shape: tuple[int, ...]) -> Floats:
-    """Zeros that begin at a multiple of 64 bytes, as whole vectors want it."""
-    size = math.prod(shape)
-    memory = np.zeros(size + LANES, np.float32)
-    first = -memory.ctypes.data % 64 // 4
-    return memory[first : first + size].reshape(shape)
-
-
 def _address(array: NDArray[Any]) -> int:
     return array.ctypes.data
-
-
-def _key(name: str, layout: str) -> str:
-    return f"{layout} {name}"
 
 
 def _view(layout: str, array: Floats, shape: Shape, begin: int, end: int) -> Floats:

@@ -19,7 +19,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from sparsekit.execution.kernels.layout import LANES
-from sparsekit.execution.kernels.memory import floats
+from sparsekit.execution.kernels.memory import floats, zeros
 
 Array = NDArray[np.float32]
 Shape = tuple[int, ...]
@@ -30,9 +30,7 @@ class _Slab:
 
     def __init__(self, number: int, size: int):
         self.number, self.size = number, size
-        room = np.zeros(size + LANES, np.float32)
-        first = -room.ctypes.data % 64 // 4  # no vector crosses a cache line
-        self.memory: Array = room[first : first + size]
+        self.memory: Array = zeros((size,))
         self.idle: dict[int, int] = {}  # {begin: end} of what is idle
         self.ends: dict[int, int] = {}  # {end: begin}
         self.known: dict[int, tuple[int, Shape]] = {}  # {begin: (end, shape)} of arrays

@@ -27,7 +27,6 @@ Arrays come as addresses of contiguous float32 or int32; nothing is checked.
 
 import math
 from functools import cache
-from threading import local
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,7 +34,7 @@ from numba import njit
 
 from sparsekit.execution import threads
 from sparsekit.execution.kernels.layout import LANES
-from sparsekit.execution.kernels.memory import floats, integers
+from sparsekit.execution.kernels.memory import floats, integers, scratch
 from sparsekit.execution.kernels.micro import (
     dot_products,
     multiply_add,
@@ -135,7 +134,7 @@ def input_gradient(
         out: like x. Its border is not written.
         base: of an array like x, or 0.
     """
-    transposed = _scratch("values", rows.nnz)
+    transposed = scratch("values", 4 * rows.nnz)
     _gather(values, permutation, transposed, rows.nnz)
     offsets = _offsets(rows, grad, taps, INPUT if stride == 1 else EVERY_SECOND)
     parities: list[tuple[int, int]] = [(0, 1)]
@@ -331,7 +330,7 @@ def _offsets(rows: Rows, x: Images, taps: int, where: int) -> int:
     _, channel, row = steps(*x[1:])
     if x.channels * channel // VECTOR > LARGEST:
         raise ValueError(f"images are too large for 32-bit offsets: {x}")
-    out = _scratch("offsets", rows.nnz)
+    out = scratch("offsets", 4 * rows.nnz)
     fill = _fill_offsets(taps, where)
     fill(rows.columns, channel // VECTOR, row // VECTOR, out, rows.nnz)
     return out
@@ -380,16 +379,3 @@ def _fill(out: int, source: int, n: int) -> None:
         floats(out, n)[:] = floats(source, n)
     else:
         floats(out, n)[:] = 0
-
-
-_memory = local()
-
-
-def _scratch(name: str, length: int) -> int:
-    """Address of (length,) of 4 bytes; the same in every call of this thread."""
-    array, address = getattr(_memory, name, (None, 0))
-    if array is None or len(array) < length:
-        array = np.empty(length, np.int32)
-        address = array.ctypes.data
-        setattr(_memory, name, (array, address))
-    return address

@@ -9,14 +9,12 @@ import math
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
+from sparsekit.execution.kernels.starts import Integers, row_starts
 from sparsekit.execution.kernels.tiles import VECTOR, largest_tile
 
 NEAR = 32 * 1024  # bytes of input that stay in the first-level cache beside the rest
 NONZEROS = 11  # of a row in a block, at least; fewer do not pay for the sum's transport
-
-Integers = NDArray[np.int32]
 
 
 def channels_of_a_block(nnz: int, rows: int, channels: int, taps: int) -> int:
@@ -41,12 +39,8 @@ def shapes_of_starts(
 
 def row_order(crow: Integers, col: Integers, taps: int, channels: int) -> Integers:
     """The `starts` of a weight matrix in rows, whose columns stay as they are."""
-    rows = len(crow) - 1
-    block = channels_of_a_block(len(col), rows, channels, taps)
-    shape, _ = shapes_of_starts(len(col), rows, channels, taps, 1)
-    starts = np.empty(shape, np.int32)
-    _row_starts(crow, col, block * taps, starts[0])
-    return starts
+    block = channels_of_a_block(len(col), len(crow) - 1, channels, taps)
+    return row_starts(crow, col, block * taps, -(-channels // block))[None]
 
 
 def column_order(
@@ -75,19 +69,6 @@ def _parities(taps: int, stride: int) -> Integers:
         return np.zeros(taps, np.int32)
     odd = np.array([1, 0, 1], np.int32)  # row 2h + kh - 1
     return (2 * odd[:, None] + odd[None, :]).ravel()
-
-
-@njit(nogil=True, cache=True)
-def _row_starts(crow: Integers, col: Integers, width: int, starts: Integers) -> None:
-    blocks = starts.shape[0] - 1
-    for row in range(starts.shape[1]):
-        t = crow[row]
-        for block in range(blocks):
-            starts[block, row] = t
-            limit = (block + 1) * width
-            while t < crow[row + 1] and col[t] < limit:
-                t += 1
-        starts[blocks, row] = t
 
 
 @njit(nogil=True, cache=True)

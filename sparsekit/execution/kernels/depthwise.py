@@ -16,10 +16,8 @@ from numba import njit
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from sparsekit.execution.kernels.memory import floats, integers
-from sparsekit.execution.kernels.micro import (
-    multiply_add_finish,
-)
+from sparsekit.execution.kernels.memory import aligned, floats, integers
+from sparsekit.execution.kernels.micro import multiply_add_finish
 from sparsekit.execution.kernels.vectors import (
     FLOAT,
     I32,
@@ -223,7 +221,7 @@ def expanded_loop(kernel: int, stride: int, rows: int, vectors: int) -> Any:
         x_starts, starts = floats(x_bias, channels), floats(bias, channels)
         vector_tiles = (pixels + 16 * vectors - 1) // (16 * vectors)
         room = np.empty(vector_tiles * vectors * 16 + 48, np.float32)
-        plane = ((room.ctypes.data + 63) & ~63) + 64
+        plane = aligned(room.ctypes.data) + 64
         tiles = (width + 15) // 16
         for task in range(begin, end):
             image = task // channels

@@ -63,7 +63,7 @@ def multiply(
         )  # fmt: skip
         return
     tiles = Tiles(batch)
-    source, target = tiles.read(x, 0), tiles.write(y, 1)
+    source, target = tiles.read(x, "x"), tiles.write(y, "y")
     groups = -(-rows // GROUP)
     threads.run(
         _product(tiles.lanes, tiles.vectors), tiles.count * groups, groups, *source,
@@ -96,7 +96,7 @@ def multiply_transposed(
         )  # fmt: skip
         return
     tiles = Tiles(batch)
-    source, target = tiles.read(g, 0), tiles.write(y, 1)
+    source, target = tiles.read(g, "x"), tiles.write(y, "y")
     threads.run(
         _product_transposed(tiles.lanes, tiles.vectors), tiles.count * groups, groups,
         columns, blocks, width, *source, values, starts, row, perm, *target.place,
@@ -126,7 +126,7 @@ def weight_gradient(
     tiles = Tiles(batch)
     threads.run(
         _dots(tiles.lanes, tiles.vectors), -(-rows // GROUP), tiles.count,
-        *tiles.read(x, 0), starts, col, out, *tiles.read(g, 1), nanoseconds=work,
+        *tiles.read(x, "x"), starts, col, out, *tiles.read(g, "y"), nanoseconds=work,
     )  # fmt: skip
 
 

@@ -1,15 +1,13 @@
 """Where the loops over a sparse matrix find its non-zeros: by rows and by columns.
 
-Columns ascend within a row, so a block of columns needs no copy of the row, only where
-it begins there (`starts`). The transposed structure is our own and lies in the order in
-which the loops read it.
+By rows, blocks of columns are found through `starts.row_starts`. The transposed
+structure is our own and lies in the order in which the loops read it.
 """
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
-Integers = NDArray[np.int32]
+from sparsekit.execution.kernels.starts import Integers, row_starts
 
 PER_BLOCK = 32  # non-zeros of a row in a block
 GROUP = 512  # rows
@@ -18,9 +16,7 @@ GROUP = 512  # rows
 def index_rows(crow: Integers, col: Integers, columns: int) -> Integers:
     """starts: (blocks + 1, rows); block b of row r begins at starts[b, r]."""
     blocks = _blocks(len(col), len(crow) - 1, columns)
-    starts = np.empty((blocks + 1, len(crow) - 1), np.int32)
-    _find_blocks(crow, col, block_width(columns, blocks), starts)
-    return starts
+    return row_starts(crow, col, block_width(columns, blocks), blocks)
 
 
 def index_columns(
@@ -59,18 +55,6 @@ def _blocks(nnz: int, rows: int, columns: int) -> int:
 
 def block_width(columns: int, blocks: int) -> int:
     return max(1, -(-columns // blocks))
-
-
-@njit(nogil=True, cache=True)
-def _find_blocks(crow: Integers, col: Integers, width: int, starts: Integers) -> None:
-    blocks = starts.shape[0] - 1
-    for r in range(starts.shape[1]):
-        t = crow[r]
-        for b in range(blocks):
-            while t < crow[r + 1] and col[t] < b * width:
-                t += 1
-            starts[b, r] = t
-        starts[blocks, r] = crow[r + 1]
 
 
 @njit(nogil=True, cache=True)

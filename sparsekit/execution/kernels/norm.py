@@ -272,7 +272,7 @@ def backward(
                         y = (source[j] - mean) * scale + start
                         g = given[j] if y > zero else zero
                         target[j] = k * g - k1 * (source[j] - mean) - k2
-                if group == groups - 1 and lanes < LANES:
+                if group == groups - 1:
                     for w in range(width):
                         for j in range(w * LANES + lanes, (w + 1) * LANES):
                             target[j] = zero

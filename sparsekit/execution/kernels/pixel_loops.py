@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from sparsekit.execution.kernels.memory import floats, integers
+from sparsekit.execution.kernels.memory import aligned, floats, integers
 from sparsekit.execution.kernels.micro import multiply_add_finish
 
 
@@ -103,7 +103,7 @@ def depthwise_loop(rows: int, columns: int) -> Any:
         start = floats(bias, outputs)
         copy = np.empty(room + 16, np.float32)
         copy[:] = 0.0
-        x_copy = (copy.ctypes.data + 63) & ~63
+        x_copy = aligned(copy.ctypes.data)
         for task in range(begin, end):
             o = task % channels
             copy_plane(

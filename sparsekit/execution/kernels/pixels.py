@@ -28,6 +28,7 @@ from sparsekit.execution import threads
 from sparsekit.execution.kernels import dense as dense_blocks
 from sparsekit.execution.kernels import depthwise as depthwise_blocks
 from sparsekit.execution.kernels import pixel_loops as loops
+from sparsekit.execution.kernels.starts import Integers, row_starts
 from sparsekit.execution.kernels.vectors import LANES, VECTORS
 
 VECTOR = 4 * LANES  # bytes
@@ -38,7 +39,6 @@ WORTH = 100_000  # nanoseconds of a call that other threads help with: many smal
 # in a row would wait for a thread whose processor is taken, each time
 
 Floats = NDArray[np.float32]
-Integers = NDArray[np.int32]
 INFINITE = (-np.inf, np.inf)
 
 
@@ -133,15 +133,6 @@ def _tiles(pixels: int) -> tuple[int, int]:
     return count, -(-vectors // count)
 
 
-def row_blocks(crow: Integers, col: Integers, columns: int, width: int) -> Integers:
-    """starts (blocks + 1, rows): where blocks of `width` columns begin in each row."""
-    rows = len(crow) - 1
-    places = np.repeat(np.arange(rows, dtype=np.int64), np.diff(crow)) * columns + col
-    edges = np.minimum(np.arange(-(-columns // width) + 1) * width, columns)
-    first = np.arange(rows, dtype=np.int64) * columns
-    return np.searchsorted(places, edges[:, None] + first).astype(np.int32)
-
-
 def block_width(nnz: int, rows: int, channels: int, near: int) -> int:
     """Channels of a block: as many as stay near, more where non-zeros are few."""
     few = NONZEROS * rows * channels // max(nnz, 1)
@@ -155,7 +146,7 @@ def pointwise_weight(
     """A matrix (rows, channels) for `pointwise` on planes of so many pixels."""
     near = NEAR // (_tiles(pixels)[1] * VECTOR)
     width = block_width(len(col), len(crow) - 1, channels, near)
-    return Sparse(values, col, row_blocks(crow, col, channels, width))
+    return Sparse(values, col, row_starts(crow, col, width, -(-channels // width)))
 
 
 def direct_weight(
@@ -166,7 +157,7 @@ def direct_weight(
     rows, columns = _tile(window)
     near = NEAR // ((rows + 2) * (columns * LANES + 2) * 4)
     width = block_width(len(col), len(crow) - 1, channels, near)
-    starts = row_blocks(crow, col, channels * len(taps), width * len(taps))
+    starts = row_starts(crow, col, width * len(taps), -(-channels // width))
     channel, tap = np.divmod(col, np.int32(len(taps)))
     return Sparse(values, channel * np.int32(window.copy_floats) + taps[tap], starts)
 

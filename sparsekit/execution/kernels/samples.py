@@ -1,13 +1,11 @@
 """The samples of a batch side by side, in tiles that fit the registers."""
 
-import threading
-
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
 from sparsekit.execution import threads
-from sparsekit.execution.kernels.memory import floats
+from sparsekit.execution.kernels.memory import floats, scratch
 from sparsekit.execution.kernels.vectors import LANES, VECTORS
 
 Floats = NDArray[np.float32]
@@ -36,11 +34,14 @@ class Tiles:
         """Does a kernel read and write it where it is?"""
         return x.strides[0] == 4 and self.batch == self.samples
 
-    def read(self, x: Floats, slot: int) -> tuple[int, int, int]:
-        """Address, bytes to the next tile, bytes to the next feature."""
+    def read(self, x: Floats, name: str) -> tuple[int, int, int]:
+        """Address, bytes to the next tile, bytes to the next feature.
+
+        name: of the memory for a packed copy.
+        """
         if self.fits(x):
             return x.ctypes.data, 0, x.strides[1]
-        place = self.scratch(x.shape[1], slot)
+        place = self.scratch(x.shape[1], name)
         sample, feature = (stride // 4 for stride in x.strides)
         pack = _copy_in if sample == 1 else _transpose_in
         tasks = self.count * -(-x.shape[1] // LANES)
@@ -50,14 +51,14 @@ class Tiles:
         )  # fmt: skip
         return place
 
-    def write(self, y: Floats, slot: int) -> "_Target":
+    def write(self, y: Floats, name: str) -> "_Target":
         if self.fits(y):
             return _Target(self, y, (y.ctypes.data, 0, y.strides[1]), False)
-        return _Target(self, y, self.scratch(y.shape[1], slot), True)
+        return _Target(self, y, self.scratch(y.shape[1], name), True)
 
-    def scratch(self, features: int, slot: int) -> tuple[int, int, int]:
+    def scratch(self, features: int, name: str) -> tuple[int, int, int]:
         row = 4 * self.samples
-        return _scratch(self.count * features * row, slot), features * row, row
+        return scratch(name, self.count * features * row), features * row, row
 
 
 class _Target:
@@ -120,22 +121,3 @@ def _copy_out(begin, end, y, batch, features, samples, out):  # type: ignore[no-
             count = min(samples, batch - tile * samples)
             source = floats(y + 4 * samples * (tile * features + f), count)
             target[tile * samples : tile * samples + count] = source
-
-
-class _Slots(threading.local):
-    """Memory of this thread that is used again: fresh pages cost more than the copy."""
-
-    def __init__(self) -> None:
-        self.arrays: dict[int, NDArray[np.uint8]] = {}
-
-
-_slots = _Slots()
-
-
-def _scratch(size: int, slot: int) -> int:
-    """Address of at least `size` bytes, a multiple of 64."""
-    array = _slots.arrays.get(slot)
-    if array is None or len(array) < size + 64:
-        array = _slots.arrays[slot] = np.empty(size + 64, np.uint8)
-    address = array.ctypes.data
-    return address + -address % 64

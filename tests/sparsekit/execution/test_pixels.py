@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sparsekit.execution.engine import aligned
 from sparsekit.execution.kernels import pixels
+from sparsekit.execution.kernels.memory import zeros
 from sparsekit.execution.kernels.pixels import Finish, Window
 
 CASES = [
@@ -25,7 +25,7 @@ def _seed():
 def planes(images):
     """[N, C, H, W] tensor -> [N, C, plane]; the spare room holds anything."""
     n, c, h, w = images.shape
-    x = aligned((n, c, pixels.plane_floats(h, w)))
+    x = zeros((n, c, pixels.plane_floats(h, w)))
     x[:] = 7e9
     x[:, :, : h * w] = images.reshape(n, c, -1)
     return x
@@ -68,7 +68,7 @@ def test_depthwise(case_):
     window, x, padded = case(*case_)
     weight = torch.randn(5, 1, *kernel)
     residual, to = finish(5, window)
-    y = aligned(to.residual.shape)
+    y = zeros(to.residual.shape)
     expected = F.conv2d(padded, weight.double(), stride=stride, groups=5)
     calls = [pixels.depthwise(
         planes(x), pixels.depthwise_weight(*sparse(weight), window), y, window, to
@@ -90,13 +90,13 @@ def test_direct_and_dense(case_, outputs):
     window, x, padded = case(*case_)
     weight = torch.randn(outputs, 5, *window.kernel)
     residual, to = finish(outputs, window)
-    y = aligned(to.residual.shape)
+    y = zeros(to.residual.shape)
     if pixels.is_small(window):
         pixels.dense(planes(x), weight.numpy(), y, window, to)()
         expected = F.conv2d(padded, weight.double(), stride=stride)
         check(y, expected, residual, to)
     weight *= torch.rand_like(weight) < 0.3
-    copy = aligned((2, 5 * window.copy_floats + window.spare))
+    copy = zeros((2, 5 * window.copy_floats + window.spare))
     for call in pixels.direct(
         planes(x), pixels.direct_weight(*sparse(weight), 5, window), y, window, copy, to
     ):
@@ -113,7 +113,7 @@ def test_expansion_is_that_of_two_layers(case_):
     weight = torch.randn(11, 1, *window.kernel)
     inner = Finish(torch.randn(11).numpy(), None, (0.0, 6.0))
     residual, to = finish(11, window)
-    y = aligned(to.residual.shape)
+    y = zeros(to.residual.shape)
     pixels.expanded_depthwise(
         planes(x), sparse(matrix), inner, weight.flatten(1).numpy(), y, window, to
     )()
@@ -132,7 +132,7 @@ def test_pointwise_of_many_blocks(size):
     weight[3] = 0
     window = Window(*size, (1, 1), (1, 1), (0, 0, 0, 0))
     residual, to = finish(outputs, window)
-    y = aligned(to.residual.shape)
+    y = zeros(to.residual.shape)
     rows = pixels.pointwise_weight(*sparse(weight), channels, size[0] * size[1])
     assert len(rows.starts) > 2 or size[0] * size[1] < 16
     pixels.pointwise(planes(x), rows, y, size[0] * size[1], to)()
