@@ -11,7 +11,7 @@ id alone, so a model trained after a deletion is the one that never saw the reco
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -59,14 +59,6 @@ class Shards:
         place = mixed(seed, 23, record) % (self.shards * self.slices)
         return place // self.slices, place % self.slices
 
-    def expected_share(self) -> float:
-        """Share of a shard's work that one random deletion has done again.
-
-        >>> [round(Shards(1, r).expected_share(), 3) for r in (1, 2, 4)]
-        [1.0, 0.833, 0.75]
-        """
-        return (2 * self.slices + 1) / (3 * self.slices)
-
 
 @dataclass
 class Store:
@@ -100,19 +92,6 @@ class Store:
             self._held[key] = content
         else:
             atomic.write_bytes(self.folder / f"{key}.safetensors", content)
-
-    def keep_only(self, keys: Collection[str]) -> list[str]:
-        """Wipes all other checkpoints: they contain what was deleted. Their keys."""
-        known = set(self.sizes)
-        if self.folder is not None:
-            known |= {path.stem for path in self.folder.glob("*.safetensors")}
-        stale = sorted(known.difference(keys))
-        for key in stale:
-            self._held.pop(key, None)
-            self.sizes.pop(key, None)
-            if self.folder is not None:
-                (self.folder / f"{key}.safetensors").unlink(missing_ok=True)
-        return stale
 
     @property
     def nbytes(self) -> int:

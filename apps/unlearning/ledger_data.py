@@ -60,10 +60,6 @@ class DataMap:
         """Whether `setup` came to its end."""
         return self._one("SELECT 1 FROM facts WHERE name = 'current'") is not None
 
-    def set_facts(self, facts: dict[str, str]) -> None:
-        with self.transaction():
-            self._set(facts)
-
     def _set(self, facts: dict[str, str]) -> None:
         self._many("INSERT OR REPLACE INTO facts VALUES (?, ?)", facts.items())
 

@@ -177,7 +177,7 @@ def test_sisa_equals_sisa_that_never_saw_the_records(network, records, slices):
     assert_equal(state(result.model), state(anew_model))
     assert result.exact
     assert store.work - before < anew_model.store.work  # a shard was not touched
-    stale = store.keep_only(result.model.keys)
+    stale = set(store.sizes).difference(result.model.keys)
     assert 1 <= len(stale) <= slices
 
 
@@ -193,8 +193,6 @@ def test_sisa_s_arithmetic_is_the_paper_s():
     table = {1: [20], 2: [13, 13], 4: [8] * 4, 8: [4, 4, 5, 4, 5, 4, 5, 4]}
     for slices, epochs in table.items():
         assert Shards(1, slices).epochs(20) == epochs
-    shares = [round(Shards(1, r).expected_share(), 3) for r in (1, 2, 4, 8, 16)]
-    assert shares == [1.0, 0.833, 0.75, 0.708, 0.688]
 
 
 def test_sparse_checkpoints_take_less(network, records, tmp_path):
@@ -211,15 +209,14 @@ def test_sparse_checkpoints_take_less(network, records, tmp_path):
         files = list((tmp_path / name).glob("*.safetensors"))
         sizes[name] = sum(path.stat().st_size for path in files)
         assert sizes[name] == store.nbytes
-        again = Store(tmp_path / name)  # another process finds and wipes them
+        again = Store(tmp_path / name)  # another process finds them
         train_shards(
             anew(wide), records[0], Shards(1, 2), RECIPE,
             seed=0, masks=given, store=again,
         )  # fmt: skip
         assert again.work == 0
         assert again.nbytes == store.nbytes
-        assert len(Store(tmp_path / name).keep_only(set())) == 2
-        assert not list((tmp_path / name).glob("*.safetensors"))
+        assert len(files) == 2
     assert sizes["sparse"] < sizes["dense"] / 2
 
 
