@@ -1,8 +1,14 @@
-"""The small faults: each changes one expression or one statement of a file."""
+"""The small faults: each changes one expression or one statement of a file.
+
+None is planted where it could change only time and never a result: in what a kernel
+computes to ask for memory ahead (see `waiting`).
+"""
 
 import ast
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+
+from tests.mutation.waiting import only_time
 
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
@@ -92,8 +98,15 @@ def _lines(statement: ast.stmt) -> tuple[int, int]:
     return statement.lineno, last
 
 
-def _sites(
-    node: ast.AST, statement: ast.stmt | None = None, on_import: bool = True
+def _sites(tree: ast.Module) -> Iterator[Site]:
+    return _inside(tree, only_time(tree))
+
+
+def _inside(
+    node: ast.AST,
+    left_out: set[ast.AST],
+    statement: ast.stmt | None = None,
+    on_import: bool = True,
 ) -> Iterator[Site]:
     if isinstance(node, ast.Raise | ast.JoinedStr | ast.Import | ast.ImportFrom):
         return  # what a message says is not what we test
@@ -104,6 +117,8 @@ def _sites(
         for index, child in enumerate(children):
             if not isinstance(child, ast.AST) or _is_exempt(child):
                 continue
+            if child in left_out:
+                continue
             inside = child if isinstance(child, ast.stmt) else statement
             put = _putter(node, field, index if isinstance(value, list) else None)
             if inside is not None:
@@ -113,7 +128,7 @@ def _sites(
                     negated = ast.UnaryOp(ast.Not(), child)
                     yield Site("condition", child, negated, inside, on_import, put)
             later = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
-            yield from _sites(child, inside, on_import and not later)
+            yield from _inside(child, left_out, inside, on_import and not later)
 
 
 def _putter(

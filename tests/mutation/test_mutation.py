@@ -70,6 +70,47 @@ def test_what_is_left_alone(source: str) -> None:
     assert mutants(source) == []
 
 
+KERNEL = """
+def kernel(x, row, blocks):
+    following = x + row
+    if blocks > 2:
+        following = x + 2 * row
+    for block in range(blocks + 5):
+        target = x + 7
+        if block == 0:
+            ahead = following + 11
+            prefetch(1, ahead, target + 13)
+            for w in range(0, 17, 19):
+                prefetch(w, 23)
+        f(target, 29)
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "more"),
+    [
+        (("", ""), set()),
+        (("f(target, 29)", "f(target, 29, ahead)"), {"x + row", "blocks > 2", "11"}),
+        (("f(target, 29)", "f(target, 29, following)"), {"x + row", "2 * row"}),
+        (("prefetch(w, 23)", "f(w, 23)"), {"block == 0", "0", "17", "19", "23"}),
+        (("ahead = following", "ahead = g() + following"), {"block == 0", "11"}),
+        (("ahead = following", "ahead += following"), {"11", "block == 0"}),
+        (("prefetch", "fetch"), {"1", "17", "23", "target + 13", "blocks > 2"}),
+    ],
+)
+def test_no_fault_where_memory_is_asked_for_ahead(
+    change: tuple[str, str], more: set[str]
+) -> None:
+    """Only where nothing else reads what was computed."""
+    always = {"blocks + 5", "5", "x + 7", "7", "29"}
+    found = {m.before for m in mutants(KERNEL.replace(*change))}
+    found = {text for text in found if "(" not in text and "ahead" not in text}
+    assert always <= found
+    assert found >= more
+    if not more:
+        assert found == always
+
+
 def test_lines_in_which_a_fault_is_noticed() -> None:
     source = "A = 1\ndef f(x=2):\n    if (\n        x > 3\n    ):\n        return x\n"
     found = {m.before: (m.first, m.last) for m in mutants(source)}
