@@ -96,9 +96,12 @@ def told(rows: Sequence[Row]) -> str:
     tested = [row for row in rows if row["verdict"] != "planned"]
     n_papers = len({row["paper"] for row in rows})
     n_tested = len({row["paper"] for row in tested})
+    left = n_papers - n_tested
     return (
         f"Claims of {n_tested} of the {n_papers} papers are tested so far, "
-        f"{len(tested)} in all: {counts(tested)}."
+        f"{len(tested)} in all: {counts(tested)}. The other {left} "
+        f"{'has' if left == 1 else 'have'} no chapter yet: nothing of "
+        f"{'it' if left == 1 else 'theirs'} is measured."
     )
 
 
