@@ -3,14 +3,11 @@
 import copy
 import io
 import json
-import logging
-import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from pathlib import Path
+from operator import attrgetter
 from statistics import median
 from typing import Any
 
@@ -19,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparsekit.execution.calibration import machine
+from sparsekit.execution.export import onnx_content
 from sparsekit.execution.layer import SparseLayer
 from sparsekit.memory import peak_rss, restart_peak, rss
 from sparsekit.method import Context, Masks, Method
@@ -58,7 +56,7 @@ class Benchmark:
     @property
     def fastest_dense(self) -> Row:
         times = [r for r in self.rows if r.engine in DENSE and r.milliseconds]
-        return min(times, key=lambda row: row.milliseconds or 0.0)
+        return min(times, key=attrgetter("milliseconds"))
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
@@ -240,23 +238,11 @@ def _onnxruntime(model: nn.Module, batch: Tensor) -> Callable[[], Any]:
         raise ValueError(f"pip install {' '.join(missing)}")
     import onnxruntime
 
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        path = Path(folder) / "model.onnx"
-        torch.onnx.export(
-            model.eval(),
-            (batch,),
-            path,
-            dynamo=True,
-            verbose=False,
-            external_data=False,
-        )
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        session = onnxruntime.InferenceSession(
-            path, options, providers=["CPUExecutionProvider"]
-        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(
+        onnx_content(model, batch), options, providers=["CPUExecutionProvider"]
+    )
     feed = {session.get_inputs()[0].name: batch.numpy()}
     return lambda: session.run(None, feed)
 

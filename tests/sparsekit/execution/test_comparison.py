@@ -1,3 +1,4 @@
+import copy
 import json
 import sys
 import time
@@ -10,6 +11,7 @@ from torch import nn
 
 from sparsekit.execution import benchmark, comparison, convert
 from sparsekit.execution.comparison import Benchmark, Row
+from sparsekit.sparsifier import Sparsifier
 
 
 @pytest.fixture
@@ -181,3 +183,173 @@ def test_a_step_of_training_takes_the_loss_and_the_optimizer_that_are_given(pair
     assert [row.engine for row in table.rows] == ["dense", "masked", "sparse"]
     assert sum(isinstance(s, torch.optim.SGD) for s in seen) == 3
     assert (5, 3) in seen
+
+
+class Slow(nn.Module):
+    """A layer that takes its time, and notes in which mode it is called."""
+
+    def __init__(self, seconds):
+        super().__init__()
+        self.linear, self.seconds, self.seen = nn.Linear(3, 2), seconds, []
+        nn.init.ones_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def __deepcopy__(self, memo):
+        copied = Slow(self.seconds)
+        copied.seen = self.seen  # of all copies
+        return copied
+
+    clock = 0.0
+
+    def forward(self, x):
+        Slow.clock += self.seconds
+        modes = (
+            self.training,
+            torch.is_inference_mode_enabled(),
+            torch.is_grad_enabled(),
+        )
+        self.seen.append(modes)
+        return self.linear(x)
+
+
+def test_times_are_milliseconds_of_calls_without_gradients(monkeypatch):
+    monkeypatch.setattr(comparison.time, "perf_counter", lambda: Slow.clock)
+    dense, sparse = Slow(0.0625), Slow(0.015625)
+    table = benchmark(dense, sparse, torch.randn(2, 3), rounds=3, engines=[])
+    assert table["dense"].milliseconds == 62.5
+    assert table["sparse"].milliseconds == 15.625
+    assert table["dense"].speedup == 1
+    assert table["sparse"].speedup == 4
+    # one call to see whether it runs, one to warm up, three rounds, one for its memory
+    assert dense.seen.count((False, True, False)) == 1 + 1 + 3 + 1
+    assert set(dense.seen) == {(False, True, False), (False, False, False)}
+    assert table["sparse"].error == 0
+
+
+def test_a_training_step_is_whole():
+    """In training mode, with gradients of this step alone."""
+    norms = []
+
+    class Noted(torch.optim.SGD):
+        def step(self, closure=None):
+            (group,) = self.param_groups
+            norms.append([p.grad.norm().item() for p in group["params"]])
+            return super().step(closure)
+
+    dense = Slow(0)
+    run = comparison._run(
+        "dense", dense, dense, torch.ones(2, 3), True, lambda y: y.sum(),
+        lambda p: Noted(p, 0.0),
+    )  # fmt: skip
+    run()
+    assert len(norms) == 2
+    assert norms[0] == norms[1]
+    assert set(dense.seen) == {(True, False, True)}
+
+
+def test_frozen_weights_are_not_given_to_the_optimizer(pair):
+    dense, _ = pair
+    dense[0].requires_grad_(False)
+    given = []
+
+    def optimizer(parameters):
+        given.extend(parameters)
+        return torch.optim.SGD(given, 0.1)
+
+    comparison._run(
+        "dense", dense, dense, torch.randn(5, 19), True, lambda y: y.sum(), optimizer
+    )
+    assert [p.shape for p in given] == [(3, 13), (3,)]
+
+
+def test_the_masked_rival_is_stepped_before_and_after_its_optimizer(pair, monkeypatch):
+    calls = []
+    for name in ("before_step", "after_step"):
+        whole = getattr(Sparsifier, name)
+
+        def noted(self, name=name, whole=whole):
+            calls.append(name)
+            return whole(self)
+
+        monkeypatch.setattr(Sparsifier, name, noted)
+    benchmark(*pair, torch.randn(5, 19), training=True, rounds=1, engines=[])
+    assert calls == ["before_step", "after_step"] * (len(calls) // 2)
+    assert calls
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_compiler_that_fails_when_it_is_called_is_noted(pair, monkeypatch, training):
+    def compiled(model):
+        def call(*args):
+            raise RuntimeError("no compiler\nand more")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    table = benchmark(
+        *pair, torch.randn(5, 19), training=training, rounds=1,
+        engines=["torch.compile", "dense"],
+    )  # fmt: skip
+    assert table["torch.compile"].note == "not available: no compiler"
+    assert table["torch.compile"].milliseconds is None
+    assert [r.engine for r in table.rows].count("dense") == 1
+    assert table.rows[-1].engine == "torch.compile"
+
+
+@pytest.mark.parametrize("engine", ["masked", "sparse"])
+def test_our_own_engines_may_not_fail(pair, monkeypatch, engine):
+    run = comparison._run
+
+    def broken(name, *args):
+        if name == engine:
+            raise RuntimeError("broken")
+        return run(name, *args)
+
+    monkeypatch.setattr(comparison, "_run", broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        benchmark(*pair, torch.randn(5, 19), training=True, rounds=1, engines=[])
+
+
+def test_what_has_to_be_installed_is_named(pair, monkeypatch):
+    known = comparison.find_spec
+    monkeypatch.setattr(
+        comparison, "find_spec", lambda name: "script" not in name and known(name)
+    )
+    table = benchmark(*pair, torch.randn(5, 19), rounds=1, engines=["onnxruntime"])
+    assert table["onnxruntime"].note == "not available: pip install onnxscript"
+
+
+@pytest.mark.parametrize(("off", "refused"), [(0.015, True), (0.008, False)])
+def test_a_hundredth_of_the_largest_output_is_the_limit(pair, off, refused):
+    dense, _ = pair
+    other = copy.deepcopy(dense)
+    x = torch.randn(5, 19)
+    with torch.no_grad():
+        other[2].bias.add_(off * dense(x).abs().max())
+    if refused:
+        with pytest.raises(ValueError, match=r"differ by 1.5e-02 of the largest"):
+            benchmark(dense, other, x, rounds=1, engines=[])
+    else:
+        table = benchmark(dense, other, x, rounds=1, engines=[])
+        assert table["sparse"].error == pytest.approx(off, rel=1e-3)
+
+
+def test_an_error_without_words_gives_its_kind():
+    assert comparison._first_line(ValueError()) == "ValueError"
+    assert comparison._first_line(ValueError("\n one\ntwo")) == "one"
+    assert comparison._first_line(ValueError("x" * 101)) == "x" * 100
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_is_unknown_where_the_system_does_not_tell(monkeypatch):
+    monkeypatch.setattr(comparison, "restart_peak", lambda: False)
+    assert comparison._peak_mb(lambda: None) is None
+    monkeypatch.setattr(comparison, "restart_peak", lambda: True)
+    told = iter([5_000_000])
+    monkeypatch.setattr(comparison, "rss", lambda: next(told))
+    monkeypatch.setattr(comparison, "peak_rss", lambda: 7_500_000)
+    calls = []
+    assert comparison._peak_mb(lambda: calls.append(1)) == 2.5
+    assert calls == [1]
+    monkeypatch.setattr(comparison, "rss", lambda: 8_000_000)
+    assert comparison._peak_mb(lambda: None) == 0

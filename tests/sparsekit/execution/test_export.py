@@ -258,3 +258,111 @@ def test_onnx_of_what_it_cannot_be(tmp_path):
     assert not (tmp_path / "model.onnx").exists()
     export.save_onnx(model, x, tmp_path / "model.onnx")
     assert all(module.training for module in model.modules())
+
+
+def test_what_was_written_is_told(tmp_path):
+    model = nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 5))
+    model[0].weight.data *= torch.rand(30, 40) < 0.05
+    path = tmp_path / "model"
+    done = export.save(model, torch.randn(1, 40), str(path))
+    assert done.path == path
+    assert done.bytes_on_disk == path.stat().st_size
+    assert done.dense_bytes == 4 * (40 * 30 + 30 * 5)
+    assert done.error < 1e-6
+    assert set(done.encodings.values()) == {"delta", "dense"}
+    layer = export.save(nn.Linear(3, 4, bias=False), torch.randn(1, 3), path)
+    assert layer.dense_bytes == 48
+
+
+@pytest.mark.parametrize("values", ["float32", "float16", "bfloat16"])
+def test_a_file_may_be_off_by_what_its_numbers_are(tmp_path, monkeypatch, values):
+    """The limits are a promise of the documentation."""
+    limit = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}[values]
+    model, x, path = nn.Linear(3, 4), torch.randn(2, 3), tmp_path / "model"
+    for error in (1.1 * limit, float("nan"), float("inf")):
+        monkeypatch.setattr(export, "_error", lambda *_, error=error: error)
+        with pytest.raises(ValueError, match=r"differs .* was not written") as refused:
+            export.save(model, x, path, values=values)
+        assert not path.exists()
+        hint = "take values='float32'" in str(refused.value)
+        assert hint == (values != "float32")
+    for error in (0.9 * limit, limit):
+        monkeypatch.setattr(export, "_error", lambda *_, error=error: error)
+        assert export.save(model, x, path, values=values).error == error
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "error"),
+    [
+        ([1.0, -4.0], [1.0, -4.0], 0.0),
+        ([1.0, -3.0], [1.0, -4.0], 0.25),
+        ([2.0, 4.0], [1.0, 4.0], 0.25),
+        ([0.0, 0.0], [0.0, 0.0], 0.0),
+        ([0.0, 1e-9], [0.0, 0.0], 1.0),
+        ([0.0], [0.0, 0.0], float("inf")),
+    ],
+)
+def test_the_error_is_that_of_the_largest_number(found, expected, error):
+    arrays = (np.array(x, np.float32) for x in (found, expected))
+    assert export._relative(*arrays) == error
+    assert np.isnan(export._relative(np.array([np.nan]), np.array([1.0])))
+
+
+@pytest.mark.parametrize(
+    ("example", "values", "message"),
+    [
+        (torch.randn(2, 3), "float64", "values is one of .*'bfloat16'.*'float64'"),
+        (torch.randn(2, 3).double(), "float32", "got torch.float64 of shape .2, 3."),
+        (torch.randn(0, 3), "float32", r"at least one sample.*\(0, 3\)"),
+    ],
+)
+def test_bad_arguments_are_named(tmp_path, example, values, message):
+    with pytest.raises(ValueError, match=message):
+        export.save(nn.Linear(3, 4), example, tmp_path / "model", values=values)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_network_of_zeros_is_written_too(tmp_path):
+    model = nn.Linear(3, 4)
+    nn.init.zeros_(model.weight)
+    nn.init.zeros_(model.bias)
+    assert export.save(model, torch.randn(2, 3), tmp_path / "model").error == 0
+
+
+def test_masks_may_have_other_names_and_change_nothing(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+    before = model[0].weight.detach().clone()
+    masks = {"0.weight": torch.rand(4, 3) < 0.5}
+    x = torch.randn(2, 3)
+    export.save(model, x, tmp_path / "model", masks)
+    assert torch.equal(model[0].weight, before)
+    expected = F.linear(x, before * masks["0.weight"], model[0].bias).relu()
+    found = reader.load(tmp_path / "model")(x.numpy())
+    np.testing.assert_allclose(found, expected.detach().numpy(), atol=1e-6)
+    with pytest.raises(ValueError, match=r"masks of no weight in the model: \['2.we"):
+        export.save(model, x, tmp_path / "new", {"2.weight": masks["0.weight"]})
+
+
+def test_onnx_for_one_sample_and_any_number(tmp_path, capfd):
+    """From an example of one, torch cannot tell the batch from a constant."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+    shapes = {}
+    for n in (1, 2):
+        path = export.save_onnx(model, torch.randn(n, 3), tmp_path / f"{n}.onnx")
+        (given,) = onnxruntime.InferenceSession(path).get_inputs()
+        shapes[n] = given.shape
+    assert shapes[1] == [1, 3]
+    assert isinstance(shapes[2][0], str)
+    assert capfd.readouterr().out == ""  # the exporter keeps quiet
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_onnx_that_differs_is_not_written(tmp_path, monkeypatch):
+    model, x, path = nn.Linear(3, 4), torch.randn(2, 3), tmp_path / "model.onnx"
+    for error in (1.1e-4, float("nan")):
+        monkeypatch.setattr(export, "_relative", lambda *_, error=error: error)
+        with pytest.raises(ValueError, match=r"onnxruntime differs .* not written"):
+            export.save_onnx(model, x, path)
+        assert not path.exists()
+    monkeypatch.setattr(export, "_relative", lambda *_: 0.9e-4)
+    assert export.save_onnx(model, x, path) == path
