@@ -132,6 +132,8 @@ def stage(
         )
         template.write_text(text, encoding="utf-8")
     copy_headlines(folder / "vendor" / evidence.DATA / "headlines")
+    for path in (ROOT / "apps" / "common").glob("*.schema.json"):
+        shutil.copyfile(path, folder / "vendor" / evidence.DATA / path.name)
 
 
 def copy_headlines(folder: Path) -> None:

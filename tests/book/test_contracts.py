@@ -1,6 +1,7 @@
 """The page of contracts: a table from what the tests wrote."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,22 @@ def test_the_page_has_both_tables():
         assert f"<!-- {name} -->" not in text
     with pytest.raises(ValueError, match="needs one line '<!-- cli -->'"):
         contracts.page("no mark", BOOK / "results" / "contracts")
+
+
+def test_the_page_of_commands_names_every_key_of_a_result():
+    schema = json.loads((BOOK.parent / "apps/common/result.schema.json").read_text())
+    page = (BOOK / "commands.md").read_text("utf-8").split("(commands-result)=")[1]
+    for key in schema["required"]:
+        assert f"`{key}`" in page, key
+    properties = schema["properties"]
+    for key in properties["cost"]["required"]:
+        assert f"`{key}`" in page, key
+    for key in schema["$defs"]["interval"]["required"]:
+        assert re.search(rf"[{{ ]{key}[,}}]", page), key
+
+
+def test_the_site_has_the_schemas(mini_site):
+    for name in ("result", "claims"):
+        published = mini_site / "data" / f"{name}.schema.json"
+        source = BOOK.parent / "apps" / "common" / published.name
+        assert published.read_bytes() == source.read_bytes()

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from sparsekit import cli
+
 ROOT = Path(__file__).parents[2]
 GLOSSARY = (ROOT / "book" / "glossary.md").read_text("utf-8")
 ENTRY = re.compile(r"(?m)^(\w[^\n]*)\n: ((?:.+\n)(?:  .+\n)*)")
@@ -55,6 +57,18 @@ def test_a_name_of_the_code_exists(name):
             owner = getattr(owner, part, None)
         return
     pytest.fail(f"{name} is no module")
+
+
+@pytest.mark.parametrize(
+    "command", sorted(set(re.findall(r"`sparsekit ([a-z][^`]+)`", GLOSSARY)))
+)
+def test_a_command_of_the_glossary_exists(command, capsys):
+    words = command.split()
+    verb = [word for word in words if not word.startswith("--")]
+    assert cli.main([*verb, "--help"]) == 0
+    text = capsys.readouterr().out
+    for flag in words[len(verb) :]:
+        assert re.search(rf"{flag}\b", text), flag
 
 
 def sets(owner: object, attribute: str) -> bool:
