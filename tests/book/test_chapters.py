@@ -1,7 +1,10 @@
 """The book's own chapters: their texts, their runs in smoke, what they recorded."""
 
+import html
 import json
+import re
 
+import nbformat
 import pytest
 import yaml
 
@@ -49,6 +52,35 @@ def test_chapter_runs_and_records_its_claims(real, name):
         assert len(entry["values"]) >= 2, metric  # two seeds, to have an interval
         if "seeds" in entry:
             assert len(set(entry["seeds"])) == len(entry["values"]), metric
+
+
+def claims_section(notebook) -> list:
+    """The code cells of a notebook's section of claims."""
+    cells, inside = [], False
+    for cell in notebook.cells:
+        if cell.cell_type != "code" and "\n## " in "\n" + cell.source:
+            inside = cell.source.split("## ")[-1].startswith("Claims")
+        elif inside and cell.cell_type == "code":
+            cells.append(cell)
+    return cells
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_chapter_shows_a_verdict_for_each_of_its_claims(real, name):
+    _, _, runs = real
+    notebook = nbformat.read(runs[name].notebook, as_version=4)
+    shown = " ".join(
+        output.get("text") or output["data"].get("text/html", "")
+        for cell in claims_section(notebook)
+        for output in cell.outputs
+    )
+    page = " ".join(re.sub(r"<[^>]+>", " ", shown).replace("\xa0", " ").split())
+    page = html.unescape(page)
+    own = [c for c in (*CLAIMS.claims, *CLAIMS.findings) if c.chapter == name]
+    verdicts = re.findall(r"\b(?:holds|does not hold|inconclusive)\b", page)
+    assert len(verdicts) >= len(own) > 0
+    for claim in own:
+        assert " ".join(claim.statement.split()) in page, claim.id
 
 
 @pytest.mark.parametrize("name", LISTED)
