@@ -38,7 +38,7 @@ class SemiStructuredLinear(nn.Module):
         _require_two_of_four(weight)
         _require_gpu(weight, HALF)
         self.out_features, self.in_features = weight.shape
-        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), False)
+        self.bias = None if bias is None else nn.Parameter(bias.clone(), False)
         self._pack(weight)
 
     @classmethod
@@ -46,9 +46,7 @@ class SemiStructuredLinear(nn.Module):
         cls, module: nn.Linear, mask: Tensor | None = None
     ) -> "SemiStructuredLinear":
         """A 2:4 layer of a dense one. mask: bool (out, in); default: where w != 0."""
-        weight = module.weight.detach()
-        if mask is not None:
-            weight = weight * mask
+        weight = module.weight if mask is None else module.weight * mask
         return cls(weight, module.bias).train(module.training)
 
     def to_module(self) -> nn.Linear:
@@ -65,7 +63,9 @@ class SemiStructuredLinear(nn.Module):
 
     def _pack(self, weight: Tensor) -> None:
         try:
-            self._packed = torch.sparse.to_sparse_semi_structured(weight.contiguous())
+            self._packed = torch.sparse.to_sparse_semi_structured(
+                weight.detach().contiguous()
+            )
         except RuntimeError as error:  # sizes differ by dtype and library
             raise ValueError(
                 f"the GPU takes no 2:4 weight of {self.out_features} x "
@@ -136,7 +136,7 @@ class BSRLinear(nn.Module):
             )
         _require_gpu(weight, (*HALF, torch.float32))
         self.out_features, self.in_features, self.block = out, inputs, block
-        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), False)
+        self.bias = None if bias is None else nn.Parameter(bias.clone(), False)
         packed = weight.detach().to_sparse_bsr((block, block))
         self.register_buffer("crow", packed.crow_indices())
         self.register_buffer("col", packed.col_indices())
@@ -147,9 +147,7 @@ class BSRLinear(nn.Module):
         cls, module: nn.Linear, block: int = 64, mask: Tensor | None = None
     ) -> "BSRLinear":
         """The blocks of a dense layer that are not all zero (or masked away)."""
-        weight = module.weight.detach()
-        if mask is not None:
-            weight = weight * mask
+        weight = module.weight if mask is None else module.weight * mask
         return cls(weight, block, module.bias).train(module.training)
 
     def to_module(self) -> nn.Linear:
