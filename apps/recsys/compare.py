@@ -24,7 +24,7 @@ from apps.recsys import tuning
 from apps.recsys.augmentation import content_hash
 from apps.recsys.comparison import Comparison
 from apps.recsys.config import Config, Source
-from apps.recsys.evaluation import Evaluation, evaluate, select
+from apps.recsys.evaluation import Evaluation, evaluate, new_users, select
 from apps.recsys.models.closed_form import EASE, Model
 from apps.recsys.result import CHOSEN_BY, Result, measured
 from apps.recsys.splits import Dataset
@@ -67,6 +67,9 @@ def compare(
     data = first.load()
     asked = set(baselines)
     names, notes = baseline_names(data.shape[1], asked)
+    new = new_users(data, "test")
+    if new:
+        notes += (f"Left out: {new:,} users of the test part, new since training.",)
     if baseline == "ease" and "ease" not in names:
         baseline = "co-occurrence"
     if baseline not in {*configs, *names}:

@@ -22,7 +22,8 @@ from apps.recsys.splits import Dataset
 class Evaluation:
     """part: "valid" or "test". ranked: [U, K] int32, -1 beyond the end of a list.
 
-    values: {"ndcg@20": [U] float64, ...}, NaN for users who have nothing in the part.
+    values: {"ndcg@20": [U] float64, ...}, NaN for users who have nothing in the part,
+    or nothing in the training part.
     """
 
     part: str
@@ -43,19 +44,33 @@ def evaluate(
 ) -> Evaluation:
     """Metrics of full rankings; all that is known before `part` is masked.
 
-    Only users who have something in the part are scored; the others' lists are empty.
-    Several processes rank a part of the users each.
+    Only users who have something in the part are scored, and in the training part: to
+    others a model would give what it began with. Their lists are empty. Several
+    processes rank a part of the users each.
+
+    Raises ValueError if nobody is left.
     """
     wanted, known = data.part(part), data.known(part)
-    users = np.flatnonzero(np.diff(wanted.indptr))
-    if len(users) == 0:
+    trained = np.diff(data.train.indptr) > 0
+    users = np.flatnonzero((np.diff(wanted.indptr) > 0) & trained)
+    if wanted.nnz == 0:
         raise ValueError(f"the {part} part is empty")
+    if len(users) == 0:
+        raise ValueError(f"no user of the {part} part has training interactions")
     mine = users[processes.rows(len(users))]
     items = best_items(model, mine, max(ks), known)
     items = processes.gathered(items, len(users))
     ranked = np.full((data.shape[0], max(ks)), -1, np.int32)
     ranked[users, : items.shape[1]] = items  # narrower if there are fewer items
-    return Evaluation(part, ranked, metrics.ranking_metrics(ranked, wanted, ks))
+    values = metrics.ranking_metrics(ranked, wanted, ks)
+    known_to_it = {name: np.where(trained, v, np.nan) for name, v in values.items()}
+    return Evaluation(part, ranked, known_to_it)
+
+
+def new_users(data: Dataset, part: str) -> int:
+    """Users of a part without training interactions, who are not ranked for."""
+    there = np.diff(data.part(part).indptr) > 0
+    return int((there & (np.diff(data.train.indptr) == 0)).sum())
 
 
 def best_items(
