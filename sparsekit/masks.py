@@ -1,6 +1,6 @@
 """Boolean masks: True = the weight exists. Counting, selecting, moving, packing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from numbers import Integral, Real
 
@@ -36,6 +36,17 @@ def count_active(numel: int, sparsity: float) -> int:
     if not 0 <= sparsity < 1:  # False for NaN too
         raise ValueError(f"sparsity is the share of zeros, in [0, 1), got {sparsity}")
     return max(1, int(numel) - round(float(sparsity) * int(numel)))
+
+
+def density(masks: Mapping[str, Tensor]) -> float:
+    """Fraction of weights that are alive, over all masks together; 1 without any.
+
+    >>> density({"weight": torch.tensor([True, False, False, False])})
+    0.25
+    """
+    total = sum(mask.numel() for mask in masks.values())
+    alive = sum(int(mask.sum()) for mask in masks.values())
+    return alive / total if total else 1.0
 
 
 @torch.no_grad()

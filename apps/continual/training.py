@@ -19,7 +19,7 @@ from apps.continual.cost import TrainingFlops
 from apps.continual.strategy import Batch, Plan, Strategy, evaluating
 from apps.continual.strategy import build as build_strategy
 from apps.continual.streams import Part, Stream
-from sparsekit import Sparsifier
+from sparsekit import Sparsifier, fixed
 
 
 @dataclass
@@ -136,8 +136,7 @@ class Training:
         fresh = self.fresh_model().state_dict()
         for name, tensor in self.model.state_dict().items():
             tensor.copy_(fresh[name])
-            if name in self.masks:
-                tensor.mul_(self.masks[name])
+        fixed.apply(self.model, self.masks)
         self.optimizer.state.clear()
 
     def batch(self, index: Tensor, task: int) -> Batch:

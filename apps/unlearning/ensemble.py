@@ -23,11 +23,10 @@ from torch import Tensor, nn
 from apps.common import cost
 from apps.common.images import Split
 from apps.common.seeds import mixed
-from apps.unlearning import masking
 from apps.unlearning.data import subset
 from apps.unlearning.fitting import Recipe, fit
 from apps.unlearning.pruning import Original, Pruner, untrained_masks
-from sparsekit import atomic
+from sparsekit import atomic, fixed
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,7 @@ def train_shards(
     for shard in range(shards.shards):
         own_seed = seed if shard == 0 else mixed(seed, 29, shard)
         model = build_model(own_seed).to(train.y.device)
-        masking.apply(model, masks)
+        fixed.apply(model, masks)
         context = repr((recipe, own_seed, shards, _hash(masks)))
         trained = False
         for number, epochs in enumerate(shards.epochs(recipe.epochs)):

@@ -24,10 +24,10 @@ from apps.unlearning.attacks.rmia import rmia
 from apps.unlearning.attacks.targets import difficulty, hardest, matched
 from apps.unlearning.config import Config
 from apps.unlearning.data import Data, subset
-from apps.unlearning.fitting import cross_entropy
 from apps.unlearning.pruning import Original
 from apps.unlearning.result import MODELS, load_result, stored_model
 from apps.unlearning.train import retrain
+from sparsekit.data_pruning.per_sample import cross_entropy
 
 RELEARN = 300  # steps at most
 LEARNED = 0.1  # nats a record; the original's loss if that is larger

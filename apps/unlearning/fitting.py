@@ -17,8 +17,9 @@ from apps.common.training import (
     require_finite,
     set_learning_rate,
 )
-from apps.unlearning.masking import keep
 from apps.unlearning.stages import Stage, Stages
+from sparsekit import fixed
+from sparsekit.data_pruning.per_sample import cross_entropy
 
 Loss = Callable[[Any, Tensor], Tensor]  # (outputs, y [B]) -> [B]
 
@@ -37,11 +38,6 @@ class Recipe:
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(self, model, nesterov=False)
-
-
-def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """-log softmax(logits)[y] of each sample, [B]."""
-    return F.cross_entropy(logits, y, reduction="none")
 
 
 def fit(
@@ -72,8 +68,7 @@ def fit(
         )
     stage = Stages().begin("fit") if stage is None else stage
     optimizer = recipe.build_optimizer(model)
-    if masks:
-        keep(model, optimizer, masks)
+    fixed.keep(model, optimizer, masks or {})
     forward = processes.shared(model)
     steps = len(train) // recipe.batch
     end = recipe.epochs if end is None else end

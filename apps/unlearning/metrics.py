@@ -13,7 +13,8 @@ from apps.common.images import Split
 from apps.common.training import evaluate
 from apps.unlearning.attacks import scores
 from apps.unlearning.attacks.population import mia_efficacy
-from apps.unlearning.fitting import Loss, cross_entropy
+from apps.unlearning.fitting import Loss
+from sparsekit.data_pruning.per_sample import cross_entropy
 
 Samples = Mapping[str, Mapping[str, Tensor]]
 

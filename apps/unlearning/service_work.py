@@ -17,7 +17,7 @@ from apps.common.images import Split
 from apps.common.runs import RunFolder
 from apps.common.seeds import mixed
 from apps.unlearning import data as sets
-from apps.unlearning import masking, unlearner
+from apps.unlearning import unlearner
 from apps.unlearning.config import Config
 from apps.unlearning.ensemble import (
     Ensemble,
@@ -31,6 +31,7 @@ from apps.unlearning.models import builder
 from apps.unlearning.pruning import Original, Pruner, train_original
 from apps.unlearning.stages import Stages
 from apps.unlearning.unlearning import Result, unlearn
+from sparsekit import fixed
 
 Masks = dict[str, Tensor]
 
@@ -140,7 +141,7 @@ def given(config: Config, data: Material, path: Path) -> Original:
     for name, value in state.items():
         if not bool(torch.isfinite(value).all()):
             raise ValueError(f"{path}: {name} is not finite")
-    masks = masks if packed else masking.of_zeros(model)
+    masks = masks if packed else fixed.of_zeros(model)
     provenance = "with-forget-data" if masks else "data-free"
     return Original(model.to(config.device).eval(), masks, provenance)
 
@@ -197,7 +198,7 @@ def references(
             )
             continue
         model = build(seed).to(config.device)
-        masking.apply(model, before.masks)
+        fixed.apply(model, before.masks)
         stage = stages.begin(f"reference {number}")
         if stage.result is None:
             fit(

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from apps.common.images import Split
 from apps.common.options import field_values
 from apps.common.seeds import mixed
-from apps.unlearning import masking
-from apps.unlearning.fitting import Loss, Recipe, batches, cross_entropy
+from apps.unlearning.fitting import Loss, Recipe, batches
 from apps.unlearning.stages import Stage, Stages
+from sparsekit import fixed
+from sparsekit.data_pruning.per_sample import cross_entropy
 from sparsekit.discovery import classes_in
 from sparsekit.spelling import choice
 
@@ -55,8 +56,7 @@ class Problem:
         optimizer = torch.optim.SGD(
             self.model.parameters(), lr, momentum, weight_decay=weight_decay
         )
-        if self.masks:
-            masking.keep(self.model, optimizer, self.masks)
+        fixed.keep(self.model, optimizer, self.masks)
         return optimizer
 
     def epochs(self, n: int, **parts: Any) -> Iterator[int]:

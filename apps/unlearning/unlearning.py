@@ -8,11 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from apps.unlearning import masking, metrics, models
+from apps.unlearning import metrics, models
 from apps.unlearning.data import Split, examples
-from apps.unlearning.fitting import Loss, Recipe, cross_entropy
+from apps.unlearning.fitting import Loss, Recipe
 from apps.unlearning.stages import Stage, Stages
 from apps.unlearning.unlearner import Problem, Unlearner, build
+from sparsekit import fixed
+from sparsekit.data_pruning.per_sample import cross_entropy
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,8 @@ def unlearn(
     unlearner = build(method, options)
     kept, forgotten = examples(retain, "retain"), examples(forget, "forget")
     _require_disjoint(kept, forgotten)
-    masks = masking.of_zeros(model) if masks is None else dict(masks)
-    masking.check(model, masks)
+    masks = fixed.of_zeros(model) if masks is None else dict(masks)
+    fixed.check(model, masks)
     require_provenance(mask_provenance)
     problem = Problem(
         copy.deepcopy(model),

@@ -40,7 +40,6 @@ from apps.recsys.result import (
 )
 from apps.recsys.splits import Dataset
 from apps.recsys.train import train
-from sparsekit.memory import peak_rss
 
 EXACT = "retrain"
 FEWEST = 4  # values for an interval
@@ -247,15 +246,7 @@ def _tested(
     """The network as a result, tested once."""
     data, masks = forgotten.remove(old.data), problem.staying_masks
     tested = evaluate_network(network, data, "test", metrics.KS)
-    total, active = cost.count_parameters(network, masks)
-    costs = {
-        "train_seconds": seconds,
-        "train_flops": flops,
-        "peak_rss_mb": peak_rss() / 1e6,
-        "params_total": total,
-        "params_active": active,
-        "bytes_on_disk": cost.bytes_on_disk(network, masks),
-    }
+    costs = cost.costs(network, masks, seconds=seconds, flops=flops)
     return Result(
         config, data, measured(tested, data), costs, [], tested, network, masks,
         old.epoch,

@@ -28,6 +28,8 @@ from apps.recsys.models.mf import MF
 from apps.recsys.models.multvae import MultVAE
 from apps.recsys.models.network import Network, pair_rows
 from apps.recsys.train import seeded
+from sparsekit import fixed
+from sparsekit.masks import density
 from sparsekit.spelling import choice
 
 
@@ -148,6 +150,7 @@ class Ascent:
             raise ValueError("ascent needs mf or lightgcn: use finetune or retrain")
         rate = self.lr or problem.config.lr
         optimizer = torch.optim.Adam(network.parameters(), lr=rate)
+        fixed.keep(network, optimizer, problem.masks)
         draws = torch.Generator().manual_seed(problem.config.seed)
         users, items = np.divmod(problem.forgotten, problem.before.shape[1])
         bound, spent = self.bound, 0.0
@@ -159,7 +162,7 @@ class Ascent:
                 break
             optimizer.zero_grad()
             (-loss).backward()
-            step(optimizer, network, problem.masks)
+            optimizer.step()
             spent += network.step_flops(len(users), 1, density(problem.masks))
         return network, spent
 
@@ -239,6 +242,7 @@ def go_on(
         config.negative_power, config.device, config.draw == "users",
     )  # fmt: skip
     optimizer = torch.optim.Adam(network.parameters(), lr=lr or config.lr, fused=True)
+    fixed.keep(network, optimizer, masks)
     gradients = eager(network, optimizer)
     network.train()
     network.progress = 1.0
@@ -246,28 +250,10 @@ def go_on(
         with seeded(config, epoch) as generator:
             for batch in sampler.epoch(generator):
                 gradients(batch)
-                step(optimizer, network, masks)
+                optimizer.step()
     network.eval()
     each = network.step_flops(sampler.batch, config.negatives, density(masks))
     return epochs * sampler.steps * each
-
-
-def density(masks: Mapping[str, Tensor]) -> float:
-    """Share of weights that are alive in the masked tensors; 1 without any."""
-    total = sum(mask.numel() for mask in masks.values())
-    alive = sum(int(mask.sum()) for mask in masks.values())
-    return alive / total if total else 1.0
-
-
-def step(
-    optimizer: torch.optim.Optimizer, network: Network, masks: Mapping[str, Tensor]
-) -> None:
-    """An optimizer step that leaves absent weights at zero."""
-    own = dict(network.named_parameters())
-    optimizer.step()  # elementwise: what absent weights do changes no other
-    with torch.no_grad():
-        for name, mask in masks.items():
-            own[name].mul_(mask)
 
 
 def ranking_loss(

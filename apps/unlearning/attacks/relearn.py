@@ -14,8 +14,9 @@ from torch import nn
 
 from apps.common.images import Split
 from apps.common.training import evaluate
-from apps.unlearning.fitting import batches, cross_entropy
+from apps.unlearning.fitting import batches
 from apps.unlearning.unlearner import freeze_batchnorm
+from sparsekit.data_pruning.per_sample import cross_entropy
 
 
 def steps(

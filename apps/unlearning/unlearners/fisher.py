@@ -11,6 +11,7 @@ from apps.common.images import Split
 from apps.common.seeds import mixed
 from apps.unlearning.data import subset
 from apps.unlearning.unlearner import Problem, Unlearner
+from sparsekit import fixed
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,7 @@ class Fisher(Unlearner):
                 v[problem.removed_class] = 1e-3
             noise = torch.randn(parameter.shape, generator=generator).to(parameter)
             parameter.copy_(mean + v.sqrt() * noise)
-            if name in problem.masks:
-                parameter.mul_(problem.masks[name])
+        fixed.apply(model, problem.masks)
         return model
 
 

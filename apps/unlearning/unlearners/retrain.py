@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from apps.unlearning import masking
 from apps.unlearning.fitting import fit
 from apps.unlearning.unlearner import Problem, Unlearner
+from sparsekit import fixed
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Retrain(Unlearner):
                 "retrain needs build_model=, a function seed -> untrained model"
             )
         model = problem.build_model(problem.seed).to(problem.retain.y.device)
-        masking.apply(model, problem.masks)
+        fixed.apply(model, problem.masks)
         return fit(
             model,
             problem.retain,

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from apps.unlearning import masking
 from apps.unlearning.fitting import batches
 from apps.unlearning.unlearner import Problem
 from apps.unlearning.unlearners.random_labels import RandomLabels, descend
+from sparsekit import fixed
+from sparsekit.masks import topk_mask
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class SalUn(RandomLabels):
             self.momentum,
             weight_decay=self.weight_decay,
         )
-        masking.keep(problem.model, optimizer, problem.masks, trainable=movable)
+        fixed.keep(problem.model, optimizer, problem.masks, trainable=movable)
         descend(self, problem, optimizer)
         return problem.model
 
@@ -64,7 +65,5 @@ def salient(problem: Problem, share: float, batch: int) -> dict[str, Tensor]:
     flat = torch.cat([s.flatten() for s in sizes.values()])
     existing = int((flat >= 0).sum())
     kept = max(1, round(share * existing))
-    chosen = torch.zeros_like(flat, dtype=torch.bool)
-    chosen[flat.argsort(descending=True, stable=True)[:kept]] = True
-    parts = chosen.split([s.numel() for s in sizes.values()])
+    parts = topk_mask(flat, kept).split([s.numel() for s in sizes.values()])
     return {n: c.view_as(sizes[n]) for n, c in zip(sizes, parts, strict=True)}

@@ -7,10 +7,10 @@ from torch.utils.data import TensorDataset
 
 from apps.common.images import Split
 from apps.unlearning import unlearn
-from apps.unlearning.fitting import cross_entropy
 from apps.unlearning.gradients import Curvature, conjugate_gradients, dual_solve
 from apps.unlearning.unlearner import Problem
 from apps.unlearning.unlearners.influence import Influence, published_recursion
+from sparsekit.data_pruning.per_sample import cross_entropy
 
 
 def half_square(outputs, y):

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from apps.common import receipt, signing
-from apps.unlearning import cli, masking, service_work
+from apps.unlearning import cli, service_work
 from apps.unlearning.fitting import fit
 from apps.unlearning.ledger_import import hashed
 from apps.unlearning.receipt import verify_command
@@ -19,6 +19,7 @@ from apps.unlearning.service import Service
 from apps.unlearning.service_audit import Settings
 from apps.unlearning.service_html import page
 from apps.unlearning.service_setup import setup
+from sparsekit import fixed
 from tests.apps.unlearning import deletion
 
 TWO = Settings(references=2)
@@ -71,7 +72,7 @@ def test_the_erased_model_is_the_one_that_never_saw_them(folder):
         assert set(kept) == learned - records_of(1)
         before, after = (service.model(n, data) for n in (batch.base, batch.result))
     model = service_work.builder(config, data)(config.seed)
-    masking.apply(model, before.masks)
+    fixed.apply(model, before.masks)
     keep = torch.tensor([int(i) % deletion.SUBJECTS != 1 for i in data.train.ids])
     left = service_work.sets.subset(data.train, keep.nonzero().squeeze(1))
     fit(model, left, config.recipe, seed=config.seed, masks=before.masks)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from apps.common.config import to_toml
-from apps.unlearning import data, masking, train
+from apps.unlearning import data, train
 from apps.unlearning.compare import compare, load_comparison
 from apps.unlearning.evaluation import ladder
 from apps.unlearning.fitting import Recipe, batches, fit
@@ -17,6 +17,7 @@ from apps.unlearning.result import load_result
 from apps.unlearning.shadows import train_groups, train_shadows
 from apps.unlearning.stages import Stage, Stages
 from apps.unlearning.train import builder
+from sparsekit import fixed
 from tests.apps.unlearning.states import assert_equal, state
 
 
@@ -147,7 +148,7 @@ def test_omp_removes_the_smallest_weights_and_rewinds(small):
     for name, weight in weights.items():
         assert torch.equal(found.masks[name], weight >= bar)
     model.load_state_dict(early)
-    masking.apply(model, found.masks)
+    fixed.apply(model, found.masks)
     fit(model, loaded.train, small.recipe, seed=0, begin=1, masks=found.masks)
     assert_equal(state(model), state(found.model))
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from apps.common.images import Split
 from apps.common.roc import auc
-from apps.unlearning import Result, masking, unlearn
+from apps.unlearning import Result, unlearn
 from apps.unlearning.ensemble import Shards, Store, train_shards
 from apps.unlearning.fitting import Recipe, fit
 from apps.unlearning.models import anew
@@ -20,6 +20,7 @@ from apps.unlearning.unlearners.fisher import Fisher, batch_diagonal, diagonal
 from apps.unlearning.unlearners.l1_sparse import L1Sparse, soft_threshold
 from apps.unlearning.unlearners.random_labels import RandomLabels, relabelled
 from apps.unlearning.unlearners.salun import SalUn, salient
+from sparsekit import fixed
 from tests.apps.unlearning.states import assert_equal, state
 
 RECIPE = Recipe(epochs=3, batch=13, lr=0.02, weight_decay=0.01)
@@ -52,7 +53,7 @@ def test_absent_weights_stay_zero(network, records, method):
         for name, p in network.named_parameters()
         if p.dim() > 1
     }
-    masking.apply(network, masks)
+    fixed.apply(network, masks)
     for given in (masks, None):  # None: found in the model
         result = run(network, records, method, masks=given)
         for name, mask in masks.items():
@@ -81,7 +82,7 @@ class Careless(Finetune):
 
 def test_a_method_that_lets_absent_weights_grow_is_caught(network, records):
     masks = {"0.weight": torch.rand(7, 11) < 0.5}
-    masking.apply(network, masks)
+    fixed.apply(network, masks)
     with pytest.raises(RuntimeError, match="Careless gave absent weights"):
         run(network, records, Careless(epochs=1), masks=masks)
 

@@ -1,4 +1,4 @@
-"""A sparse model stays as sparse as it is: masks that never move."""
+"""A sparse model stays as sparse as it is: given masks that never move."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,19 +7,24 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparsekit import Sparsifier
+from sparsekit.masks import density
 from sparsekit.method import Context, Masks, Method
+from sparsekit.sparsifier import Sparsifier
 
 
 @dataclass(frozen=True, eq=False)
-class Kept(Method):
+class Fixed(Method):
     """Given masks from the first step to the last."""
 
     sparsity: float
     masks: Mapping[str, Tensor]
 
+    @classmethod
+    def of(cls, masks: Mapping[str, Tensor]) -> "Fixed":
+        return cls(1 - density(masks), masks)
+
     def start(self, context: Context) -> Masks:
-        return dict(self.masks)
+        return {name: self.masks[name] for name in context.masks}
 
     def sparsity_at(self, step: int) -> float:
         return self.sparsity
@@ -30,16 +35,18 @@ def keep(
     optimizer: Optimizer,
     masks: Mapping[str, Tensor],
     trainable: Mapping[str, Tensor] | None = None,
-) -> Sparsifier:
+) -> None:
     """Has every step of `optimizer` leave absent weights, and their moments, at zero.
+
+    Without masks it does nothing. Their gradients are zero too, so no norm counts them.
 
     Args:
         masks: {parameter name: bool}, True = the weight exists.
         trainable: {parameter name: bool}, True = the entry may change; others keep
             their bits. Parameters that it does not name may change.
 
-    Raises ValueError for a name that the model does not have, or a mask of another
-    shape.
+    Raises:
+        ValueError: for a name that the model does not have, or a mask of another shape.
     """
     trainable = trainable or {}
     check(model, masks)
@@ -48,16 +55,27 @@ def keep(
         name: torch.ones_like(model.get_parameter(name), dtype=torch.bool)
         for name in trainable
     } | dict(masks)
-    method = Kept(sparsity(alive), alive)
-    sparsifier = Sparsifier(model, optimizer, method, params=list(alive))
+    if not alive:
+        return
+    sparsifier = Sparsifier(model, optimizer, Fixed.of(alive), params=list(alive))
     for name, mask in trainable.items():
         sparsifier.set_trainable(name, mask)
-    return sparsifier.attach()
+    sparsifier.attach()
 
 
 @torch.no_grad()
 def apply(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Makes absent weights zero, once."""
+    """Makes absent weights zero, once.
+
+    >>> layer = nn.Linear(2, 1, bias=False)
+    >>> _ = nn.init.constant_(layer.weight, 1.0)
+    >>> apply(layer, {"weight": torch.tensor([[True, False]])})
+    >>> layer.weight.tolist()
+    [[1.0, 0.0]]
+
+    Raises:
+        ValueError: for a name that the model does not have, or a mask of another shape.
+    """
     check(model, masks)
     for name, mask in masks.items():
         model.get_parameter(name).mul_(mask)
@@ -92,14 +110,3 @@ def of_zeros(model: nn.Module) -> Masks:
         name: p.detach() != 0 for name, p in model.named_parameters() if p.dim() > 1
     }
     return {name: mask for name, mask in found.items() if not mask.all()}
-
-
-def sparsity(masks: Mapping[str, Tensor]) -> float:
-    """Fraction of zeros over all masked weights; 0 without masks.
-
-    >>> sparsity({"weight": torch.tensor([True, False, False, False])})
-    0.75
-    """
-    total = sum(mask.numel() for mask in masks.values())
-    alive = sum(int(mask.sum()) for mask in masks.values())
-    return 1 - alive / total if total else 0.0
