@@ -1,4 +1,4 @@
-"""What a method is and answers, held to the contract before anything moves."""
+"""What a method is, gets and answers, held to the contract before anything moves."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +25,16 @@ def require_method(method: Any) -> None:
         raise TypeError(
             "allocation must be a function, such as erk, uniform or by_layer({name: "
             f"sparsity}}) of sparsekit.allocation, got {allocation!r}"
+        )
+
+
+def require_finite(step: int, what: str, tensor: Tensor | None) -> None:
+    """Raises ValueError for weights or gradients that no method can compare."""
+    if tensor is not None and not torch.isfinite(tensor).all():
+        raise ValueError(
+            f"{what} has NaN or infinite entries in step {step}, so connections cannot "
+            "be chosen; nothing was changed. Skip the step, or use attach() with a "
+            "GradScaler, which skips it"
         )
 
 

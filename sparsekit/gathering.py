@@ -25,12 +25,11 @@ class Gathering:
     ):
         self.weights, self.optimizer, self.dense = weights, optimizer, dense
 
-    def add(self, check: Callable[[str, Tensor], None]) -> None:
+    def add(self, check: Callable[[str, Tensor | None], None]) -> None:
         """Adds the gradients of this step; none if `check` raises for one of them."""
         grads = {name: self._current(weight) for name, weight in self.weights.items()}
         for name, grad in grads.items():
-            if grad is not None:
-                check(f"gradient of {name!r}", grad)
+            check(f"gradient of {name!r}", grad)
         for name, weight in self.weights.items():
             grad, summed = grads[name], weight.summed
             if grad is not None:

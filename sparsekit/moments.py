@@ -16,6 +16,11 @@ SECOND_MOMENTS = {"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"}
 POLICIES = ("zero", "mean")
 
 
+def require_policy(moments: str) -> None:
+    if moments not in POLICIES:
+        raise ValueError(f"moments must be one of {POLICIES}, got {moments!r}")
+
+
 def shaped_state(
     optimizer: Optimizer, parameter: Tensor
 ) -> Iterator[tuple[str, Tensor]]:

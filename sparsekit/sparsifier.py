@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from sparsekit import checkpoint
 from sparsekit import moments as moment_policy
-from sparsekit.answer import checked, require_method
+from sparsekit.answer import checked, require_finite, require_method
 from sparsekit.checkpoint import KINDS, Checkpoint
 from sparsekit.dense_gradient import collect, is_distributed
 from sparsekit.execution import blocked
@@ -23,6 +23,7 @@ from sparsekit.masks import pack
 from sparsekit.method import Context, Masks, Method, Objective
 from sparsekit.model_state import ModelState
 from sparsekit.parameters import Params, select, unwrapped
+from sparsekit.step_hooks import StepHooks
 from sparsekit.values import ValuesWeight, require_equal_structure
 from sparsekit.weights import MaskedWeight, Weight
 
@@ -121,10 +122,7 @@ class Sparsifier:
         losses: Mapping[str, Loss] | None = None,
     ):
         require_method(method)
-        if moments not in moment_policy.POLICIES:
-            raise ValueError(
-                f"moments must be one of {moment_policy.POLICIES}, got {moments!r}"
-            )
+        moment_policy.require_policy(moments)
         if not isinstance(seed, (int, np.integer)) or seed < 0:
             raise ValueError(f"seed must be an integer of at least 0, got {seed!r}")
         model = unwrapped(model)
@@ -137,6 +135,7 @@ class Sparsifier:
             else MaskedWeight(name, held, optimizer)
             for name, held in select(model, optimizer, params, exclude).items()
         }
+        self._shapes = {name: weight.shape for name, weight in self._weights.items()}
         self._state = ModelState(model, self._weights)
         self.grads = self._each(lambda weight: weight.gradient(dense=False))
         self.loss_grads = LossGradients(model, self._weights, losses or {})
@@ -148,8 +147,7 @@ class Sparsifier:
         self.visited = self._each(lambda weight: weight.visited)
         self._rewind: dict[str, Tensor] | None = None
         self._between = False
-        self._skipped = False
-        self._handles: list[Any] = []
+        self._hooks: StepHooks | None = None
         new = self._checked(method.start(self._context(start=True)))
         self._move(new, undoable=True)
         self._watch()
@@ -184,7 +182,7 @@ class Sparsifier:
             self._update()
         elif self._gathers():
             self._collect()
-            self._gathering.add(self._require_finite)
+            self._gathering.add(partial(require_finite, self.step))
         if self.method.rewind_to == self.step and self._rewind is None:
             self._rewind = {n: t.clone() for n, t in self._state.tensors().items()}
         for weight in weights:
@@ -208,18 +206,15 @@ class Sparsifier:
         Steps that a GradScaler skips are skipped here too. Clipping then happens before
         masking and sees the norm of the dense gradient, which is larger.
         """
-        if not self._handles:
-            self._handles = [
-                self.optimizer.register_step_pre_hook(self._before_hook),
-                self.optimizer.register_step_post_hook(self._after_hook),
-            ]
+        if self._hooks is None:
+            self._hooks = StepHooks(self.optimizer, self.before_step, self.after_step)
         return self
 
     def detach(self) -> None:
         """Removes the hooks of `attach`."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        if self._hooks is not None:
+            self._hooks.remove()
+        self._hooks = None
 
     def finalize(self) -> Masks:
         """Removes the hooks and returns copies of the masks; the model stays plain."""
@@ -303,10 +298,10 @@ class Sparsifier:
             kind: {n: pack(mask) for n, mask in getattr(self, kind).items()}
             for kind in KINDS
         }
-        shapes = {name: weight.shape for name, weight in self._weights.items()}
-        gathered = self._gathering.state()
-        saved = Checkpoint(self.step, self.seed, shapes, packed, self._rewind, gathered)
-        return saved.state_dict()
+        sums = self._gathering.state()
+        return Checkpoint(
+            self.step, self.seed, self._shapes, packed, self._rewind, sums
+        ).state_dict()
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -320,9 +315,8 @@ class Sparsifier:
         """
         for weight in self._weights.values():
             weight.require_held(self.model)
-        shapes = {name: weight.shape for name, weight in self._weights.items()}
         tensors, rewind_to = self._state.tensors(), self.method.rewind_to
-        loaded = checkpoint.read(state, shapes, tensors, rewind_to)
+        loaded = checkpoint.read(state, self._shapes, tensors, rewind_to)
         for name, weight in self._weights.items():
             weight.load(*(loaded.mask(k, name).to(weight.device) for k in KINDS))
         self._gathering.load(loaded.gradients)
@@ -377,10 +371,9 @@ class Sparsifier:
         weights = self._each(lambda weight: weight.dense())
         grads = self._each((lambda _: None) if start else self._gathering.total)
         for name, weight in self._weights.items():
-            self._require_finite(f"weight {name!r}", weight.parameter)
+            require_finite(self.step, f"weight {name!r}", weight.parameter)
         for name, grad in grads.items():
-            if grad is not None:
-                self._require_finite(f"gradient of {name!r}", grad)
+            require_finite(self.step, f"gradient of {name!r}", grad)
         moment = 0 if start else self.step + 1
         # torch's CPU generator uses 32 bits of a seed, so (seed, step) is hashed.
         mixed = np.random.SeedSequence((self.seed, moment)).generate_state(1)[0]
@@ -396,14 +389,6 @@ class Sparsifier:
             loss_grads=self.loss_grads,
         )
 
-    def _require_finite(self, what: str, tensor: Tensor) -> None:
-        if not torch.isfinite(tensor).all():
-            raise ValueError(
-                f"{what} has NaN or infinite entries in step {self.step}, so "
-                "connections cannot be chosen; nothing was changed. Skip the step, or "
-                "use attach() with a GradScaler, which skips it"
-            )
-
     def _checked(self, new: Masks) -> Masks:
         return checked(type(self.method).__name__, new, self._weights)
 
@@ -415,19 +400,3 @@ class Sparsifier:
             for name, weight in self._weights.items()
         ]
         return any(moved)
-
-    def _before_hook(self, _: Optimizer, args: tuple, kwargs: dict) -> None:
-        if any(callable(value) for value in (*args, *kwargs.values())):
-            raise ValueError(
-                "optimizer.step(closure) makes its gradient inside the step, too late "
-                "to mask: call loss.backward() first, then optimizer.step()"
-            )
-        # Fused optimizers get GradScaler's verdict and skip inside their kernel.
-        found_inf = getattr(self.optimizer, "found_inf", None)
-        self._skipped = found_inf is not None and bool(found_inf > 0)
-        if not self._skipped:
-            self.before_step()
-
-    def _after_hook(self, _: Optimizer, args: tuple, kwargs: dict) -> None:
-        if not self._skipped:
-            self.after_step()

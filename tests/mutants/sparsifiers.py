@@ -152,8 +152,10 @@ class ShowsDenseGradients(Sparsifier):
 class StepsWhenScalerSkips(Sparsifier):
     """Counts a step that GradScaler skipped in a fused optimizer."""
 
-    def _before_hook(self, optimizer, args, kwargs):
-        self.before_step()
+    def attach(self):
+        self.optimizer.register_step_pre_hook(lambda *_: self.before_step())
+        self.optimizer.register_step_post_hook(lambda *_: self.after_step())
+        return self
 
 
 class ChoosesByRank(TakesAnyWeights):
