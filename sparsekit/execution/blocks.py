@@ -14,7 +14,8 @@ from sparsekit.masks import count_active
 
 # Inputs gathered at a time. On a CPU, more would be fresh memory in every call, whose
 # page faults cost as much as the product; on a GPU many products cost their launches.
-GATHER_BYTES = {"cpu": 2**22, "cuda": 2**28}
+GATHER_BYTES = {"cpu": 2**22}
+GATHER_BYTES_ELSEWHERE = 2**28
 
 
 class BlockLinear(PackedLinear):
@@ -36,7 +37,8 @@ class BlockLinear(PackedLinear):
         bias: (out,) or None.
 
     Attributes:
-        gather_bytes: so many of gathered inputs at a time; None: GATHER_BYTES.
+        gather_bytes: so many of gathered inputs at a time; None: 4 MiB on a CPU, 256
+            MiB on a GPU.
 
     Raises:
         ValueError: if the shapes do not fit each other, or an index is out of range.
@@ -82,7 +84,7 @@ class BlockLinear(PackedLinear):
         self.gather_bytes: int | None = None
         self.weight = _parameter(weight)
         self.bias = None if bias is None else _parameter(bias)
-        self.register_buffer("columns", columns.detach().int().contiguous())
+        self.register_buffer("columns", columns.to(torch.int32, copy=True))
 
     # ---- from and to dense -------------------------------------------------------
 
@@ -155,7 +157,7 @@ class BlockLinear(PackedLinear):
         if torch.is_autocast_enabled(device):  # which knows no operation of ours
             x, weight = (t.to(torch.get_autocast_dtype(device)) for t in (x, weight))
         flat = x.reshape(-1, self.in_features)
-        budget = self.gather_bytes or GATHER_BYTES.get(device, 2**28)
+        budget = self.gather_bytes or GATHER_BYTES.get(device, GATHER_BYTES_ELSEWHERE)
         y = product(weight, self.columns, flat.t().contiguous(), budget)
         if bias is not None:
             y = y + bias.to(y.dtype)[:, None]
@@ -271,7 +273,7 @@ product.register_autograd(_backward, setup_context=_setup)
 
 
 def _parameter(value: Tensor) -> nn.Parameter:
-    return nn.Parameter(value.detach().clone(memory_format=torch.contiguous_format))
+    return nn.Parameter(value.clone(memory_format=torch.contiguous_format))
 
 
 def _blocks(matrix: Tensor, block: int) -> Tensor:

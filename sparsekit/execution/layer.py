@@ -51,7 +51,7 @@ class SparseLayer(nn.Module):
         self.dense_shape = tuple(weight.shape)
         self.probe: Tensor | None = None
         self.values = nn.Parameter(
-            weight.detach().masked_select(mask),  # an index by it takes 8 times as much
+            weight.masked_select(mask),  # an index by it takes 8 times as much
             requires_grad=weight.requires_grad,
         )
         crow, col = _index(mask)
@@ -222,7 +222,7 @@ def own_parameter(tensor: Tensor | None) -> nn.Parameter | None:
     """A copy, trained if the tensor was; None stays None."""
     if tensor is None:
         return None
-    return nn.Parameter(tensor.detach().clone(), requires_grad=tensor.requires_grad)
+    return nn.Parameter(tensor.clone(), requires_grad=tensor.requires_grad)
 
 
 def linear_of(weight: Tensor, bias: Tensor | None, training: bool) -> nn.Linear:

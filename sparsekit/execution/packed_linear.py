@@ -24,8 +24,7 @@ class PackedLinear(nn.Module):
     @classmethod
     def _like(cls, module: nn.Linear, packed: Tensor, columns: Tensor) -> Self:
         """With the bias of a dense layer, its mode, and what of it is trained."""
-        bias = None if module.bias is None else module.bias.detach()
-        layer = cls(packed, columns, module.in_features, bias)
+        layer = cls(packed, columns, module.in_features, module.bias)
         layer.weight.requires_grad_(module.weight.requires_grad)
         if layer.bias is not None:
             layer.bias.requires_grad_(module.bias.requires_grad)

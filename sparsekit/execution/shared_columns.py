@@ -55,9 +55,9 @@ class SharedColumnsLinear(PackedLinear):
         if bias is not None and bias.shape != (tiles * tile,):
             raise ValueError(f"bias must be ({tiles * tile},), got {tuple(bias.shape)}")
         self.in_features, self.out_features = in_features, tiles * tile
-        self.weight = nn.Parameter(weight.detach().clone())
-        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
-        self.register_buffer("columns", columns.detach().int())
+        self.weight = nn.Parameter(weight.clone())
+        self.bias = None if bias is None else nn.Parameter(bias.clone())
+        self.register_buffer("columns", columns.to(torch.int32, copy=True))
 
     @classmethod
     def from_dense(

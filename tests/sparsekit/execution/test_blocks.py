@@ -329,6 +329,116 @@ def test_frozen_weights_get_no_gradient():
     torch.testing.assert_close(x.grad, expected)
 
 
+def test_says_what_it_is():
+    sparse, _ = pair()
+    assert repr(sparse) == "BlockLinear(80, 112, block=16, 2 of 5 in a row, bias=True)"
+    assert "bias=False" in repr(pair(bias=False)[0])
+    assert (sparse.block, sparse.k, sparse.gather_bytes) == (16, 2, None)
+    assert sparse.columns.dtype == torch.int32
+    assert BlockLinear.from_dense(nn.Linear(128, 64), keep=0.5).block == 64
+
+
+def test_holds_its_own_tensors():
+    weight, columns = torch.randn(2, 3, 6), torch.tensor([[0, 2], [1, 2]]).int()
+    bias = torch.randn(6)
+    sparse = BlockLinear(weight, columns, 9, bias)
+    dense = sparse.to_dense()
+    for mine in (weight, columns, bias):
+        mine.zero_()
+    assert torch.equal(sparse.to_dense(), dense)
+    assert sparse.bias.count_nonzero() == 6
+    turned = torch.randn(6, 3, 2).permute(2, 1, 0)  # rows of it are no neighbours
+    assert BlockLinear(turned, sparse.columns, 9, None).weight.is_contiguous()
+    module = dense_layer()
+    made = BlockLinear.from_dense(module, B, 0.4)
+    kept = made.to_dense(), made.bias.detach().clone()
+    nn.init.zeros_(module.weight)
+    nn.init.zeros_(module.bias)
+    assert torch.equal(made.to_dense(), kept[0])
+    assert torch.equal(made.bias, kept[1])
+    assert not made.to_dense().requires_grad
+    assert made.weight.is_leaf
+
+
+def test_blocks_of_one_weight():
+    module = dense_layer(rows=3, columns=4, block=1)
+    sparse = BlockLinear.from_dense(module, 1, keep=0.5)
+    assert sparse.mask().sum(1).tolist() == [2, 2, 2]
+    x = torch.randn(5, 4, dtype=torch.float64)
+    torch.testing.assert_close(sparse(x), sparse.to_module()(x))
+
+
+@pytest.mark.parametrize(
+    ("weight", "columns", "inputs", "message"),
+    [
+        ((2, 3, 6), [[0, 1], [-1, 2]], 9, r"columns must be in \[0, 3\)"),
+        ((2, 3, 6), [[0, 1], [1, 3]], 9, r"columns must be in \[0, 3\)"),
+        ((2, 3, 6), [0, 1], 9, "do not fit: .2, 3, 6. and .2,."),
+        ((2, 3, 6), [[0, 1]], 9, "9 inputs, 2 block rows of 3"),
+        ((2, 3, 6), [[0, 1], [1, 2]], 8, "8 inputs, 2 block rows of 3"),
+        ((2, 3, 0), [[], []], 9, r"columns \(2, 0\) do not fit"),
+        ((2, 3, 7), [[0, 1], [1, 2]], 9, "weight .O, b, k . b. and columns"),
+    ],
+)
+def test_indices_and_sizes_that_do_not_fit(weight, columns, inputs, message):
+    columns = torch.tensor(columns, dtype=torch.int64)
+    with pytest.raises(ValueError, match=message):
+        BlockLinear(torch.zeros(weight), columns, inputs, None)
+
+
+def test_every_column_of_blocks_can_be_read():
+    columns = torch.tensor([[0], [2]])
+    sparse = BlockLinear(torch.ones(2, 3, 3), columns, 9, None)
+    assert sparse.to_dense()[3:].sum(0).tolist() == [0.0] * 6 + [3.0] * 3
+    assert sparse.unread() == [1]
+
+
+def test_the_row_that_differs_and_the_empty_rows_are_named():
+    mask = torch.zeros(4, 6, dtype=torch.bool)
+    mask[:, :2] = True
+    mask[2, 4] = True
+    with pytest.raises(
+        ValueError, match=r"row 0 has 1, row 1 has 2 of 3 \(blocks of 2\)"
+    ):
+        BlockLinear.from_dense(nn.Linear(6, 4), 2, mask=mask)
+
+
+def gathered(sparse, batch, monkeypatch):
+    """How many block rows are gathered at a time."""
+    rows, gather = [], blocks._gather
+
+    def noted(weight, columns, inputs):
+        rows.append(len(columns))
+        return gather(weight, columns, inputs)
+
+    monkeypatch.setattr(blocks, "_gather", noted)
+    with torch.no_grad():
+        sparse(torch.zeros(batch, sparse.in_features))
+    monkeypatch.setattr(blocks, "_gather", gather)
+    return rows
+
+
+def test_four_mebibytes_are_gathered_at_a_time(monkeypatch):
+    sparse = BlockLinear(torch.zeros(7, 1, 2), torch.zeros(7, 2).int(), 2, None)
+    batch = 2**22 // (2 * 4 * 3)  # a third of it a row, rounded down
+    assert gathered(sparse, batch, monkeypatch) == [3, 3, 1]
+    assert gathered(sparse, batch + 1, monkeypatch) == [2, 2, 2, 1]
+    assert gathered(sparse, 1, monkeypatch) == [7]
+    sparse.gather_bytes = 1  # a row at least
+    assert gathered(sparse, 3, monkeypatch) == [1] * 7
+    sparse.gather_bytes = 2 * 4 * 3 * 2
+    assert gathered(sparse, 3, monkeypatch) == [2, 2, 2, 1]
+
+
+def test_only_what_is_needed_gets_a_gradient():
+    sparse, _ = pair()
+    x = torch.randn(3, 5 * B, dtype=torch.float64)
+    sparse(x).sum().backward()
+    assert x.grad is None
+    assert sparse.weight.grad is not None
+    assert sparse.columns.grad is None
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_equals_dense_on_a_gpu():
     sparse, dense = pair()

@@ -120,3 +120,82 @@ def test_frozen_and_modes_stay(trains):
     sparse = SharedColumnsLinear.from_dense(module, 2, 4)
     assert sparse.training is sparse.to_module().training is trains
     assert sparse.weight.requires_grad is sparse.bias.requires_grad is trains
+
+
+def test_says_what_it_is_and_holds_its_own_tensors():
+    sparse = SharedColumnsLinear.from_dense(dense_layer(), 2, 4, TILE)
+    assert repr(sparse) == (
+        "SharedColumnsLinear(20, 201, 10 columns for each of 3 x 67 outputs, bias=True)"
+    )
+    assert "bias=False" in repr(
+        SharedColumnsLinear.from_dense(dense_layer(False), 1, 4)
+    )
+    weight, columns, bias = torch.randn(2, 3, 2), torch.tensor([[0, 3], [1, 2]]), None
+    columns = columns.int()
+    bias = torch.randn(6)
+    sparse = SharedColumnsLinear(weight, columns, 4, bias)
+    dense = sparse.to_dense()
+    for mine in (weight, columns, bias):
+        mine.zero_()
+    assert torch.equal(sparse.to_dense(), dense)
+    assert sparse.bias.count_nonzero() == 6
+    assert sparse.columns.dtype == torch.int32
+    assert not dense.requires_grad
+    module = dense_layer()
+    made = SharedColumnsLinear.from_dense(module, 2, 4)
+    kept = made.to_dense()
+    nn.init.zeros_(module.weight)
+    nn.init.zeros_(module.bias)
+    assert torch.equal(made.to_dense(), kept)
+    assert made.bias.count_nonzero() == OUT
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ([[0, -1], [1, 2]], r"columns must be in \[0, 4\)"),
+        ([[0, 4], [1, 2]], r"columns must be in \[0, 4\)"),
+        ([[0, 1]], "do not fit"),
+        ([0, 1], "do not fit"),
+    ],
+)
+def test_columns_that_do_not_fit(columns, message):
+    with pytest.raises(ValueError, match=message):
+        SharedColumnsLinear(torch.zeros(2, 3, 2), torch.tensor(columns), 4, None)
+    with pytest.raises(ValueError, match="do not fit"):
+        SharedColumnsLinear(torch.zeros(2, 3, 0), torch.zeros(2, 0).int(), 4, None)
+
+
+def test_the_smallest_tile():
+    module = nn.Linear(4, 128)
+    assert len(SharedColumnsLinear.from_dense(module, 1, 4, 64).columns) == 2
+    assert len(SharedColumnsLinear.from_dense(module, 1, 4, 128).columns) == 1
+    assert len(SharedColumnsLinear.from_dense(nn.Linear(4, 2), 1, 4).columns) == 1
+    with pytest.raises(ValueError, match="at least 64, got 32"):
+        SharedColumnsLinear.from_dense(module, 1, 4, 32)
+    with pytest.raises(ValueError, match="at least 64, got 0"):
+        SharedColumnsLinear.from_dense(module, 1, 4, 0)
+
+
+def test_a_stack_of_tiles_transposes_nothing():
+    sparse = SharedColumnsLinear.from_dense(dense_layer(), 2, 4, TILE)
+    assert sparse(torch.randn(5, IN, dtype=torch.float64)).t().is_contiguous()
+
+
+def test_the_group_of_a_mask_that_does_not_fit_is_named():
+    module = dense_layer()
+    mask = SharedColumnsLinear.from_dense(module, 1, 4, TILE).mask()
+    mask[2 * TILE :, 8:12] = False
+    message = "row 134 of the mask has 0 of the 4 inputs from 8: .* needs 1"
+    with pytest.raises(ValueError, match=message):
+        SharedColumnsLinear.from_dense(module, 1, 4, TILE, mask)
+
+
+def test_sums_of_half_numbers_are_exact():
+    """67 numbers of 1/256 and one of 256: in bfloat16 their sum would stay 256."""
+    module = nn.Linear(2, 129, bias=False).bfloat16()
+    with torch.no_grad():
+        module.weight.fill_(2.0)
+        module.weight[0] = torch.tensor([256.0, 257.0])  # 257 is 256 in bfloat16
+        module.weight[1:, 0] = 2.015625
+    assert SharedColumnsLinear.from_dense(module, 1, 2).columns.tolist() == [[0]]
