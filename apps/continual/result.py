@@ -5,6 +5,7 @@ import math
 import reprlib
 import zlib
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -108,12 +109,13 @@ def logits_of(state: Training, part: Part, task: int) -> Tensor:
 
 
 def described(stream: Stream) -> dict[str, Any]:
-    """What tells a stream from another: classes, sizes, a checksum of labels and of
-    the first inputs of each part."""
+    """What tells a stream from another: classes, sizes, a checksum of all labels and
+    inputs."""
     parts = [[getattr(task, part) for part in PARTS] for task in stream.tasks]
     checksum = 0
     for part in chain(*parts):
-        for tensor in (part.y, part.raw(slice(0, 16))):
+        inputs = (part.raw(slice(i, i + 1000)) for i in range(0, len(part), 1000))
+        for tensor in chain([part.y], inputs):
             checksum = zlib.crc32(tensor.cpu().contiguous().numpy(), checksum)
     return {
         "classes": stream.n_classes,
@@ -157,6 +159,11 @@ class Run:
     def _accuracies(self, tested: Tested) -> Tensor:
         known = self.task_is_known
         return tested.accuracies_of_task if known else tested.accuracies
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """What the run is trained on, as checkpoints and results say it."""
+        return described(self.state.stream)
 
     def start(self) -> None:
         """Begins in a new folder, or takes up the checkpoint of an interrupted run."""
@@ -234,7 +241,7 @@ class Run:
             self.history, samples, model, masks,
         )  # fmt: skip
         if self.folder is not None:
-            save(self.folder, result, state)
+            save(self.folder, result, state.stream.name, self.data)
         return result
 
     def _save(self) -> None:
@@ -254,7 +261,7 @@ class Run:
                 "task_rows": self.task_rows,
                 "initial": self.initial,
                 "training": self.state.state_dict(),
-                "data": described(self.state.stream),
+                "data": self.data,
                 "settings": settings(self.config),
             }
         )
@@ -270,7 +277,7 @@ class Run:
         self.state.load_state_dict(saved["training"])
 
     def _refuse_other_data(self, before: dict[str, Any]) -> None:
-        for what, now in described(self.state.stream).items():
+        for what, now in self.data.items():
             if before.get(what) != now:
                 raise ValueError(
                     f"{self.config.out} was begun with other data: its {what} were "
@@ -327,7 +334,7 @@ def _plain(value: float, n: int) -> Interval:
     return Interval(value, math.nan, math.nan, n)
 
 
-def save(folder: RunFolder, result: Result, state: Training) -> None:
+def save(folder: RunFolder, result: Result, dataset: str, data: dict[str, Any]) -> None:
     """Writes the model, packed, the values per example, and result.json, last."""
     config = result.config
     tensors, metadata = cost.packed(result.model, result.masks)
@@ -340,11 +347,11 @@ def save(folder: RunFolder, result: Result, state: Training) -> None:
     folder.write_tensors(
         "samples.safetensors",
         {k: v.contiguous() for k, v in (result.samples | measured).items()},
-        {"run": json.dumps(described(state.stream))},
+        {"run": json.dumps(data)},
     )
     folder.write_log(result.history)
     folder.write_run(
-        "continual", config, method=config.strategy, dataset=state.stream.name,
+        "continual", config, method=config.strategy, dataset=dataset,
         metrics=result.metrics, cost=result.cost,
     )  # fmt: skip
 
