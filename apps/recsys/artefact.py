@@ -14,6 +14,7 @@ Arrays of the file, with U users and I items:
     text.0.bytes, .offsets                 a text for each item, as its title
     tag.0.values.bytes, ..., tag.0.offsets, .items     the items of each value of a
                                            column, as of "genre"
+    number.0                               [I] float64, as of "price"; NaN is unknown
 
 What is read from a file is checked completely when it is opened.
 """
@@ -56,8 +57,9 @@ class Artefact:
     """A fitted recommender and what it takes to use it.
 
     history: U lists of items, what the model was trained on. popularity: [I] int64,
-    users of each item. texts: {column: I texts}; tags: {column: Tags}. about: how it
-    came to be, in JSON: "model" {"name": ..., settings}, "config", "metrics", ...
+    users of each item. texts: {column: I texts}; tags: {column: Tags}; numbers:
+    {column: [I] float64, NaN where unknown}. about: how it came to be, in JSON: "model"
+    {"name": ..., settings}, "config", "metrics", ...
     name: the hash of the whole content, empty before it is saved.
     """
 
@@ -68,6 +70,7 @@ class Artefact:
     model: FactorScorer | LinearScorer
     texts: Mapping[str, Texts] = field(default_factory=dict)
     tags: Mapping[str, Tags] = field(default_factory=dict)
+    numbers: Mapping[str, np.ndarray] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
     name: str = ""
 
@@ -92,6 +95,9 @@ class Artefact:
         for name, tags in self.tags.items():
             _named(f"values of {name!r}", tags.values.check, len(tags.values))
             _named(f"items of {name!r}", tags.items.check, len(tags.values), n_items)
+        for name, numbers in self.numbers.items():
+            if numbers.dtype != np.float64 or numbers.shape != (n_items,):
+                raise ValueError(f"{name!r} must be {n_items} numbers, float64")
         if isinstance(self.model, FactorScorer):
             _check_factors(self.model, n_users, n_items)
         else:
@@ -113,6 +119,8 @@ def save(path: str | Path, artefact: Artefact) -> str:
     for number, tags in enumerate(artefact.tags.values()):
         arrays |= _ids_arrays(f"tag.{number}.values", tags.values)
         arrays |= _list_arrays(f"tag.{number}", tags.items)
+    for number, numbers in enumerate(artefact.numbers.values()):
+        arrays[f"number.{number}"] = numbers
     scorer: dict[str, Any] = {}
     if isinstance(artefact.model, FactorScorer):
         model, scorer["kind"] = artefact.model, "factors"
@@ -134,6 +142,8 @@ def save(path: str | Path, artefact: Artefact) -> str:
         "texts": list(artefact.texts), "tags": list(artefact.tags),
         "about": dict(artefact.about),
     }  # fmt: skip
+    if artefact.numbers:  # files without any are as they were
+        head["numbers"] = list(artefact.numbers)
     return container.write(path, arrays, head)
 
 
@@ -159,7 +169,7 @@ def _artefact(arrays: Arrays, head: dict[str, Any], name: str) -> Artefact:
             f"reader knows {FORMAT!r} version {VERSION}: use a matching sparsekit"
         )
     keys = {"format", "version", "scorer", "texts", "tags", "about"}
-    if set(head) != keys:
+    if set(head) - {"numbers"} != keys:
         raise DamagedFile(f"the description has {sorted(head)}, not {sorted(keys)}")
     if not isinstance(head["about"], dict):
         raise DamagedFile("'about' is no object")
@@ -173,6 +183,10 @@ def _artefact(arrays: Arrays, head: dict[str, Any], name: str) -> Artefact:
         )
         for number, column in enumerate(_names(head["tags"], "tags"))
     }
+    numbers = {
+        column: _take(arrays, f"number.{number}")
+        for number, column in enumerate(_names(head.get("numbers", []), "numbers"))
+    }
     artefact = Artefact(
         user_ids=_ids(arrays, "user.ids"),
         item_ids=_ids(arrays, "item.ids"),
@@ -180,6 +194,7 @@ def _artefact(arrays: Arrays, head: dict[str, Any], name: str) -> Artefact:
         popularity=_take(arrays, "popularity"),
         texts=texts,
         tags=tags,
+        numbers=numbers,
         about=head["about"],
         name=name,
         model=_model(arrays, head["scorer"]),

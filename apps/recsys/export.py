@@ -169,6 +169,7 @@ def _artefact(
     if history is None:
         history = known_items(data.train, data.valid, data.test)
     texts, tags = columns_of(data.item_table)
+    numbers = numbers_of(data.item_table)
     origin = {
         "name": data.name, "split": data.split, "interactions": int(history.nnz),
     }  # fmt: skip
@@ -180,6 +181,7 @@ def _artefact(
         model=scorer,
         texts=texts,
         tags=tags,
+        numbers=numbers,
         about={"data": origin, **about},
     )
 
@@ -193,7 +195,8 @@ def columns_of(
     text become tags if they have at most 1,000 values, unless each item has another
     one: that is no category. separators: {column: what is between its values}; without
     it a column named genre, class, category or tags is split at the first of "|", ";"
-    and "," that occurs in it, else at spaces, and others are not. Numbers are left out.
+    and "," that occurs in it, else at spaces, and others are not. A column of numbers
+    that are not whole is left to `numbers_of`.
     """
     texts: dict[str, Texts] = {}
     tags: dict[str, Tags] = {}
@@ -210,9 +213,34 @@ def columns_of(
         separator = (separators or {}).get(column) or _separator(column, cells)
         found = tags_of(cells, separator)
         distinct = len(found.values) == len(found.items.values)
-        if len(found.values) <= MOST_VALUES and not (distinct and len(cells) > FEW):
+        if 0 < len(found.values) <= MOST_VALUES and not (distinct and len(cells) > FEW):
             tags[column] = found
     return texts, tags
+
+
+def numbers_of(table: Any) -> dict[str, np.ndarray]:
+    """{column: [I] float64} of an item table (pandas), NaN where a cell is empty.
+
+    Of columns all of whose other cells are numbers, or texts that say one: a column of
+    whole numbers, as a year, is one to filter by value and by range.
+    """
+    import pandas as pd
+
+    found: dict[str, np.ndarray] = {}
+    for column in [] if table is None else table.columns[1:]:
+        cells = table[column]
+        if pd.api.types.is_bool_dtype(cells) or not cells.map(_says_a_number).all():
+            continue
+        values = pd.to_numeric(cells, errors="coerce").to_numpy(np.float64)
+        missing = (cells.isna() | (cells == "")).to_numpy(bool)
+        if (np.isfinite(values) | missing).all() and not missing.all():
+            found[column] = np.where(missing, np.nan, values)
+    return found
+
+
+def _says_a_number(cell: Any) -> bool:
+    """A number, a text that may say one, or nothing."""
+    return cell is None or isinstance(cell, str | float | int | np.number)
 
 
 def tags_of(cells: Sequence[str], separator: str | None) -> Tags:

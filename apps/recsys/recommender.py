@@ -4,11 +4,13 @@
     recommender.recommend("42", k=10)
     recommender.recommend(history=["50", "181"], reasons=2)  # "because you watched"
     recommender.recommend("42", filters=Filters(where={"genre": "War"}))
+    recommender.recommend("42", filters=Filters(where={"price": "5..19.99"}))
     recommender.similar("50", k=5)
 
 Numpy is all it needs. Threads may share one.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +24,8 @@ from apps.recsys.scoring import FactorScorer, best
 Source = Literal["trained", "folded", "popularity"]
 Unknown = Literal["raise", "skip"]
 SHOWN = 5  # ids in an error message
+NUMBER = r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:e[-+]?\d+)?"
+RANGE = re.compile(rf"({NUMBER})?(\.\.)?({NUMBER})?", re.ASCII | re.IGNORECASE)
 
 
 class BadQuestion(ValueError):
@@ -37,7 +41,9 @@ class Filters:
     """Which items may be recommended: those that pass all of these.
 
     only: ids; None for every item. without: ids. where: {column: value or values} of
-    the file's tags; an item passes if it has one of the values, in every column named.
+    the file's tags and numbers; an item passes if it has one of the values, in every
+    column named. A value of a column of numbers may be a range, ends included: "5..20",
+    "5..", "..20"; an item whose number is not known passes none.
     """
 
     only: Sequence[str] | None = None
@@ -191,24 +197,33 @@ class Recommender:
         for column, values in filters.where.items():
             passes = np.zeros(len(allowed), bool)
             for value in [values] if isinstance(values, str) else values:
-                passes[self._tagged(column, value)] = True
+                passes[self._with(column, value)] = True
             allowed &= passes
         return allowed
 
-    def _tagged(self, column: str, value: str) -> np.ndarray:
+    def _with(self, column: str, value: str) -> np.ndarray:
+        """Indices of the items, or [I] bool."""
         tags = self.artefact.tags.get(column)
+        numbers = self.artefact.numbers.get(column)
+        items = None if tags is None else tags.find(value)
+        if items is not None:
+            return items
+        if numbers is not None:
+            low, high = limits(column, value)
+            return (numbers >= low) & (numbers <= high)  # never NaN
         if tags is None:
-            raise BadQuestion(
-                f"no column {column!r} to filter by; there are: "
-                + (", ".join(self.artefact.tags) or "none")
-            )
-        items = tags.find(value)
-        if items is None:
-            raise BadQuestion(
-                f"no item has {column} {value!r}; values are "
-                + _listed([tags.values[i] for i in range(min(20, len(tags.values)))])
-            )
-        return items
+            raise BadQuestion(self._no_column(column))
+        raise BadQuestion(
+            f"no item has {column} {value!r}; values are "
+            + _listed([tags.values[i] for i in range(min(20, len(tags.values)))])
+        )
+
+    def _no_column(self, column: str) -> str:
+        known = ", ".join({**self.artefact.tags, **self.artefact.numbers}) or "none"
+        message = f"no column {column!r} to filter by; there are: {known}"
+        if set(column) & set("<>"):
+            message += "; write a range as column=5..20, 5.. or ..20"
+        return message
 
     def row_of(self, user: str) -> int:
         """The index of a user of the file. Raises UnknownId."""
@@ -248,6 +263,26 @@ class Recommender:
             for i, a in zip(seen[order].tolist(), adds[order], strict=True)
             if a > 0
         )
+
+
+def limits(column: str, value: str) -> tuple[float, float]:
+    """The ends of a range, or twice the number.
+
+    >>> limits("price", "5..19.99"), limits("price", "..20"), limits("price", "7")
+    ((5.0, 19.99), (-inf, 20.0), (7.0, 7.0))
+    """
+    found = RANGE.fullmatch(value.strip())
+    low, dots, high = found.groups() if found else (None, None, None)
+    if dots and (low or high):
+        ends = float(low or "-inf"), float(high or "inf")
+        if ends[0] <= ends[1]:
+            return ends
+    if low and not dots and not high:
+        return float(low), float(low)
+    raise BadQuestion(
+        f"{column} holds numbers: give one, or a range from low to high as 5..20, 5.. "
+        f"or ..20, got {value[:100]!r}"
+    )
 
 
 def _check_count(name: str, value: int, least: int) -> None:

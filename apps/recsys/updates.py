@@ -31,6 +31,7 @@ from apps.recsys.export import (
     linear_scorer,
     lists_of,
     matrix_of,
+    numbers_of,
 )
 from apps.recsys.fold_in import L2, UNSEEN, folded, mean_square
 from apps.recsys.interactions import Interactions
@@ -72,7 +73,8 @@ def updated(artefact: Artefact, log: Interactions) -> Artefact:
     else:
         model = refitted(artefact, history)
     added = len(item_ids) - len(artefact.item_ids)
-    texts, tags = _columns(artefact, log, item_ids, added)
+    late = _late(artefact, log, item_ids)
+    texts, tags = _columns(artefact, late, added)
     popularity = np.zeros(shape[1], np.int64)
     popularity[: len(artefact.popularity)] = artefact.popularity
     popularity += np.bincount(new.indices, minlength=shape[1])
@@ -87,6 +89,7 @@ def updated(artefact: Artefact, log: Interactions) -> Artefact:
     return replace(
         artefact, user_ids=user_ids, item_ids=item_ids, history=lists_of(history),
         popularity=popularity, model=model, texts=texts, tags=tags, about=told, name="",
+        numbers=_numbers(artefact, late, added),
     )  # fmt: skip
 
 
@@ -251,17 +254,31 @@ def _with_new(ids: Ids, more: np.ndarray) -> tuple[Ids, np.ndarray]:
     return Ids.of([*ids, *fresh]), np.array(index, np.int64)
 
 
+def _late(artefact: Artefact, log: Interactions, item_ids: Ids) -> Any:
+    """The rows of the log's item table for the new items, or None."""
+    if log.item_table is None:
+        return None
+    rows = {text: row for row, text in enumerate(log.item_ids)}
+    new = range(len(artefact.item_ids), len(item_ids))
+    return log.item_table.iloc[[rows[item_ids[i]] for i in new]]
+
+
+def _numbers(artefact: Artefact, late: Any, added: int) -> dict[str, np.ndarray]:
+    """With those of the new items: NaN where the log tells none."""
+    new = numbers_of(late)
+    unknown = np.full(added, np.nan)
+    return {
+        column: np.concatenate([old, new.get(column, unknown)])
+        for column, old in artefact.numbers.items()
+    }
+
+
 def _columns(
-    artefact: Artefact, log: Interactions, item_ids: Ids, added: int
+    artefact: Artefact, late: Any, added: int
 ) -> tuple[dict[str, Texts], dict[str, Tags]]:
     """Titles and tags with those of the new items: empty where the log tells none."""
     n_old = len(artefact.item_ids)
-    rows = {text: row for row, text in enumerate(log.item_ids)}
-    late = [rows[item_ids[i]] for i in range(n_old, n_old + added)]
-    new_texts: dict[str, Any] = {}
-    new_tags: dict[str, Any] = {}
-    if log.item_table is not None:
-        new_texts, new_tags = columns_of(log.item_table.iloc[late])
+    new_texts, new_tags = columns_of(late)
     texts = {
         column: Texts.of([*old, *new_texts.get(column, [""] * added)])
         for column, old in artefact.texts.items()

@@ -57,6 +57,7 @@ def without(artefact: Artefact, request: Request, method: str) -> Artefact:
             for name, texts in artefact.texts.items()
         },
         tags={name: _tags(tags, items) for name, tags in artefact.tags.items()},
+        numbers={name: values[items] for name, values in artefact.numbers.items()},
         about={**artefact.about, "forgettings": forgettings},
         name="",
     )

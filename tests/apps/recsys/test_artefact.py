@@ -46,6 +46,7 @@ def test_a_file_holds_all_of_it(which, data, tmp_path, request):
     assert read.title_column == "movie_title"
     assert read.tags["genre"].find("War").tolist() == list(range(0, 47, 4))
     assert read.tags["genre"].find("war") is None
+    np.testing.assert_array_equal(read.numbers["length"], np.arange(47.0))
     whole = (data.train + data.valid + data.test).toarray()
     np.testing.assert_array_equal(matrix_of(read.history, 47).toarray(), whole)
     np.testing.assert_array_equal(read.popularity, whole.sum(0))
@@ -133,6 +134,14 @@ WRONG = {
             "tags": {"genre": Tags(Ids.of(["x"]), Ragged(i32(0, 1), i32(47)))}
         },
     ),
+    "numbers of fewer": (
+        "'length' must be 47 numbers",
+        lambda a: {"numbers": {"length": a.numbers["length"][1:]}},
+    ),
+    "numbers of another kind": (
+        "'length' must be 47 numbers, float64",
+        lambda a: {"numbers": {"length": np.arange(47)}},
+    ),
     "users beyond the table": (
         "32 users, but a table of 31",
         lambda a: {
@@ -202,6 +211,10 @@ HOSTILE = {
     "about no object": lambda a, h: h.update(about=[]),
     "texts no list": lambda a, h: h.update(texts="movie_title"),
     "texts no names": lambda a, h: h.update(texts=[1]),
+    "numbers no list": lambda a, h: h.update(numbers="length"),
+    "numbers twice": lambda a, h: h.update(numbers=["length", "length"]),
+    "numbers that are missing": lambda a, h: h.update(numbers=["length", "price"]),
+    "numbers that nobody names": lambda a, h: h.pop("numbers"),
     "texts twice": lambda a, h: h.update(texts=["movie_title", "movie_title"]),
     "text too many": lambda a, h: h["texts"].append("x"),
     "tags too few": lambda a, h: h["tags"].pop(),

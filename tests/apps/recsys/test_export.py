@@ -8,7 +8,13 @@ import pytest
 
 from apps.recsys.artefact import load, save
 from apps.recsys.evaluation import evaluate
-from apps.recsys.export import artefact_of, columns_of, factors_of, tags_of
+from apps.recsys.export import (
+    artefact_of,
+    columns_of,
+    factors_of,
+    numbers_of,
+    tags_of,
+)
 from apps.recsys.fold_in import choose, folded
 from apps.recsys.models.closed_form import EASE, Cooccurrence, ItemKNN, Popularity
 from apps.recsys.models.factors import Factors
@@ -179,3 +185,24 @@ def test_a_column_of_many_values_is_no_filter(monkeypatch):
     table = pd.DataFrame({"item": ["1", "2", "3"], "url": ["a", "b", "c"]})
     assert columns_of(table)[1] == {}
     assert len(tags_of(["a", "a", "b"], None).values) == 2
+
+
+def test_numbers_are_read_from_numbers_and_from_texts_that_say_one():
+    table = pd.DataFrame(
+        {
+            "item": ["1", "2", "3"],
+            "price": [1.5, np.nan, 20.0],
+            "year": ["1999", "", "2001"],
+            "mixed": ["1", "two", "3"],
+            "endless": [1.0, np.inf, 2.0],
+            "sold": [True, False, True],
+            "nothing": [None, None, None],
+        }
+    )
+    found = numbers_of(table)
+    assert list(found) == ["price", "year"]
+    np.testing.assert_array_equal(found["price"], [1.5, np.nan, 20])
+    np.testing.assert_array_equal(found["year"], [1999, np.nan, 2001])
+    assert all(column.dtype == np.float64 for column in found.values())
+    assert numbers_of(None) == {}
+    assert list(columns_of(table)[1]) == ["year", "mixed"]  # filters by value as well

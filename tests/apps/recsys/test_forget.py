@@ -263,6 +263,8 @@ def test_item_weights_forget_exactly(data, tmp_path, method, kind):
             found.model.folded(found.history[row]), scores[row], atol=1e-4
         )
     assert found.about["forgettings"][0]["method"] == method
+    rows = data.item_table.set_index("item_id").loc[list(found.item_ids), "length"]
+    np.testing.assert_array_equal(found.numbers["length"], rows)
     titles = found.texts["movie_title"]
     assert list(titles) == [
         t for t, i in zip(data.titles, data.item_ids, strict=True)

@@ -1,6 +1,7 @@
 """Lists by hand and by brute force: masks, filters, reasons, and who is unknown."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from apps.recsys.artefact import load, save
 from apps.recsys.export import artefact_of
 from apps.recsys.models.closed_form import ItemKNN
 from apps.recsys.models.factors import Factors
-from apps.recsys.recommender import Filters, Recommender, UnknownId
+from apps.recsys.recommender import BadQuestion, Filters, Recommender, UnknownId
 from apps.recsys.scoring import FoldIn
 from tests.apps.recsys.artefacts import dataset, vectors
 
@@ -178,9 +179,47 @@ def test_filters_against_brute_force(which, request):
         assert set(names(alike)) == allowed - {9}
 
 
-def test_two_columns_must_both_pass(factors):
-    from dataclasses import replace
+RANGES = {
+    "5..20": range(5, 21), "..3.5": range(4), "40..": range(40, 47), "7": [7],
+    "7.5": [], "-1..0": [0], "4.0e1 ": [40], ".5..1.": None, "1..": range(1, 47),
+}  # fmt: skip
 
+
+@pytest.mark.parametrize("text", RANGES)
+def test_a_range_of_numbers(factors, text):
+    """The fixture's item i has the length i."""
+    filters = Filters(where={"length": text})
+    if RANGES[text] is None:  # "1." is how nobody writes 1
+        with pytest.raises(BadQuestion, match="length holds numbers"):
+            factors.passing(filters)
+        return
+    np.testing.assert_array_equal(
+        np.flatnonzero(factors.passing(filters)), list(RANGES[text])
+    )
+
+
+def test_what_is_not_known_passes_no_range(factors):
+    lengths = factors.artefact.numbers["length"].copy()
+    lengths[3] = np.nan
+    numbers = {"length": lengths, "genre": np.arange(47.0)}
+    other = Recommender(replace(factors.artefact, numbers=numbers))
+    passing = np.flatnonzero(other.passing(Filters(where={"length": ["..4", "9"]})))
+    assert passing.tolist() == [0, 1, 2, 4, 9]
+    # A column of values and numbers: a value that is there first.
+    war = other.passing(Filters(where={"genre": "War"}))
+    assert np.flatnonzero(war).tolist() == list(range(0, 47, 4))
+    assert np.flatnonzero(other.passing(Filters(where={"genre": "..1"}))).size == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["", "..", "x", "20..5", "5..x", "nan", "inf..", "1-2", "1_0", "5...", "٣"]
+)
+def test_what_is_no_range(factors, text):
+    with pytest.raises(BadQuestion, match=r"length holds numbers.*5\.\.20"):
+        factors.passing(Filters(where={"length": text}))
+
+
+def test_two_columns_must_both_pass(factors):
     from apps.recsys.export import tags_of
 
     odd = tags_of(["odd" if i % 2 else "even" for i in range(47)], None)
@@ -232,8 +271,12 @@ def test_unknown_ids(factors, match):
         ("k must be an integer", lambda r: r.recommend("u/1", k=True)),
         ("reasons must be", lambda r: r.recommend("u/1", reasons=-1)),
         (
-            "no column 'actor' to filter by; there are: genre",
+            "no column 'actor' to filter by; there are: genre, length$",
             lambda r: r.recommend("u/1", filters=Filters(where={"actor": "x"})),
+        ),
+        (
+            "no column 'length<'.* write a range as column=5..20",
+            lambda r: r.recommend("u/1", filters=Filters(where={"length<": "9"})),
         ),
         (
             "no item has genre 'x'; values are 'Drama', 'Science Fiction', 'War'",

@@ -181,7 +181,12 @@ def test_a_new_item_is_found_by_its_kind(which, factors, data):
         artefact = artefact_of(which.fit(data.train), data, settings=which)
     fans = [f"u/{u}" for u in range(0, 24, 2)]
     table = pd.DataFrame(
-        {"item_id": ["fresh"], "movie_title": ["Fresh!"], "genre": ["War|Noir"]}
+        {
+            "item_id": ["fresh"],
+            "movie_title": ["Fresh!"],
+            "genre": ["War|Noir"],
+            "length": ["90"],
+        }
     )
     newer = updated(artefact, log([(fan, "fresh") for fan in fans], table))
     place = newer.item_ids.find("fresh")
@@ -189,6 +194,9 @@ def test_a_new_item_is_found_by_its_kind(which, factors, data):
     assert newer.texts["movie_title"][place] == "Fresh!"
     assert newer.tags["genre"].find("Noir").tolist() == [47]
     assert newer.tags["genre"].find("War").tolist()[-2:] == [44, 47]
+    np.testing.assert_array_equal(newer.numbers["length"], [*range(47), 90.0])
+    bare = updated(artefact, log([(fan, "fresh") for fan in fans]))
+    assert np.isnan(bare.numbers["length"][place])
     assert newer.popularity[place] == len(fans)
     near = [int(r.item[1:]) for r in Recommender(newer).similar("fresh", 5)]
     assert max(near) < 47 // 2
