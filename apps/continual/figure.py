@@ -53,11 +53,11 @@ def matrix(a: Any, axes: "Axes", numbers: bool = True) -> None:
     a = np.asarray(a, dtype=float)
     n = len(a)
     axes.imshow(
-        a, vmin=0, vmax=1, cmap="viridis", alpha=np.tril(np.full((n, n), 0.7)) + 0.3
+        a, vmin=0, vmax=1, cmap="viridis", alpha=np.tril(np.full((n, n), 0.85)) + 0.15
     )
     if numbers:
         for i, j in np.ndindex(n, n):
-            color = "black" if a[i, j] > 0.6 else figures.INK if j > i else "white"
+            color = "black" if a[i, j] > 0.45 else figures.INK if j > i else "white"
             axes.text(
                 j, i, f"{100 * a[i, j]:.0f}", ha="center", va="center", color=color,
                 fontsize=8,
