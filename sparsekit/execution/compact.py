@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsekit.columns import aligned
 from sparsekit.execution.channels import Layer, exact
 from sparsekit.execution.dependencies import SIZED, Dependencies
 
@@ -58,14 +59,9 @@ class Compaction:
             lines.append([r.name, *(f"{a:,} -> {b:,}" for a, b in pairs)])
         totals = [sum(r.parameters[i] for r in self.layers) for i in (0, 1)]
         lines.append(["all", "", "", f"{totals[0]:,} -> {totals[1]:,}"])
-        widths = [max(len(line[i]) for line in lines) for i in range(4)]
-        table = [
-            "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
-            for line in lines
-        ]
         notes = [f"{k.name}: {k.units} dead stay: {k.reason}" for k in self.kept]
         notes += [f"{name}: not traced: {why}" for name, why in self.untraced.items()]
-        return "\n".join([*table, *notes])
+        return "\n".join([*aligned(lines), *notes])
 
 
 @torch.no_grad()

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sparsekit.columns import aligned
 from sparsekit.execution.calibration import machine
 from sparsekit.execution.export import onnx_content
 from sparsekit.execution.layer import SparseLayer
+from sparsekit.fixed import Fixed
 from sparsekit.memory import peak_rss, restart_peak, rss
-from sparsekit.method import Context, Masks, Method
 from sparsekit.sparsifier import Sparsifier
 
 DENSE = ("dense", "dense, channels last", "torch.compile", "onnxruntime")
@@ -76,19 +77,11 @@ class Benchmark:
                     row.note,
                 ]
             )
-        widths = [max(len(line[i]) for line in lines) for i in range(len(header) - 1)]
         shape = " x ".join(map(str, self.batch))
         title = f"{self.what}, batch {shape}, {self.machine}"
-        table = [
-            "  ".join(
-                [line[0].ljust(widths[0])]
-                + [cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=False)]
-                + [line[-1]]
-            ).rstrip()
-            for line in lines
-        ]
+        numbers = range(1, len(header) - 1)
         base = f"speed-up: over {self.fastest_dense.engine}, the fastest dense engine"
-        return "\n".join([title, *table, base])
+        return "\n".join([title, *aligned(lines, numbers), base])
 
 
 def benchmark(
@@ -163,20 +156,6 @@ def benchmark(
 # ---- the engines ---------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Given(Method):
-    """Masks that are already known, kept all the time."""
-
-    sparsity: float
-    masks: Mapping[str, Tensor]
-
-    def start(self, context: Context) -> Masks:
-        return {name: self.masks[name] for name in context.masks}
-
-    def sparsity_at(self, step: int) -> float:
-        return self.sparsity
-
-
 def _run(
     engine: str,
     dense: nn.Module,
@@ -226,10 +205,7 @@ def _masked(model: nn.Module, optimizer: Optimizer, sparse: nn.Module) -> Sparsi
         for name, layer in sparse.named_modules()
         if isinstance(layer, SparseLayer)
     }
-    total = sum(mask.numel() for mask in masks.values())
-    alive = sum(int(mask.sum()) for mask in masks.values())
-    given = _Given(1 - alive / total, masks)
-    return Sparsifier(model, optimizer, given, params=list(masks))
+    return Sparsifier(model, optimizer, Fixed.of(masks), params=list(masks))
 
 
 def _onnxruntime(model: nn.Module, batch: Tensor) -> Callable[[], Any]:

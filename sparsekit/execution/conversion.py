@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsekit.columns import aligned
 from sparsekit.execution import calibration
 from sparsekit.execution.compact import compact
 from sparsekit.execution.conv import SparseConv2d
@@ -35,15 +36,7 @@ class Conversion:
             times = [f"{t:.3f}" if t else "–" for t in (c.dense_ms, c.sparse_ms)]
             shape = "x".join(map(str, c.shape))
             lines.append([c.name, shape, f"{c.density:.4f}", c.form, *times, c.reason])
-        widths = [max(len(line[i]) for line in lines) for i in range(6)]
-        table = [
-            "  ".join(
-                [cell.ljust(w) for cell, w in zip(line[:6], widths, strict=True)]
-                + line[6:]
-            ).rstrip()
-            for line in lines
-        ]
-        return "\n".join([*table, *self.notes])
+        return "\n".join([*aligned(lines), *self.notes])
 
 
 def convert(
@@ -239,7 +232,7 @@ def _inputs(model: nn.Module, example: Tensor) -> dict[str, Tensor]:
     def remember(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if args and isinstance(args[0], Tensor):
-                inputs[name] = args[0].detach()
+                inputs[name] = args[0]
 
         return hook
 
@@ -308,11 +301,11 @@ def _replace(
 def _swap(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
     """Every place that holds an old module gets the new one."""
     if model in new:
-        return new[model].train(model.training)
+        return new[model]
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child is not None and child in new:
-                parent._modules[name] = new[child].train(child.training)
+                parent._modules[name] = new[child]
     return model
 
 
