@@ -80,9 +80,13 @@ class Lines:
         return found & self.tests.keys()
 
     def indirect(self, file: str) -> set[str]:
-        """Tests that run a module which imports the file: compiled code is not seen."""
-        users = [f for f in importers(self.tree, file) if not f.startswith(KERNELS)]
-        return set().union(*map(self.users, users))
+        """Tests that run a module which imports the file, and those named after it.
+
+        Of compiled code they are all that is known.
+        """
+        name = f"test_{Path(file).name}"
+        named = {t for t in self.tests if Path(t.split("::")[0]).name == name}
+        return named.union(*map(self.users, importers(self.tree, file)))
 
     def users(self, file: str) -> set[str]:
         """Tests that run any line of a file."""

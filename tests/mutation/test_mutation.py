@@ -139,6 +139,9 @@ def test_tests_of_a_line_of_an_import_and_of_a_changed_file(tmp_path: Path) -> N
     assert read.tests_of("sparsekit/a.py", 0, 0) == {"t1", "t2"}
     assert read.tests_of("sparsekit/a.py", 1, 4) == set()
     assert read.tests_of("sparsekit/b.py", 0, 0) == {"t2"}  # which runs an importer
+    read.tests["tests/test_b.py::t3"] = 1.0  # or is named after the file
+    assert read.indirect("sparsekit/b.py") == {"t2", "tests/test_b.py::t3"}
+    del read.tests["tests/test_b.py::t3"]
     digest.cache_clear()
     (tmp_path / "sparsekit/a.py").write_text("A = 2\n")
     assert read.tests_of("sparsekit/a.py", 5, 5) == {"t1", "t2"}
