@@ -13,7 +13,7 @@ import csv
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,39 +183,35 @@ def _of_batch(
     )
     try:
         x, y = _moved(x, device), _moved(y, device)
-        found = function(model, x, y).detach()
-        if found.shape != (len(names),):
-            raise ValueError(
-                f"a score is one number an example, [{len(names)}], got shape "
-                f"{list(found.shape)}"
-            )
-        if not torch.isfinite(found).all():
-            raise ValueError("the score is NaN or infinite")
+        return _checked(function(model, x, y), len(names))
     except Exception as error:
-        if len(names) == 1:
-            raise RuntimeError(
-                f"scoring {names[0].item()!r} failed: {error}"
-            ) from error
-        guilty = list(_guilty(function, model, x, y, names))
+        guilty = [
+            name
+            for i, name in enumerate(names)
+            if _fails(function, model, _row(x, i), _row(y, i))
+        ] or list(names)
         shown = ", ".join(repr(n.item()) for n in guilty[:10])
         more = f" and {len(guilty) - 10} more" if len(guilty) > 10 else ""
         raise RuntimeError(f"scoring {shown}{more} failed: {error}") from error
-    return found.float().cpu()
 
 
-def _guilty(
-    function: Function, model: nn.Module, x: Any, y: Any, names: np.ndarray
-) -> Iterator[Any]:
-    """Which examples of a batch fail by themselves; all of them if none does."""
-    innocent = []
-    for i, name in enumerate(names):
-        try:
-            _of_batch(function, model, _row(x, i), _row(y, i), names[i : i + 1])
-            innocent.append(name)
-        except Exception:
-            yield name
-    if len(innocent) == len(names):
-        yield from names
+def _checked(found: Tensor, n: int) -> Tensor:
+    if found.shape != (n,):
+        raise ValueError(
+            f"a score is one number an example, [{n}], got shape {list(found.shape)}"
+        )
+    if not torch.isfinite(found).all():
+        raise ValueError("the score is NaN or infinite")
+    return found.detach().float().cpu()
+
+
+def _fails(function: Function, model: nn.Module, x: Any, y: Any) -> bool:
+    """Whether an example fails by itself."""
+    try:
+        _checked(function(model, x, y), 1)
+    except Exception:
+        return True
+    return False
 
 
 def _moved(batch: Any, device: torch.device) -> Any:

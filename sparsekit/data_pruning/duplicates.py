@@ -75,9 +75,10 @@ def semantic_duplicates(
 def _compare(x: Tensor, members: Tensor, threshold: float, for_whom: Tensor) -> None:
     """Fills `for_whom` of the members, x [M, d] in the order of preference."""
     for start in range(0, len(x), CHUNK):
-        rows = torch.arange(start, min(start + CHUNK, len(x)))
-        similar = x[rows] @ x[: rows[-1] + 1].T
-        later = torch.arange(similar.shape[1]) >= rows.unsqueeze(1)
+        end = min(start + CHUNK, len(x))
+        rows = torch.arange(start, end)
+        similar = x[start:end] @ x[:end].T
+        later = torch.arange(end) >= rows.unsqueeze(1)
         best, which = similar.masked_fill(later, -torch.inf).max(1)
         for row in (best > threshold).nonzero().squeeze(1).tolist():
             earlier = members[which[row]]

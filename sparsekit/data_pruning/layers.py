@@ -127,7 +127,7 @@ def rule_of(module: nn.Module) -> Rule | None:
     Other parameters than a weight and a bias, as `torch.nn.utils.weight_norm` and
     `prune` put in their place, have no rule.
     """
-    if any(name not in ("weight", "bias") for name, _ in _parameters(module)):
+    if any(name not in ("weight", "bias") for name, _ in module.named_parameters()):
         return None
     if isinstance(module, nn.Embedding) and module.scale_grad_by_freq:
         return None
@@ -150,7 +150,3 @@ def require_per_sample(name: str, module: nn.Module) -> None:
         raise ValueError(f"{kind} that draws at random: call model.eval()")
     if isinstance(module, nn.Embedding) and module.max_norm is not None:
         raise ValueError(f"{kind} with max_norm, which changes its weight when called")
-
-
-def _parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return list(module.named_parameters(recurse=False, remove_duplicate=False))

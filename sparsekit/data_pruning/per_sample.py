@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -126,8 +126,8 @@ class _Pass:
         with torch.autocast(inputs.device.type, enabled=False):
             for name, uses in self.shared.items():
                 self.squares[name] = _shared_norms(uses)
-        self.probe.check(losses.detach(), self.squares)
-        total = precise(torch.zeros_like(losses.detach()))
+        self.probe.check(losses, self.squares)
+        total = precise(torch.zeros_like(losses))
         for square in self.squares.values():
             total += square
         return total.sqrt_()
@@ -147,7 +147,7 @@ class _Pass:
         layer = self.task.layers[module]
         require_batch_first(layer.name, args, output, n_samples)
         if not output.requires_grad:
-            output = output + source.to(output.dtype)
+            output = torch.add(output, source)
         output.register_hook(
             partial(self._backward_hook, module, own, args[0].detach())
         )
@@ -167,7 +167,7 @@ class _Pass:
             for short, name in own.items()
             if name in self.task.masks
         }
-        use = Use(module, inputs, precise(grads.detach()), masks)
+        use = Use(module, inputs, precise(grads), masks)
         alone = {short for short, name in own.items() if self.probe.uses[name] == 1}
         with torch.autocast(grads.device.type, enabled=False):
             for short, norms in layer.rule.squared_norms(use, alone).items():
@@ -182,10 +182,11 @@ def _shared_norms(uses: list[tuple[str, Rule, Use]]) -> Tensor:
     entries = getattr(first.module, short).numel()
     parts = []
     for chunks in zip(*(use.chunks(entries) for _, _, use in uses), strict=True):
-        gradient = torch.zeros(())
-        for (short, rule, _), use in zip(uses, chunks, strict=True):
-            found = rule.gradients(use, {short})[short]
-            gradient = gradient.to(found) + found
+        gradients = (
+            rule.gradients(use, {short})[short]
+            for (short, rule, _), use in zip(uses, chunks, strict=True)
+        )
+        gradient = reduce(torch.add, gradients)
         parts.append(gradient.flatten(1).square().sum(1))
     return torch.cat(parts)
 
@@ -228,7 +229,7 @@ def _masks(model: nn.Module, masks: Mapping[str, Tensor] | None) -> dict[str, Te
                 f"the mask of {name!r} is bool of shape {tuple(known[name].shape)}, "
                 f"got {mask.dtype} of {tuple(mask.shape)}"
             )
-        found[name] = mask.detach().to(known[name].device)
+        found[name] = mask.to(known[name].device)
     return found
 
 

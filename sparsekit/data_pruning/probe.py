@@ -56,9 +56,16 @@ class Task:
             )
         return losses
 
+    def leaves(self) -> dict[str, Tensor]:
+        """The parameters as tensors of their own; those wanted require a gradient."""
+        return {
+            name: p.detach().requires_grad_(name in self.wanted)
+            for name, p in self.model.named_parameters()
+        }
+
     def own(self, module: nn.Module, names: Mapping[int, str]) -> dict[str, str]:
         """{"weight" or "bias": name in the model} of a layer, those wanted."""
-        pairs = module.named_parameters(recurse=False, remove_duplicate=False)
+        pairs = module.named_parameters(remove_duplicate=False)
         own = {short: names[id(p)] for short, p in pairs}
         return {short: name for short, name in own.items() if name in self.wanted}
 
@@ -88,10 +95,7 @@ class Probe:
             t[sample : sample + 1].repeat(few, *[1] * (t.dim() - 1))
             for t in (inputs, targets)
         )
-        leaves = {
-            name: p.detach().requires_grad_(name in task.wanted)
-            for name, p in task.model.named_parameters()
-        }
+        leaves = task.leaves()
         names = {id(leaf): name for name, leaf in leaves.items()}
         calls: list[tuple[set[str], Any, Any]] = []
 
@@ -113,12 +117,12 @@ class Probe:
                 raise _uncovered(task.model, name, uses[name], by_layers[name])
         used = {name: leaf for name, leaf in leaves.items() if uses[name]}
         squares = _squares(losses[0], used, task.masks)
-        return cls(sample, by_layers, float(losses[0].detach()), squares)
+        return cls(sample, by_layers, losses[0].item(), squares)
 
     def check(self, losses: Tensor, squares: Mapping[str, Tensor]) -> None:
         """Raises if the fast pass over the whole batch found something else."""
         tolerance = _tolerance(losses)
-        loss = float(losses[self.sample])
+        loss = losses[self.sample].item()
         if not abs(loss - self.loss) <= tolerance * max(abs(self.loss), 1):
             raise ValueError(
                 f"the loss of sample {self.sample} is {self.loss:.6g} by itself and "
@@ -129,7 +133,7 @@ class Probe:
             return  # of a loss near its minimum only rounding is left of the gradient
         slack = tolerance * sum(self.squares.values()) ** 0.5
         of_sample = {name: square[self.sample] for name, square in squares.items()}
-        own = dict(zip(of_sample, _floats(list(of_sample.values())), strict=True))
+        own = _floats(of_sample)
         for name, expected in self.squares.items():
             found = own.get(name, 0.0)
             if not abs(found**0.5 - expected**0.5) <= 10 * slack:
@@ -143,10 +147,7 @@ class Probe:
 
 def by_backpropagation(task: Task, inputs: Tensor, targets: Tensor) -> Tensor:
     """The gradient norm of every sample, [B], by a backward pass for each."""
-    leaves = {
-        name: p.detach().requires_grad_(name in task.wanted)
-        for name, p in task.model.named_parameters()
-    }
+    leaves = task.leaves()
     wanted = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
     norms = []
     for x, y in zip(inputs.split(1), targets.split(1), strict=True):
@@ -166,10 +167,10 @@ def _leaf_uses(
     Also returns the nodes of the graph.
     """
     found: Counter[str] = Counter()
-    nodes, stack = {stop}, [start]
+    nodes, stack = {stop, None}, [start]
     while stack:
         node = stack.pop()
-        if node is None or node in nodes:
+        if node in nodes:
             continue
         nodes.add(node)
         for following, _ in node.next_functions:
@@ -231,16 +232,17 @@ def _squares(
     loss: Tensor, leaves: Mapping[str, Tensor], masks: Mapping[str, Tensor]
 ) -> dict[str, float]:
     """Squared norms of the gradients of one loss."""
-    if not leaves:
-        return {}
-    found = []
+    found = {}
     grads = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
     for name, grad in zip(leaves, grads, strict=True):
         grad = precise(grad.to_dense())
-        found.append((grad * masks[name] if name in masks else grad).square().sum())
-    return dict(zip(leaves, _floats(found), strict=True))
+        found[name] = (grad * masks[name] if name in masks else grad).square().sum()
+    return _floats(found)
 
 
-def _floats(scalars: list[Tensor]) -> list[float]:
+def _floats(scalars: Mapping[str, Tensor]) -> dict[str, float]:
     """One transfer from the device for all."""
-    return torch.stack(scalars).tolist() if scalars else []
+    if not scalars:
+        return {}
+    values = torch.stack(list(scalars.values())).tolist()
+    return dict(zip(scalars, values, strict=True))

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 # Entries of the largest temporary array: 16 MB in float32, small enough for a cache.
-CHUNK = 2**22
+CHUNK = 4_194_304
 
 
 @dataclass(frozen=True)
