@@ -6,9 +6,17 @@ import torch
 from torch import nn
 
 from benchmarks.networks import resnet18
-from sparsekit.execution import calibration, convert, dense_state_dict
+from sparsekit.execution import (
+    calibration,
+    conversion,
+    convert,
+    dense_state_dict,
+    forms,
+)
 from sparsekit.execution.conv import SparseConv2d
+from sparsekit.execution.conversion import Conversion
 from sparsekit.execution.embedding import SparseEmbedding
+from sparsekit.execution.forms import Choice
 from sparsekit.execution.linear import SparseLinear
 from sparsekit.methods.rigl import RigL
 from sparsekit.methods.static import Static
@@ -287,3 +295,307 @@ def test_an_unwritable_cache_is_no_error(tmp_path, monkeypatch):
     monkeypatch.setenv("SPARSEKIT_CACHE", str(tmp_path / "file"))
     (tmp_path / "file").write_text("")
     assert calibration.seconds("a", lambda: lambda: None) > 0
+
+
+# ---- what each part decides ----------------------------------------------------------
+
+
+def test_a_table_of_choices():
+    choices = [
+        Choice("0", (31, 23), 0.25, "values", 1.5, 0.5, "3.00x"),
+        Choice("long.name", (5,), 1.0, "dense", None, None, "not timed"),
+    ]
+    assert str(Conversion(choices, ["a note"])).splitlines() == [
+        "layer      shape  density  form    dense ms  sparse ms  why",
+        "0          31x23  0.2500   values  1.500     0.500      3.00x",
+        "long.name  5      1.0000   dense   –         –          not timed",
+        "a note",
+    ]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_that_is_one_layer(training):
+    model = nn.Linear(23, 31).train(training)
+    model.weight.data.mul_(torch.rand(31, 23) < 0.2)
+    converted = convert(model, "values")
+    assert isinstance(converted, SparseLinear)
+    assert converted.training is training
+    assert [c.name for c in converted.conversion.choices] == [""]
+    x = torch.randn(3, 23)
+    torch.testing.assert_close(converted(x), model(x))
+    masks = {"weight": torch.rand(31, 23) < 0.5}
+    assert torch.equal(convert(model, "values", masks=masks).mask(), masks["weight"])
+    assert list(dense_state_dict(converted)) == ["bias", "weight"]
+
+
+def test_modes_of_layers_stay():
+    model = mlp().train()
+    model[2].eval()
+    converted = convert(model, "values")
+    assert [m.training for m in converted] == [True, True, False]
+
+
+def test_a_layer_in_two_places_is_one_layer():
+    model = mlp()
+    shared = nn.Linear(31, 31)
+    model = nn.Sequential(model[0], shared, nn.ReLU(), shared)
+    converted = convert(model, "values")
+    assert converted[1] is converted[3]
+    assert isinstance(converted[1], SparseLinear)
+
+
+def test_masks_go_by_either_name_of_a_tied_weight():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 5), nn.Linear(5, 5)
+            self.b.weight = self.a.weight
+
+        def forward(self, x):
+            return self.b(self.a(x))
+
+    model = Tied()
+    mask = torch.rand(5, 5) < 0.5
+    for name in ("a.weight", "b.weight"):
+        converted = convert(model, "values", masks={name: mask})
+        assert torch.equal(converted.b.weight, model.a.weight * mask)
+        assert {c.form for c in converted.conversion.choices} == {"dense"}
+
+
+@pytest.mark.parametrize("to", ["values", "blocks"])
+def test_a_layer_that_fits_no_form_is_an_error_only_if_it_is_named(to):
+    model = nn.Sequential(nn.Conv2d(3, 4, 5), nn.Flatten(), nn.Linear(7, 3))
+    for where in ("all", "auto", lambda name, module: True):
+        converted = convert(model, to, where=where)
+        kept = {c.name: c for c in converted.conversion.choices}
+        assert kept["0"].form == "dense"
+        assert "has no" in kept["0"].reason
+        assert type(converted[0]) is nn.Conv2d
+    for where in ("0", ["0"]):
+        with pytest.raises(ValueError, match="has no"):
+            convert(model, to, where=where)
+
+
+def test_where_names_are_looked_up_and_explained():
+    for where in ("2", ["2"], {"2"}, iter(["2"])):
+        converted = convert(mlp(), "values", where=where)
+        assert [type(m) for m in converted] == [nn.Linear, nn.ReLU, SparseLinear]
+        (choice,) = converted.conversion.choices
+        assert (choice.name, choice.reason) == ("2", "not timed")
+        assert (choice.dense_ms, choice.sparse_ms) == (None, None)
+
+
+def test_embeddings_are_converted_to_save_memory(times):
+    model = nn.Sequential(nn.Embedding(13, 5), nn.Linear(5, 3))
+    times["values"] = 0.1
+    x = torch.randint(0, 13, (4,))
+    full = convert(model, "values", example=x)
+    assert [c.form for c in full.conversion.choices] == ["dense", "values"]
+    assert full.conversion.choices[0].reason == "saves memory, not time"
+    everywhere = convert(model, "values", where="all", example=x)
+    assert [c.form for c in everywhere.conversion.choices] == ["values", "values"]
+    assert {c.reason for c in everywhere.conversion.choices} == {"not timed"}
+    model[0].weight.data[0, 0] = 0
+    fewer = convert(model, "values", example=x)
+    assert fewer.conversion.choices[0].form == "values"
+
+
+def test_layers_that_the_example_does_not_reach_are_not_timed(times):
+    class Partly(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = nn.Linear(5, 3), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.used(x)
+
+    converted = convert(Partly(), "values", example=torch.randn(2, 5))
+    forms = {c.name: (c.form, c.reason) for c in converted.conversion.choices}
+    assert forms == {"used": ("dense", "1.00x"), "unused": ("values", "not timed")}
+
+
+def test_a_layer_is_timed_at_the_density_that_it_will_have(monkeypatch):
+    """0.25 of the weights of a dense model, if that is what a Sparsifier leaves."""
+    timed = []
+
+    def layer_call(module, x, training):
+        if isinstance(module, SparseLinear):
+            timed.append(module.density)
+        return lambda: None
+
+    monkeypatch.setattr(calibration, "layer_call", layer_call)
+    convert(mlp(1.0), "values", example=torch.randn(4, 23), density=0.25)
+    assert timed == pytest.approx([0.25, 0.25], abs=0.07)
+    assert len(set(timed)) == 2
+    timed.clear()
+    model = mlp(0.5)
+    convert(model, "values", example=torch.randn(5, 23))
+    shares = [float((m.weight != 0).float().mean()) for m in (model[0], model[2])]
+    assert timed == pytest.approx(shares)
+
+
+@pytest.mark.parametrize("density", [1.0, 1e-6])
+def test_densities_that_a_sparsifier_may_want(density):
+    made = convert(mlp(1.0), "values", density=density)
+    assert {c.density for c in made.conversion.choices} == {density}
+
+
+@pytest.mark.parametrize(
+    ("to", "density"), [("values", 0), ("values", 1.001), ("blocks", 0.5)]
+)
+def test_densities_that_are_refused(to, density):
+    with pytest.raises(ValueError, match=rf"density is in \(0, 1\].*got {density}, "):
+        convert(mlp(), to, density=density)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_layers_are_timed_in_the_mode_of_the_model(monkeypatch, training):
+    keys = []
+    monkeypatch.setattr(calibration, "seconds", lambda key, make: keys.append(key) or 1)
+    convert(mlp(0.5).train(training), "values", example=torch.randn(4, 23))
+    mode = "training" if training else "inference"
+    assert len(keys) == 4  # two layers, dense and sparse
+    inputs = (23, 23, 31, 31)
+    told = zip(inputs, keys, strict=True)
+    assert all(f"input (4, {n}) {mode}" in key for n, key in told)
+    assert sum(" values density 0." in key for key in keys) == 2
+
+
+def test_a_convolution_is_timed_in_both_layouts_and_with_its_stride(times):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1))
+    times["torch.channels_last"] = 0.4
+    times["values"] = 0.3
+    (choice,) = convert(
+        model, "values", example=torch.randn(2, 3, 8, 8)
+    ).conversion.choices
+    assert choice.dense_ms == 400  # the faster of both
+    assert choice.sparse_ms == 300
+    assert (choice.form, choice.reason) == ("values", "1.33x")
+    del times["torch.channels_last"]
+    times["stride (2, 2)"] = 0.35
+    (choice,) = convert(
+        model, "values", example=torch.randn(2, 3, 8, 8)
+    ).conversion.choices
+    assert choice.dense_ms == 350
+
+
+@pytest.mark.parametrize(
+    ("sparse", "form"), [(1 / 1.06, "values"), (1 / 1.04, "dense"), (1.0, "dense")]
+)
+def test_a_twentieth_faster_is_the_least(times, sparse, form):
+    times["values"] = sparse
+    converted = convert(mlp(), "values", example=torch.randn(4, 23))
+    assert {c.form for c in converted.conversion.choices} == {form}
+
+
+class Clock(nn.Module):
+    """Takes the next of its durations at each call."""
+
+    now = 0.0
+
+    def __init__(self, durations):
+        super().__init__()
+        self.durations, self.calls = durations, 0
+
+    def forward(self, x):
+        Clock.now += self.durations[self.calls % len(self.durations)]
+        self.calls += 1
+        return x
+
+
+@pytest.mark.parametrize(
+    ("converted", "dense", "ratio"),
+    [
+        ([2.0], [1.0], 2.0),
+        ([1.0], [1.0], None),
+        ([1.0], [2.0], None),
+        # The median of nine ratios: 1 to 9 of them.
+        ([3.0, 9.0, 1.0, 7.0, 5.0, 8.0, 2.0, 6.0, 4.0, 100.0], [1.0], 5.0),
+    ],
+)
+def test_the_whole_model_is_compared_nine_times(monkeypatch, converted, dense, ratio):
+    monkeypatch.setattr(conversion.time, "perf_counter", lambda: Clock.now)
+    models = Clock(converted).eval(), Clock(dense).eval()
+    assert conversion._slower(*models, torch.zeros(1)) == ratio
+    assert [m.calls for m in models] == [9, 9]
+
+
+def test_the_whole_is_compared_only_if_something_became_sparse(times, monkeypatch):
+    asked = []
+    monkeypatch.setattr(conversion, "_slower", lambda *a: asked.append(a))
+    convert(mlp(), "auto", example=torch.randn(4, 23))
+    assert not asked
+    times["(31, 23) stride  input (4, 23) training values"] = 0.5
+    converted = convert(mlp(0.9), "auto", example=torch.randn(4, 23))
+    assert len(asked) == 1
+    assert [c.form for c in converted.conversion.choices] == ["values", "dense"]
+    convert(mlp(), "values", example=torch.randn(4, 23))
+    assert len(asked) == 1
+
+
+def test_masks_are_not_changed_and_the_example_neither(times):
+    model, x = mlp(1.0), torch.randn(4, 23)
+    masks = {"0.weight": torch.rand(31, 23) < 0.5}
+    kept = masks["0.weight"].clone(), x.clone(), copy.deepcopy(model.state_dict())
+    convert(model, "auto", masks=masks, example=x)
+    assert torch.equal(masks["0.weight"], kept[0])
+    assert torch.equal(x, kept[1])
+    assert all(torch.equal(v, kept[2][k]) for k, v in model.state_dict().items())
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_compaction_is_told_in_numbers():
+    model = mlp(1.0)
+    model[0].weight.data[3:9] = 0
+    model[0].bias.data[3:9] = 0
+    converted = convert(model, "compact")
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (model, converted))
+    assert converted.conversion.notes == [
+        f"compacted: {before:,} -> {after:,} parameters"
+    ]
+    assert after < before
+    assert converted.conversion.choices == []
+
+
+def test_networks_that_cannot_be_traced_say_so():
+    class Loop(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, x):
+            return self.conv(x) if x.sum() > 0 else self.conv(-x)
+
+    model = Loop()
+    converted = convert(model, "values")
+    (note,) = converted.conversion.notes
+    assert note.startswith("layer by layer, each converting its activations: ")
+    x = torch.randn(2, 3, 5, 5)
+    torch.testing.assert_close(converted(x), model(x))
+
+
+# ---- forms ---------------------------------------------------------------------------
+
+
+def test_a_form_is_made_of_what_it_fits():
+    linear, conv = nn.Linear(64, 64), nn.Conv2d(3, 4, 3, padding=1)
+    full = torch.ones(64, 64) > 0
+    assert type(forms.maker("blocks", 16)(linear, full)).__name__ == "BlockLinear"
+    assert forms.maker("blocks", 16)(linear, full).block == 16
+    assert type(forms.maker("values", 16)(linear, full)) is SparseLinear
+    for to, module in (("blocks", conv), ("2:4", conv), ("other", linear)):
+        with pytest.raises(ValueError, match=f"has no form '{to}'"):
+            forms.maker(to, 16)(module, full)
+    with pytest.raises(ValueError, match="Linear has no form 'compact'"):
+        forms.maker("compact", 16)(linear, full)
+
+
+def test_a_mask_with_holes_keeps_the_whole_block():
+    linear = nn.Linear(4, 4)
+    kept = linear.weight.detach().clone()
+    mask = torch.zeros(4, 4, dtype=torch.bool)
+    mask[0, 0] = mask[2, 3] = True
+    made = forms.maker("blocks", 2)(linear, mask)
+    assert made.columns.tolist() == [[0], [1]]
+    assert torch.equal(made.to_dense(), kept * mask)
+    assert torch.equal(linear.weight, kept)
