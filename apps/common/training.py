@@ -27,6 +27,15 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
+def cosine(step: int, last: int, floor: float = 0.0) -> float:
+    """From 1 in step 0 to `floor` in step `last` by half a cosine.
+
+    >>> cosine(0, 20), round(cosine(10, 20), 3), cosine(20, 20, floor=0.01)
+    (1.0, 0.5, 0.01)
+    """
+    return floor + (1 - floor) * (1 + math.cos(math.pi * step / last)) / 2
+
+
 def learning_rate_factor(schedule: str, step: int, total: int) -> float:
     """Share of the peak learning rate in step 0 ... total - 1.
 
@@ -45,7 +54,7 @@ def learning_rate_factor(schedule: str, step: int, total: int) -> float:
     rise = max(1, round(0.1 * total)) if schedule == "one-cycle" else 0
     if step < rise:
         return (step + 1) / rise
-    return (1 + math.cos(math.pi * (step - rise) / max(1, total - rise))) / 2
+    return cosine(step - rise, max(1, total - rise))
 
 
 def require_finite(loss: float, when: str, lr: float) -> None:

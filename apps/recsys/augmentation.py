@@ -17,6 +17,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from apps.common.ranges import at_least, in_unit_interval
+from apps.common.wheels import sha256
 from apps.recsys.splits import Dataset
 from sparsekit import atomic
 
@@ -152,8 +153,7 @@ def content_hash(path: Path | None) -> str | None:
         return None
     if not Path(path).is_file():
         raise FileNotFoundError(f"no augmentation {path}: make one with `augment`")
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(Path(path))
 
 
 def refuse_changed(path: Path | None, before: str | None, folder: Path) -> None:

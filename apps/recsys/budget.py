@@ -9,8 +9,6 @@ winner at a budget is the recipe with the best mean on validation. A budget is b
 the packed tables; the file, which adds a header, is written and measured.
 """
 
-import hashlib
-import json
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -21,7 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from apps.common.config import settings
+from apps.common.comparison import placed
 from apps.common.runs import provenance
 from apps.recsys import container
 from apps.recsys.compression import item_weights, probe
@@ -123,12 +121,8 @@ def subject_of(
 
 def _train(config: Config, out: Path | None, **changes: Any) -> Result:
     """Trains with changed settings; in a folder of that name, if `out` is given."""
-    config = replace(config, out=None, resume=False, **changes)
-    if out is None:
-        return train(config)
-    content = json.dumps(settings(config), sort_keys=True, default=str).encode()
-    name = f"{config.method}-{hashlib.sha256(content).hexdigest()[:8]}"
-    return train(replace(config, out=Path(out) / "runs" / name, resume=True))
+    config = replace(config, **changes)
+    return train(placed(config.method, config, out))
 
 
 def empty(

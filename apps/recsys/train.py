@@ -9,7 +9,6 @@ or, in a notebook (nothing is written):
     result.model.scores(np.array([3, 7]))            # [2, I] float32
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apps.common import options
+from apps.common import options, seeds
 from apps.common.device import require_device
 from apps.common.runs import is_finished
-from apps.common.training import set_learning_rate
+from apps.common.training import cosine, set_learning_rate
 from apps.recsys import networks
 from apps.recsys.config import Config
 from apps.recsys.gradients import prepared
@@ -125,11 +124,9 @@ def seeded(config: Config, epoch: int) -> Iterator[torch.Generator]:
     Dropout and the like draw from torch's own generators, which are seeded alike and
     put back afterwards. So there is nothing random to save for a resumed run.
     """
-    mixed = np.random.SeedSequence((config.seed, epoch)).generate_state(2)
-    devices = [config.device] if config.device.startswith("cuda") else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(int(mixed[0]))
-        yield torch.Generator().manual_seed(int(mixed[1]))
+    own, batches = np.random.SeedSequence((config.seed, epoch)).generate_state(2)
+    with seeds.seeded(int(own), config.device):
+        yield torch.Generator().manual_seed(int(batches))
 
 
 def learning_rate_factor(schedule: str, step: int, total: int) -> float:
@@ -140,7 +137,7 @@ def learning_rate_factor(schedule: str, step: int, total: int) -> float:
     """
     if schedule == "constant":
         return 1.0
-    return 0.01 + 0.99 * (1 + math.cos(math.pi * step / max(1, total - 1))) / 2
+    return cosine(step, max(1, total - 1), floor=0.01)
 
 
 def sparse_names(config: Config, network: Network) -> list[str]:

@@ -1,6 +1,5 @@
 """GDumb: stores examples, and learns from the store alone. The sanity check."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apps.common import processes
-from apps.common.training import set_learning_rate
+from apps.common.training import cosine, set_learning_rate
 from apps.continual.strategy import Batch, Strategy
 
 
@@ -52,7 +51,7 @@ class GDumb(Strategy):
             if step % n == 0:
                 order = torch.randperm(len(held), generator=training.draws)
             batch = order[step % n * config.batch :][: config.batch]
-            lr = config.lr * cosine(step, self.passes * n)
+            lr = config.lr * cosine(step, self.passes * n, floor=0.01)
             set_learning_rate(training.optimizer, lr)
             x = training.seen(held.raw[batch.to(held.raw.device)])
             loss = F.cross_entropy(self.forward(x), held.y[batch.to(held.y.device)])
@@ -61,8 +60,3 @@ class GDumb(Strategy):
             processes.average(training.model.parameters())
             training.optimizer.step()
         set_learning_rate(training.optimizer, config.lr)
-
-
-def cosine(step: int, total: int) -> float:
-    """From 1 in step 0 to 0.01 in step `total`."""
-    return 0.01 + 0.99 * (1 + math.cos(math.pi * step / total)) / 2

@@ -3,8 +3,10 @@
 from typing import Literal
 
 import numpy as np
+import torch
 
 from apps.recsys.tables.sparse import VALUES, structure_bytes
+from sparsekit.masks import topk_mask, topk_rows
 
 By = Literal["table", "row"]
 
@@ -47,16 +49,13 @@ def largest(matrix: np.ndarray, n_kept: int, by: By = "table") -> np.ndarray:
     >>> largest(np.array([[3.0, -2.0], [1.0, 0.5]]), 2, "row").tolist()
     [[True, False], [True, False]]
     """
-    mask = np.zeros(matrix.shape, bool)
+    sizes = torch.from_numpy(np.abs(matrix))
     if by == "table":
-        order = np.argsort(-np.abs(matrix), axis=None, kind="stable")
-        mask.flat[order[:n_kept]] = True
-        return mask
+        return topk_mask(sizes, n_kept).numpy()
     if by != "row" or n_kept % len(matrix):
         raise ValueError(
             f"by is table, or row with a multiple of {len(matrix)} numbers; got "
             f"{by!r} with {n_kept}"
         )
-    order = np.argsort(-np.abs(matrix), axis=1, kind="stable")
-    np.put_along_axis(mask, order[:, : n_kept // len(matrix)], True, axis=1)
-    return mask
+    counts = torch.full((len(matrix),), n_kept // len(matrix))
+    return topk_rows(sizes, counts).numpy()
