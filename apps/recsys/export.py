@@ -39,6 +39,7 @@ def artefact_of(
     keep: int | None = None,
     users: Users = "vectors",
     history: sp.csr_array | None = None,
+    trained_on: sp.csr_array | None = None,
     fold_in: FoldIn | None = None,
     settings: Any = None,
     about: Mapping[str, Any] | None = None,
@@ -48,16 +49,24 @@ def artefact_of(
     kind: of both packed tables. users: what is stored of them: vectors and histories,
     histories alone (everybody is folded in), or nothing. keep: weights of each item
     that stay, the largest by magnitude; None keeps all. history: CSR [U, I], what is
-    masked and gives reasons; default all three parts of the data. fold_in: chosen on
-    the validation part if not given. settings: the dataclass that fitted the model, for
-    updates that fit it again. about: more to tell, as "metrics" or "config".
+    masked and gives reasons; default all three parts of the data. trained_on: CSR
+    [U, I]; users with a history and nothing there, whose vectors are what the training
+    began with, are folded in. fold_in: chosen on the validation part if not given.
+    settings: the dataclass that fitted the model, for updates that fit it again. about:
+    more to tell, as "metrics" or "config".
 
     Raises ValueError for a model that is neither factors nor item weights.
     """
     about = {"model": _described(model, settings, keep), **(about or {})}
     if isinstance(model, Factors):
-        own = encode(model.users, kind) if users == "vectors" else None
+        if history is None:
+            history = _everything(data)
         items = encode(model.items, kind)
+        if fold_in is None:
+            fold_in, about["fold_in"] = _chosen(items, data)
+        if trained_on is not None:
+            model = _with_new_users(model, trained_on, history, fold_in)
+        own = encode(model.users, kind) if users == "vectors" else None
         artefact = factors_of(
             own, items, data, history=history, fold_in=fold_in, about=about
         )
@@ -85,14 +94,34 @@ def factors_of(
     are folded in from their histories."""
     told = dict(about or {})
     if fold_in is None:
-        vectors = items.rows(np.arange(items.shape[0]))
-        choice = folding.choose(vectors, data)
-        fold_in = choice.best
-        told["fold_in"] = {
-            "valid ndcg@20": choice.value, "users": choice.users,
-            "unseen": fold_in.unseen, "l2": fold_in.l2 / folding.mean_square(vectors),
-        }  # fmt: skip
+        fold_in, told["fold_in"] = _chosen(items, data)
     return _artefact(FactorScorer(users, items, fold_in), data, history, told)
+
+
+def _chosen(items: Table, data: Dataset) -> tuple[FoldIn, dict[str, Any]]:
+    """The fold-in that validation chose, and what to tell of it."""
+    vectors = items.rows(np.arange(items.shape[0]))
+    choice = folding.choose(vectors, data)
+    return choice.best, {
+        "valid ndcg@20": choice.value, "users": choice.users,
+        "unseen": choice.best.unseen,
+        "l2": choice.best.l2 / folding.mean_square(vectors),
+    }  # fmt: skip
+
+
+def _with_new_users(
+    model: Factors, trained_on: sp.csr_array, history: sp.csr_array, fold_in: FoldIn
+) -> Factors:
+    """With folded vectors for users who have a history but nothing in `trained_on`."""
+    new = np.flatnonzero(
+        (np.diff(trained_on.indptr) == 0) & (np.diff(history.indptr) > 0)
+    )
+    if not len(new):
+        return model
+    users, items = model.users.copy(), model.items
+    scale = folding.scale_of(users, items, trained_on, fold_in)
+    users[new] = folding.folded(fold_in, history[new], items) * np.float32(scale)
+    return Factors(users, items)
 
 
 def nobody(artefact: Artefact) -> Artefact:
@@ -167,7 +196,7 @@ def _artefact(
     about: Mapping[str, Any],
 ) -> Artefact:
     if history is None:
-        history = known_items(data.train, data.valid, data.test)
+        history = _everything(data)
     texts, tags = columns_of(data.item_table)
     numbers = numbers_of(data.item_table)
     origin = {
@@ -184,6 +213,10 @@ def _artefact(
         numbers=numbers,
         about={"data": origin, **about},
     )
+
+
+def _everything(data: Dataset) -> sp.csr_array:
+    return known_items(data.train, data.valid, data.test)
 
 
 def columns_of(

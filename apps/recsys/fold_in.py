@@ -19,6 +19,7 @@ from apps.recsys.topk import top_k_factors
 UNSEEN = (0.0, 0.001, 0.01, 0.1, 1.0)
 L2 = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)  # times the mean of |v|^2
 K = 20
+MOST_USERS = 2000  # whose scores tell how long vectors have to be
 
 
 @dataclass(frozen=True)
@@ -99,3 +100,25 @@ def folded(fold: FoldIn, histories: sp.csr_array, items: np.ndarray) -> np.ndarr
         own = histories.indices[histories.indptr[row] : histories.indptr[row + 1]]
         vectors[row] = fold.vector(items[own], gram)
     return vectors
+
+
+def level(rows: np.ndarray, columns: np.ndarray, pairs: sp.csr_array) -> float:
+    """Mean inner product over the stored pairs. rows: [R, d], columns: [C, d]."""
+    total = 0.0
+    for row in np.flatnonzero(np.diff(pairs.indptr)):
+        own = pairs.indices[pairs.indptr[row] : pairs.indptr[row + 1]]
+        total += float(rows[row] @ columns[own].sum(0))
+    return total / max(1, pairs.nnz)
+
+
+def scale_of(
+    users: np.ndarray, items: np.ndarray, old: sp.csr_array, fold: FoldIn
+) -> float:
+    """What gives folded users the mean score of trained ones over their own items."""
+    rows = np.flatnonzero(np.diff(old.indptr))
+    if len(rows) > MOST_USERS:
+        rng = np.random.default_rng(0)
+        rows = np.sort(rng.choice(rows, MOST_USERS, replace=False))
+    before = level(folded(fold, old[rows], items), items, old[rows])
+    trained = level(users[rows], items, old[rows])
+    return trained / before if trained > 0 and before > 0 else 1.0

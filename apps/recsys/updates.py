@@ -33,7 +33,7 @@ from apps.recsys.export import (
     matrix_of,
     numbers_of,
 )
-from apps.recsys.fold_in import L2, UNSEEN, folded, mean_square
+from apps.recsys.fold_in import L2, UNSEEN, folded, level, mean_square, scale_of
 from apps.recsys.interactions import Interactions
 from apps.recsys.models.closed_form import EASE, ItemKNN
 from apps.recsys.ragged import Ids, Texts, ragged
@@ -41,7 +41,6 @@ from apps.recsys.scoring import FactorScorer, FoldIn, LinearScorer
 from apps.recsys.tables import Table, dense, encode, from_arrays, integers
 
 REFITTED = {"EASE": EASE, "ItemKNN": ItemKNN}
-MOST_USERS = 2000  # whose scores tell how long vectors have to be
 BY_ROW = (*dense.KINDS, *integers.KINDS)
 
 
@@ -149,15 +148,6 @@ def item_fold(
     return best
 
 
-def level(rows: np.ndarray, columns: np.ndarray, pairs: sp.csr_array) -> float:
-    """Mean inner product over the stored pairs. rows: [R, d], columns: [C, d]."""
-    total = 0.0
-    for row in np.flatnonzero(np.diff(pairs.indptr)):
-        own = pairs.indices[pairs.indptr[row] : pairs.indptr[row + 1]]
-        total += float(rows[row] @ columns[own].sum(0))
-    return total / max(1, pairs.nnz)
-
-
 def _factors(
     model: FactorScorer, old: sp.csr_array, history: sp.csr_array, touched: np.ndarray
 ) -> FactorScorer:
@@ -173,7 +163,7 @@ def _factors(
     if model.users is not None:
         n_trained = model.users.shape[0]
         users[:n_trained] = _all_rows(model.users)
-        scale = _scale(users, items, old, fold)
+        scale = scale_of(users, items, old, fold)
     if history.shape[1] > n_items:
         # Users who were trained stay what they are for this.
         users[n_trained:] = folded(fold, known[n_trained:], items) * np.float32(scale)
@@ -186,19 +176,6 @@ def _factors(
         return model
     vectors = folded(fold, history[touched], items) * np.float32(scale)
     return replace(model, users=_with_rows(model.users, touched, vectors))
-
-
-def _scale(
-    users: np.ndarray, items: np.ndarray, old: sp.csr_array, fold: FoldIn
-) -> float:
-    """What gives folded users the mean score of trained ones over their own items."""
-    rows = np.flatnonzero(np.diff(old.indptr))
-    if len(rows) > MOST_USERS:
-        rng = np.random.default_rng(0)
-        rows = np.sort(rng.choice(rows, MOST_USERS, replace=False))
-    before = level(folded(fold, old[rows], items), items, old[rows])
-    trained = level(users[rows], items, old[rows])
-    return trained / before if trained > 0 and before > 0 else 1.0
 
 
 def refitted(artefact: Artefact, history: sp.csr_array) -> LinearScorer:

@@ -66,6 +66,32 @@ def test_factors_are_served_as_evaluated(data, tmp_path):
         assert [r.item for r in found.items] == expected
 
 
+def test_users_who_are_new_since_the_training_are_folded_in(data):
+    """What the training never moved is not served: they get their history's list."""
+    trained_on = data.train.copy()
+    for user in (4, 9):
+        trained_on.data[trained_on.indptr[user] : trained_on.indptr[user + 1]] = 0
+    trained_on.eliminate_zeros()
+    users, items = vectors(data)
+    users[[4, 9]] = np.random.default_rng(0).normal(size=(2, users.shape[1]))
+    model, fold = Factors(users, items), FoldIn(0.1, 1)
+    plain = artefact_of(model, data, fold_in=fold)
+    mended = artefact_of(model, data, fold_in=fold, trained_on=trained_on)
+    for user, name in enumerate(data.user_ids):
+        own = [data.item_ids[i] for i in plain.history[user]]
+        found = listed(mended, name)
+        new = user in (4, 9)
+        expected = listed(mended, history=own) if new else listed(plain, name)
+        assert found == expected
+        assert not new or found != listed(plain, name)
+    np.testing.assert_array_equal(model.users, users.astype(np.float32))
+
+
+def listed(artefact, user=None, history=None):
+    found = Recommender(artefact).recommend(user, history=history, k=47)
+    return [item.item for item in found.items]
+
+
 def test_a_fold_in_is_chosen_on_validation(data):
     """By brute force over the table, and blind to the test part."""
     items = vectors(data)[1]

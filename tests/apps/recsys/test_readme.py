@@ -1,6 +1,7 @@
 """What the README shows of serving: the printed list, and the service with curl."""
 
 import gzip
+import json
 import os
 import re
 import shlex
@@ -40,8 +41,9 @@ def test_data_of_ones_own(tmp_path, monkeypatch, capsys):
     head = "customer,sku,event,at"
     text = "\n".join([head, *rows]) + "\n"
     (tmp_path / "clicks.csv.gz").write_bytes(gzip.compress(text.encode()))
-    items = [f"S{i},Good thing {i},{['Tea', 'Mugs'][i // 3 % 2]}" for i in range(99)]
-    (tmp_path / "items.csv").write_text("\n".join(["sku,title,category", *items]))
+    kinds = ["Tea", "Mugs"]
+    items = [f"S{i},Good thing {i},{kinds[i // 3 % 2]},{i / 2}" for i in range(99)]
+    (tmp_path / "items.csv").write_text("\n".join(["sku,title,category,price", *items]))
     (tmp_path / "today.txt").write_text("c-104\nc-120\n")
     late = [
         f"c-{u},S{i},buy,2026-02-01T00:00:00Z" for u in (1, 104, 120) for i in range(99)
@@ -54,8 +56,11 @@ def test_data_of_ones_own(tmp_path, monkeypatch, capsys):
         words = shlex.split(line.removeprefix("$ sparsekit recsys "))
         small = {"compare": fewer, "train": fewer[:2]}.get(words[0], [])
         assert cli.main([*words, *small]) == 0, line
-        told[words[0]] = capsys.readouterr().out
+        told.setdefault(words[0], capsys.readouterr().out)
     assert "known        title of" in told["data"]
+    found = json.loads(told["recommend"])["items"]
+    assert found
+    assert all(int(row["item"][1:]) <= 40 for row in found)
     assert len((tmp_path / "lists.csv").read_text().splitlines()) == 21
     assert "2 users, with 95 % intervals" in told["backtest"]
     assert "99 of unknown users" in told["backtest"]
