@@ -210,6 +210,29 @@ def test_half_precision_rounds_the_products_and_not_the_weights(small) -> None:
     assert 0 < gap < 0.05
 
 
+def test_compiled_steps_train_the_same_weights(small, monkeypatch) -> None:
+    """Traced and differentiated ahead, but no code is generated: that takes minutes."""
+    calls = []
+
+    def traced(model: torch.nn.Module, **how) -> torch.nn.Module:
+        calls.append(how)
+        return compile_anything(model, backend="aot_eager", **how)
+
+    compile_anything = torch.compile
+    monkeypatch.setattr(torch, "compile", traced)
+    config = replace(
+        small, strategy="derpp", epochs=1, method="rigl", sparsity=0.5, seed=1
+    )
+    plain, compiled = train(config), train(replace(config, compile=True))
+    assert calls == [{"dynamic": False}]
+    torch.testing.assert_close(compiled.model.state_dict(), plain.model.state_dict())
+    assert compiled.masks.keys() == plain.masks.keys()
+    for name, mask in plain.masks.items():
+        assert torch.equal(compiled.masks[name], mask)
+    with pytest.raises(ValueError, match="use compile with backend masked"):
+        replace(config, compile=True, backend="values")
+
+
 def test_other_data_than_the_run_began_with_are_named(tmp_path: Path) -> None:
     """The same path, another content: a class less, an example less, another input."""
     generator = np.random.default_rng(0)
