@@ -13,22 +13,24 @@ from apps.classify.config import PRESETS, Config
 from apps.classify.result import Result, load_result, test_metrics
 from apps.classify.train import train
 from apps.common import images, options, verbs
-from apps.common.config import RunConfig, parse
+from apps.common.config import PresetConfig, VerbConfig, parse
 from apps.common.tables import percent
 from apps.common.training import evaluate
 
 
 @dataclass(frozen=True)
-class DataConfig(RunConfig):
+class DataConfig(PresetConfig):
     """Fetches a data set and prints its parts.
 
     Args:
         dataset: mnist5k, mnist, cifar10, or the path of your .npz with arrays x and y.
         data_dir: where cifar10 or your file is.
+        seed: of the split.
     """
 
     dataset: str = "mnist5k"
     data_dir: str | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,11 @@ class EvaluateConfig(verbs.FinishedConfig):
 
     Args:
         severities: of the corruptions, 1 to 5.
+        seed: of the corruptions.
     """
 
     severities: tuple[int, ...] = (1, 3, 5)
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class CompareConfig(Config):
         baseline: label that paired differences refer to.
     """
 
+    unused = verbs.GOES_ON
+
     methods: tuple[str, ...] = ("set", "rigl")
     seeds: int = 5
     baseline: str = "static"
@@ -64,7 +70,7 @@ class CompareConfig(Config):
 
 
 @dataclass(frozen=True)
-class CheckConfig(RunConfig):
+class CheckConfig(VerbConfig):
     """Holds a method to sparsekit's contract.
 
     Args:
@@ -94,7 +100,7 @@ def data_command(argv: list[str]) -> None:
 
     sparsekit classify data --dataset mnist5k
     """
-    config = parse(DataConfig, argv, presets=PRESETS)
+    config = parse(DataConfig, argv, presets=PRESETS, beside=Config)
     splits = data.load(config.dataset, config.seed, config.data_dir)
     facts = {"dataset": config.dataset} | splits.facts()
     verbs.tell(facts, *images.lines(facts))
@@ -117,7 +123,7 @@ def evaluate_command(argv: list[str]) -> None:
     """
     import torch
 
-    config = parse(EvaluateConfig, argv, presets=PRESETS)
+    config = parse(EvaluateConfig, argv)
     result = load_result(verbs.required(config.run, "run"))
     trained = result.config
     test = data.load(trained.dataset, trained.seed, trained.data_dir).test
@@ -168,7 +174,7 @@ def check_command(argv: list[str]) -> None:
 
     sparsekit classify check --method rigl
     """
-    config = parse(CheckConfig, argv, presets=PRESETS)
+    config = parse(CheckConfig, argv)
     cls = options.method_class(verbs.required(config.method or None, "method"))
     if cls is None:
         raise ValueError("dense is no method: there is nothing to check")
@@ -195,6 +201,6 @@ VERBS = {
     "train": train_command,
     "evaluate": evaluate_command,
     "compare": compare_command,
-    "report": verbs.reporter("classify", load_comparison, figure.draw, PRESETS),
+    "report": verbs.reporter("classify", load_comparison, figure.draw),
     "check": check_command,
 }

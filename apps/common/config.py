@@ -17,9 +17,16 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
 
-from apps.common.flags import defaults, from_flags, meant_of, take, take_dicts
+from apps.common.flags import (
+    defaults,
+    from_flags,
+    meant_of,
+    refuse_unused,
+    take,
+    take_dicts,
+)
 from apps.common.toml import convert, deep_merge, read_toml
 from sparsekit import atomic
 from sparsekit.spelling import choice
@@ -27,21 +34,42 @@ from sparsekit.spelling import choice
 Profile = Literal["smoke", "laptop", "full"]
 Value = str | int | float | bool  # of an option
 LARGEST_SEED = 2**63  # torch's generators take a long
-C = TypeVar("C", bound="RunConfig")
+C = TypeVar("C", bound="VerbConfig")
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class VerbConfig:
+    """What a verb takes: each field is a flag, and a key of `--config FILE`.
+
+    unused: {field: what to do instead} of fields that a verb inherits and has no use
+    for. They stay keys of a file, which may serve several verbs; as flags they are not
+    offered, and refused.
+    """
+
+    unused: ClassVar[Mapping[str, str]] = {}
+
+
+@dataclass(frozen=True)
+class PresetConfig(VerbConfig):
+    """What a verb takes whose settings come at several scales.
+
+    Args:
+        profile: part of `config` that holds: smoke for tests, laptop, or full.
+    """
+
+    profile: Profile = field(default="laptop", kw_only=True)
+
+
+@dataclass(frozen=True)
+class RunConfig(PresetConfig):
     """What every run takes.
 
     Args:
-        profile: scale of the run: smoke for tests, laptop, or full.
         seed: of everything that is random.
         out: folder for the results; without it nothing is written.
         resume: go on with the interrupted run in `out`.
     """
 
-    profile: Profile = field(default="laptop", kw_only=True)
     seed: int = field(default=0, kw_only=True)
     out: Path | None = field(default=None, kw_only=True)
     resume: bool = field(default=False, kw_only=True)
@@ -61,11 +89,12 @@ def parse(
     file serves several verbs; they are checked and left out. `--help` prints all flags
     with defaults and exits.
 
-    Raises ValueError or FileNotFoundError for an unknown key or flag, a wrong type, an
-    unreadable file: named, with the valid ones; OSError if nothing can be written to
-    `out`.
+    Raises ValueError or FileNotFoundError for an unknown key or flag, one that the verb
+    has no use for, a wrong type, an unreadable file: named, with the valid ones;
+    OSError if nothing can be written to `out`.
     """
     names, rest = take(list(argv), "--config")
+    refuse_unused(cls, rest)
     default = defaults(cls)
     profiles, _ = take(rest, "--profile")
     for name in names:
@@ -77,12 +106,15 @@ def parse(
         default = _from_file(cls, default, table, path, profile)
     rest = take_dicts(cls, default, rest)
     config = from_flags(cls, default, rest, presets)
-    if config.seed < 0:
-        raise ValueError(f"seed must be at least 0, got {config.seed}")
-    if config.seed >= LARGEST_SEED:
-        raise ValueError(f"seed must be below 2^63, got {config.seed}")
-    if config.out is not None:
-        atomic.require_writable(config.out)
+    if profiles and not names:
+        raise ValueError("--profile chooses a part of a settings file: give --config")
+    seed, out = getattr(config, "seed", 0), getattr(config, "out", None)
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}")
+    if seed >= LARGEST_SEED:
+        raise ValueError(f"seed must be below 2^63, got {seed}")
+    if out is not None:
+        atomic.require_writable(out)
     return config
 
 
@@ -176,7 +208,8 @@ def _from_file(
     profile: str | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Defaults overlaid by the file's top level and its profile."""
-    profiles = table.pop("profiles", {})
+    has_profiles = "profile" in default
+    profiles = table.pop("profiles", {}) if has_profiles else {}
     convert_table(cls, table, str(path))
     known = get_args(Profile)
     if not isinstance(profiles, dict):
@@ -189,7 +222,7 @@ def _from_file(
             )
         # All of them: a mistake should not wait for the day its profile is run.
         convert_table(cls, overlay, f"{path} [profiles.{name}]")
-    chosen = profile or table.get("profile") or default["profile"]
+    chosen = profile or table.get("profile") or default.get("profile")
     merged = deep_merge(table, profiles.get(chosen, {}))
     return deep_merge(default, convert_table(cls, merged, str(path)))
 

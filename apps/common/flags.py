@@ -10,7 +10,14 @@ import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
+from dataclasses import (
+    MISSING,
+    dataclass,
+    field,
+    fields,
+    is_dataclass,
+    make_dataclass,
+)
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -127,6 +134,7 @@ def from_flags(
     """The instance, by tyro. `--config` and `--json` are there for the help only."""
     import tyro
 
+    offered = _offered(cls)
     registry = tyro.constructors.ConstructorRegistry()
 
     @registry.primitive_rule
@@ -149,13 +157,13 @@ def from_flags(
     whole = make_dataclass(
         "Run",
         [
-            ("settings", Annotated[cls, tyro.conf.arg(name="")]),
+            ("settings", Annotated[offered, tyro.conf.arg(name="")]),
             ("config_file", Annotated[str | None, config_flag], field(default=None)),
             ("as_json", switch, field(default=False)),
         ],
     )
     description = (cls.__doc__ or "").partition("Args:")[0].strip()
-    start = whole(_unvalidated(cls, default), None, False)
+    start = whole(_unvalidated(offered, default), None, False)
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
@@ -177,7 +185,38 @@ def from_flags(
         word = unknown[0].partition("=")[0]
         refused = f"unknown argument {unknown[0]!r}"
         raise ValueError(choice(refused, word, flags, "valid:"))
-    return parsed.settings
+    if offered is cls:
+        return parsed.settings
+    return cls(**{f.name: getattr(parsed.settings, f.name) for f in fields(cls)})
+
+
+def refuse_unused(cls: type, argv: Sequence[str]) -> None:
+    """ValueError for the flag of a field that the class has no use for."""
+    for name, instead in _unused(cls).items():
+        flag = name.replace("_", "-")
+        for word in argv:
+            given = word.partition("=")[0]
+            if given.replace("_", "-") in (f"--{flag}", f"--no-{flag}"):
+                raise ValueError(f"{given} has no use here: {instead}")
+
+
+def _unused(cls: type) -> Mapping[str, str]:
+    """What a verb's settings say of it; nested ones use all their fields."""
+    return getattr(cls, "unused", {})
+
+
+def _offered(cls: type) -> type:
+    """The class as tyro shows it: without the flags of what it has no use for."""
+    import tyro
+
+    unused = _unused(cls)
+    if not unused:
+        return cls
+    hints, values = get_type_hints(cls), defaults(cls)
+    hidden = {name: Annotated[hints[name], tyro.conf.Suppress] for name in unused}
+    own = {name: values[name] for name in hidden}
+    body = {"__annotations__": hidden, "__doc__": cls.__doc__, **own}
+    return dataclass(frozen=True)(type(cls.__name__, (cls,), body))
 
 
 def _unvalidated(cls: type, values: Mapping[str, Any]) -> Any:
@@ -230,7 +269,9 @@ def _complaint(cls: type, box: str) -> str:
 def flags_of(cls: type, prefix: str = "") -> dict[str, Any]:
     """{flag: type} of every field of a dataclass."""
     found = {}
-    for name, hint in get_type_hints(cls).items():
+    hints = get_type_hints(cls)
+    for name in (f.name for f in fields(cls) if f.name not in _unused(cls)):
+        hint = hints[name]
         if is_dataclass(hint):
             found |= flags_of(hint, f"{prefix}{name}.")
         else:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from apps.common import processes, tables
-from apps.common.config import RunConfig, parse
+from apps.common.config import RunConfig, VerbConfig, parse
 from apps.common.flags import PROGRAM
 from apps.common.output import JSON, tell
 from apps.common.statistics import Interval
@@ -33,6 +33,8 @@ from sparsekit.spelling import meant
 Verb = Callable[[list[str]], int | None]
 Verbs = Mapping[str, Verb]
 C = TypeVar("C", bound=RunConfig)
+# What `unused` says where runs are kept and found again.
+GOES_ON = {"resume": "called again with the same --out, it goes on"}
 SHARED = ("train", "evaluate")  # verbs that several processes may run together
 
 
@@ -146,6 +148,8 @@ def required(value: Any, flag: str) -> Any:
 def resumable(cls: type[C], argv: list[str], presets: Path) -> C:
     """Settings of a run; `--resume --out FOLDER` alone takes those of the folder."""
     config = parse(cls, argv, presets=presets)
+    if config.resume and config.out is None:
+        raise ValueError("--resume goes on in a folder: give --out")
     stored = None if config.out is None else config.out / "config.toml"
     is_given = any(word.partition("=")[0] == "--config" for word in argv)
     if config.resume and not is_given and stored is not None and stored.is_file():
@@ -153,9 +157,13 @@ def resumable(cls: type[C], argv: list[str], presets: Path) -> C:
     return config
 
 
-def narrowed(config: RunConfig, cls: type[C], **changes: Any) -> C:
-    """The settings of `cls` among those of a verb, without the verb's folder."""
-    settings = {f.name: getattr(config, f.name) for f in fields(cls)}
+def narrowed(config: VerbConfig, cls: type[C], **changes: Any) -> C:
+    """The settings of `cls` among those of a verb, without the verb's folder.
+
+    What the verb does not take has its default.
+    """
+    names = {f.name for f in fields(cls)} & {f.name for f in fields(config)}
+    settings = {name: getattr(config, name) for name in names}
     return cls(**(settings | {"out": None, "resume": False} | changes))
 
 
@@ -187,7 +195,7 @@ def divided(
 
 
 @dataclass(frozen=True)
-class FinishedConfig(RunConfig):
+class FinishedConfig(VerbConfig):
     """What looks at a finished run takes.
 
     Args:
@@ -198,26 +206,27 @@ class FinishedConfig(RunConfig):
 
 
 @dataclass(frozen=True)
-class ReportConfig(RunConfig):
+class ReportConfig(VerbConfig):
     """Writes a comparison's figure, and its numbers as a table.
 
     Args:
         run: folder that `compare` wrote.
         formats: png, svg or pdf of the figure; csv: every value of every seed.
+        out: folder for them; default: the comparison's.
     """
 
     run: Path | None = None
     formats: tuple[str, ...] = ("png", "svg")
+    out: Path | None = None
 
 
 def reporter(
-    app: str, load: Callable[[Path], Any], draw: Callable[[Any, Path], None],
-    presets: Path,
-) -> Verb:  # fmt: skip
+    app: str, load: Callable[[Path], Any], draw: Callable[[Any, Path], None]
+) -> Verb:
     """The verb report of an app; load and draw: of its comparisons."""
 
     def report_command(argv: list[str]) -> None:
-        report(argv, load, draw, presets)
+        report(argv, load, draw)
 
     report_command.__doc__ = f"""Write the table and the figure of a comparison.
 
@@ -227,13 +236,10 @@ def reporter(
 
 
 def report(
-    argv: list[str],
-    load: Callable[[Path], Any],
-    draw: Callable[[Any, Path], None],
-    presets: Path,
+    argv: list[str], load: Callable[[Path], Any], draw: Callable[[Any, Path], None]
 ) -> None:
     """Prints the table of a comparison and writes its figure, beside it or to --out."""
-    config = parse(ReportConfig, argv, presets=presets)
+    config = parse(ReportConfig, argv)
     folder = required(config.run, "run")
     comparison = load(folder)
     paths = [(config.out or folder) / f"compare.{form}" for form in config.formats]

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from apps.common import verbs
-from apps.common.config import RunConfig, parse
+from apps.common.config import VerbConfig, parse
 from apps.common.images import PARTS
 from apps.common.tables import percent
 from apps.continual import figure, memory, metrics, strategy, streams
 from apps.continual.compare import compare, load_comparison
-from apps.continual.config import PRESETS, Config
+from apps.continual.config import PRESETS, Config, StreamConfig
 from apps.continual.export import export
 from apps.continual.flops import RULES, training_flops
 from apps.continual.result import Result, load_result
@@ -23,7 +23,7 @@ from sparsekit.spelling import choice
 
 
 @dataclass(frozen=True)
-class DataConfig(Config):
+class DataConfig(StreamConfig):
     """Fetches a data set and prints the tasks it is cut into."""
 
 
@@ -56,6 +56,8 @@ class CompareConfig(Config):
         baseline: label that paired differences refer to.
     """
 
+    unused = verbs.GOES_ON | {"strategy": "give --strategies"}
+
     strategies: tuple[str, ...] = ("er", "derpp", "gdumb")
     seeds: int = 5
     baseline: str = "finetune"
@@ -65,7 +67,7 @@ class CompareConfig(Config):
 
 
 @dataclass(frozen=True)
-class FlopsConfig(RunConfig):
+class FlopsConfig(VerbConfig):
     """Prints the FLOPs of a published training, by the paper's rule and honestly.
 
     Args:
@@ -80,18 +82,20 @@ class FlopsConfig(RunConfig):
 
 
 @dataclass(frozen=True)
-class ExportConfig(RunConfig):
+class ExportConfig(VerbConfig):
     """Writes a finished run's model as one file for devices.
 
     Args:
         run: the run's folder.
         values: type of stored weights: float32, float16 or bfloat16.
         onnx: an ONNX file as well.
+        out: folder for the files; default: the run's.
     """
 
     run: Path | None = None
     values: str = "float32"
     onnx: bool = False
+    out: Path | None = None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -112,8 +116,8 @@ def data_command(argv: list[str]) -> None:
 
     sparsekit continual data --config derpp-mnist
     """
-    config = parse(DataConfig, argv, presets=PRESETS)
-    stream = streams.load(config)
+    config = parse(DataConfig, argv, presets=PRESETS, beside=Config)
+    stream = streams.load(verbs.narrowed(config, Config))
     shape = "x".join(map(str, stream.shape))
     text = [f"{stream.name}: inputs {shape}, {stream.n_classes} classes"]
     tasks = []
@@ -145,7 +149,7 @@ def evaluate_command(argv: list[str]) -> None:
 
     sparsekit continual evaluate --run runs/derpp
     """
-    config = parse(EvaluateConfig, argv, presets=PRESETS)
+    config = parse(EvaluateConfig, argv)
     result = load_result(verbs.required(config.run, "run"))
     a = result.matrix
     defined = {
@@ -196,7 +200,7 @@ def flops_command(argv: list[str]) -> None:
 
     sparsekit continual flops --method sparcl-derpp --sparsity 0.75
     """
-    config = parse(FlopsConfig, argv, presets=PRESETS)
+    config = parse(FlopsConfig, argv)
     totals = {
         rule: training_flops(config.network, config.method, config.sparsity, rule)
         for rule in RULES
@@ -210,7 +214,7 @@ def export_command(argv: list[str]) -> None:
 
     sparsekit continual export --run runs/derpp --values float16
     """
-    config = parse(ExportConfig, argv, presets=PRESETS)
+    config = parse(ExportConfig, argv)
     run_folder = verbs.required(config.run, "run")
     written = export(run_folder, config.out, config.values, config.onnx)
     device = written.device
@@ -251,7 +255,7 @@ VERBS = {
     "train": train_command,
     "evaluate": evaluate_command,
     "compare": compare_command,
-    "report": verbs.reporter("continual", load_comparison, figure.draw, PRESETS),
+    "report": verbs.reporter("continual", load_comparison, figure.draw),
     "flops": flops_command,
     "export": export_command,
 }

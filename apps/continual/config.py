@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from apps.common import options as methods
-from apps.common.config import RunConfig, Value, read_preset
+from apps.common.config import PresetConfig, RunConfig, Value, read_preset
 from apps.common.ranges import at_least, in_unit_interval, positive
 from sparsekit.method import require_sparsity
 
@@ -13,8 +13,8 @@ PRESETS = Path(__file__).parent / "presets"
 
 
 @dataclass(frozen=True)
-class Config(RunConfig):
-    """One training on a stream of tasks. Every field is a flag and a key of a preset.
+class StreamConfig(PresetConfig):
+    """A data set as a stream of tasks.
 
     Args:
         dataset: mnist5k, mnist, digits, tweets, reviews, cifar10, tiny-imagenet, the
@@ -31,8 +31,28 @@ class Config(RunConfig):
         shuffle_classes: the seed draws the order.
         blurry: share of each task's training examples that are exchanged with other
             tasks, in [0, 1).
-        online: every example is seen once, and strategies are not told of tasks.
         train_size: so many training examples a task at most; default: all.
+        seed: of the split, the order of classes, and what is exchanged.
+    """
+
+    dataset: str = "mnist5k"
+    data_dir: str | None = None
+    scenario: Literal["class", "task", "domain"] = "class"
+    drift: Literal["permuted", "rotated", "tasks"] = "permuted"
+    tasks: int = 5
+    order: tuple[int, ...] = ()
+    shuffle_classes: bool = False
+    blurry: float = 0.0
+    train_size: int | None = None
+    seed: int = field(default=0, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Config(StreamConfig, RunConfig):
+    """One training on a stream of tasks. Every field is a flag and a key of a preset.
+
+    Args:
+        online: every example is seen once, and strategies are not told of tasks.
         model: mlp, cnn or resnet18.
         width: hidden units, or filters of the first convolution.
         depth: hidden layers or convolutions; unused by resnet18.
@@ -68,18 +88,10 @@ class Config(RunConfig):
         precision: of products and convolutions; bf16 is autocast, in training.
         compile: training passes go through torch.compile: a minute to begin with, then
             faster steps on a GPU; the same sums in another order.
+        seed: of everything that is random.
     """
 
-    dataset: str = "mnist5k"
-    data_dir: str | None = None
-    scenario: Literal["class", "task", "domain"] = "class"
-    drift: Literal["permuted", "rotated", "tasks"] = "permuted"
-    tasks: int = 5
-    order: tuple[int, ...] = ()
-    shuffle_classes: bool = False
-    blurry: float = 0.0
     online: bool = False
-    train_size: int | None = None
     model: Literal["mlp", "cnn", "resnet18"] = "mlp"
     width: int = 100
     depth: int = 2

@@ -6,26 +6,23 @@ sparsekit data-pruning train --config cnn-mnist5k --subset runs/half/subset.csv
 sparsekit data-pruning compare --strategies el2n ccs --seeds 5 --out runs/compare
 """  # noqa: E501
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from apps.common import images, verbs
-from apps.common.config import RunConfig, parse
+from apps.common.config import VerbConfig, parse
 from apps.common.runs import RunFolder
 from apps.common.tables import percent
 from apps.data_pruning import data as sources
 from apps.data_pruning import figure, files, scoring
 from apps.data_pruning.comparison import load_comparison
-from apps.data_pruning.config import PRESETS, Config, TrainConfig
+from apps.data_pruning.config import PRESETS, Config, DataConfig, TrainConfig
 from apps.data_pruning.experiment import compare
 from apps.data_pruning.result import Result, train_run
 from apps.data_pruning.strategy import SHORT
 from sparsekit.data_pruning.selection import POLICIES, select
-
-
-@dataclass(frozen=True)
-class DataConfig(Config):
-    """Fetches a data set and prints its parts, and what is planted."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +33,13 @@ class ScoreConfig(Config):
         score: a name, with @EPOCH for another epoch than `score_epoch`.
     """
 
+    unused: ClassVar[Mapping[str, str]] = {"resume": "scoring begins anew each time"}
+
     score: str = "el2n"
 
 
 @dataclass(frozen=True)
-class SelectConfig(RunConfig):
+class SelectConfig(VerbConfig):
     """Chooses by a file of scores, ours or yours, and writes subset.csv.
 
     Args:
@@ -50,6 +49,8 @@ class SelectConfig(RunConfig):
         policy: top, bottom, window, strata, random, ...
         per_class: the policy within each class.
         options: of the policy, as drop_hardest=0.1.
+        seed: of policies that draw.
+        out: folder for subset.csv.
     """
 
     scores: Path | None = None
@@ -57,6 +58,8 @@ class SelectConfig(RunConfig):
     policy: str = "strata"
     per_class: bool = False
     options: dict[str, int | float] = field(default_factory=dict)
+    seed: int = 0
+    out: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ class CompareConfig(Config):
         budgets: steps, epochs, or both.
         seeds: how many, from `seed` on.
     """
+
+    unused = verbs.GOES_ON
 
     strategies: tuple[str, ...] = ("el2n", "ccs")
     keeps: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -100,8 +105,8 @@ def data_command(argv: list[str]) -> None:
 
     sparsekit data-pruning data --dataset mnist5k --noise 0.1
     """
-    config = parse(DataConfig, argv, presets=PRESETS)
-    data = sources.load(config)
+    config = parse(DataConfig, argv, presets=PRESETS, beside=Config)
+    data = sources.load(verbs.narrowed(config, Config))
     facts = {"dataset": data.splits.name} | data.splits.facts()
     wrong, copies = int(data.flipped.sum()), int((data.copy_of >= 0).sum())
     verbs.tell(
@@ -154,7 +159,7 @@ def select_command(argv: list[str]) -> None:
 
     sparsekit data-pruning select --scores runs/scores/scores.parquet --out runs/half
     """
-    config = parse(SelectConfig, argv, presets=PRESETS)
+    config = parse(SelectConfig, argv)
     out = verbs.required(config.out, "out")
     found = files.read_scores(verbs.required(config.scores, "scores"))
     if config.per_class and found.labels is None:
@@ -210,5 +215,5 @@ VERBS = {
     "score": score_command,
     "select": select_command,
     "compare": compare_command,
-    "report": verbs.reporter("data-pruning", load_comparison, figure.draw, PRESETS),
+    "report": verbs.reporter("data-pruning", load_comparison, figure.draw),
 }

@@ -1,10 +1,10 @@
 """The settings of a training: data, network, optimisation, scoring."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from apps.common.config import RunConfig, convert_table, read_preset
+from apps.common.config import PresetConfig, RunConfig, convert_table, read_preset
 from apps.common.ranges import at_least, in_unit_interval, positive
 from apps.common.toml import deep_merge, read_toml
 
@@ -12,8 +12,8 @@ PRESETS = Path(__file__).parent / "presets"
 
 
 @dataclass(frozen=True)
-class Config(RunConfig):
-    """One training, and how examples are scored for it.
+class DataConfig(PresetConfig):
+    """Fetches a data set and prints its parts, and what is planted.
 
     Args:
         dataset: mnist5k, mnist, cifar10, or the path of your .npz with arrays x and y.
@@ -23,6 +23,22 @@ class Config(RunConfig):
         noise: share of the training labels that are replaced by another class.
         duplicates: share of the training examples that are replaced by near copies of
             others.
+        seed: of the split, and of what is planted.
+    """
+
+    dataset: str = "mnist5k"
+    data_dir: str | None = None
+    train_size: int | None = None
+    noise: float = 0.0
+    duplicates: float = 0.0
+    seed: int = field(default=0, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Config(DataConfig, RunConfig):
+    """One training, and how examples are scored for it.
+
+    Args:
         model: mlp, cnn or resnet18.
         width: hidden units, or filters of the first convolution.
         depth: hidden layers or convolutions; unused by resnet18.
@@ -41,13 +57,9 @@ class Config(RunConfig):
         device: cpu or cuda.
         precision: of products and convolutions; bf16 is autocast.
         compile: torch.compile for the training steps.
+        seed: of everything that is random.
     """
 
-    dataset: str = "mnist5k"
-    data_dir: str | None = None
-    train_size: int | None = None
-    noise: float = 0.0
-    duplicates: float = 0.0
     model: Literal["mlp", "cnn", "resnet18"] = "cnn"
     width: int = 8
     depth: int = 2

@@ -106,6 +106,8 @@ class AugmentConfig(Source):
         endpoint: what `ask` asks.
         dry_run: print what would leave and cost, and stop.
         store: file of replies; default: in the cache folder.
+        seed: of the chooser that is random.
+        out: folder for the augmentation.
     """
 
     base: Literal["ease", "itemknn", "popularity"] = "ease"
@@ -123,6 +125,8 @@ class AugmentConfig(Source):
     endpoint: EndpointSettings = field(default_factory=EndpointSettings)
     dry_run: bool = False
     store: Path | None = None
+    seed: int = 0
+    out: Path | None = None
 
     def __post_init__(self) -> None:
         if self.candidates < 2 or self.history < 1:

@@ -3,8 +3,10 @@
 sparsekit recsys budget --config lightgcn-ml100k --mb 0.02 0.08 --out runs/budget
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -36,6 +38,8 @@ class BudgetConfig(Config):
             validation part, and agreement with the dense model chooses.
         measure: memory and time of a query, too.
     """
+
+    unused: ClassVar[Mapping[str, str]] = {"resume": "it begins anew each time"}
 
     mb: tuple[float, ...] = ()
     seeds: int = 5

@@ -58,6 +58,8 @@ class CompareConfig(Config):
         baseline: label that differences refer to.
     """
 
+    unused = verbs.GOES_ON
+
     models: tuple[str, ...] = ("mf",)
     methods: tuple[str, ...] = ()
     trials: int = 5
@@ -110,7 +112,7 @@ def evaluate_command(argv: list[str]) -> None:
 
     sparsekit recsys evaluate --run runs/lightgcn
     """
-    config = parse(EvaluateConfig, argv, presets=PRESETS)
+    config = parse(EvaluateConfig, argv)
     result = load_result(verbs.required(config.run, "run"))
     parts = slices(result)
     told = [
@@ -214,7 +216,7 @@ VERBS = {
     "train": train_command,
     "evaluate": evaluate_command,
     "compare": compare_command,
-    "report": verbs.reporter("recsys", load_comparison, figure.draw, PRESETS),
+    "report": verbs.reporter("recsys", load_comparison, figure.draw),
     **BUDGET_VERBS,
     **AUGMENT_VERBS,
     **SERVING_VERBS,

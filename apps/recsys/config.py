@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from apps.common import options
-from apps.common.config import RunConfig, Value, read_preset
+from apps.common.config import PresetConfig, RunConfig, Value, read_preset
 from apps.common.ranges import at_least, in_unit_interval, positive
 from apps.recsys import data
 from apps.recsys.augmentation import LLMRecSettings
@@ -22,7 +22,7 @@ MODELS = ("lightgcn", "llmrec", "mf", "multvae", "neumf")
 
 
 @dataclass(frozen=True)
-class LogFile(RunConfig):
+class LogFile(PresetConfig):
     """A file of interactions and how it is read. Every field is a flag.
 
     Args:
@@ -106,7 +106,7 @@ class Source(LogFile):
 
 
 @dataclass(frozen=True)
-class Config(Source):
+class Config(Source, RunConfig):
     """One training.
 
     Args:

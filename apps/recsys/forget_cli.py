@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from apps.common.config import RunConfig, parse
+from apps.common.config import VerbConfig, parse
 from apps.common.verbs import Verbs, plain, required, tell
 from apps.recsys.artefact import load, save
 from apps.recsys.config import Value
@@ -23,7 +23,7 @@ from apps.recsys.scoring import FactorScorer
 
 
 @dataclass(frozen=True)
-class ForgetConfig(RunConfig):
+class ForgetConfig(VerbConfig):
     """Writes a run, or a file, that has forgotten users, items or interactions.
 
     Args:
@@ -57,6 +57,7 @@ class ForgetConfig(RunConfig):
     references: int = 0
     look: tuple[Path, ...] = ()
     receipt: Path | None = None
+    out: Path | None = None
 
 
 def forget_command(argv: list[str]) -> None:

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from apps.common.config import RunConfig, parse, settings
+from apps.common.config import VerbConfig, parse, settings
 from apps.common.options import field_values
 from apps.common.output import JSON, tell
 from apps.common.verbs import Verbs, required
@@ -69,10 +69,11 @@ class ExportConfig(Source):
     users: Users = "vectors"
     keep: int | None = None
     fold_in: tuple[float, ...] = ()
+    out: Path | None = None
 
 
 @dataclass(frozen=True)
-class RecommendConfig(RunConfig):
+class RecommendConfig(VerbConfig):
     """Prints items for one user, or writes those of many.
 
     Args:
@@ -105,6 +106,7 @@ class RecommendConfig(RunConfig):
     seen: bool = False
     unknown: Unknown = "raise"
     users: tuple[str, ...] = ()
+    out: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,8 @@ class UpdateConfig(LaterLog):
         out: the new file; default: it takes the place of the old one.
     """
 
+    out: Path | None = None
+
 
 @dataclass(frozen=True)
 class BacktestConfig(LaterLog):
@@ -147,9 +151,11 @@ class BacktestConfig(LaterLog):
         out: a .json file for the metrics, too.
     """
 
+    out: Path | None = None
+
 
 @dataclass(frozen=True)
-class ServeConfig(RunConfig):
+class ServeConfig(VerbConfig):
     """Answers over HTTP until it is stopped; kill -HUP makes it read the file again.
 
     Args:

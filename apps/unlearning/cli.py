@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from apps.common import verbs
-from apps.common.config import RunConfig, parse
+from apps.common.config import PresetConfig, VerbConfig, parse
 from apps.common.tables import percent, shown
 from apps.unlearning import data, figure, service_cli, unlearner
 from apps.unlearning.compare import compare, load_comparison
@@ -19,18 +19,20 @@ from apps.unlearning.train import train
 
 
 @dataclass(frozen=True)
-class DataConfig(RunConfig):
+class DataConfig(PresetConfig):
     """Loads a data set and prints what would be forgotten.
 
     Args:
         dataset: mnist5k, mnist, cifar10, or the path of your .npz with arrays x and y.
         data_dir: where cifar10 or your file is.
         forget: as in `train`.
+        seed: of the split and the forget set.
     """
 
     dataset: str = "mnist5k"
     data_dir: str | None = None
     forget: str = "random:0.1"
+    seed: int = 0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -75,6 +77,8 @@ class CompareConfig(Config):
         seeds: how many seeds, from `seed` on.
     """
 
+    unused = verbs.GOES_ON | {"method": "give --methods", "pruner": "give --pruners"}
+
     methods: tuple[str, ...] = ("finetune", "l1_sparse")
     pruners: tuple[str, ...] = ("dense", "omp")
     seeds: int = 5
@@ -88,7 +92,7 @@ def data_command(argv: list[str]) -> None:
 
     sparsekit unlearning data --dataset mnist5k --forget class:3
     """
-    config = parse(DataConfig, argv, presets=PRESETS)
+    config = parse(DataConfig, argv, presets=PRESETS, beside=Config)
     loaded = data.load(config.dataset, config.forget, config.seed, config.data_dir)
     facts = {"dataset": loaded.name, "classes": loaded.classes, "forget": config.forget}
     text = [f"{loaded.name}: {loaded.classes} classes; forget {config.forget}"]
@@ -106,7 +110,7 @@ def methods_command(argv: list[str]) -> None:
 
     sparsekit unlearning methods
     """
-    parse(RunConfig, argv)
+    parse(VerbConfig, argv)
     rows, text = [], []
     for name, cls in unlearner.discover().items():
         what = (cls.__doc__ or "").strip().splitlines()[0]
@@ -136,7 +140,7 @@ def evaluate_command(argv: list[str]) -> None:
 
     sparsekit unlearning evaluate --run runs/l1 --references 2
     """
-    config = parse(EvaluateConfig, argv, presets=PRESETS)
+    config = parse(EvaluateConfig, argv)
     found = ladder(verbs.required(config.run, "run"), config.references)
     content, text = attacked(found)
     if config.shadows:
@@ -234,7 +238,7 @@ def report_command(argv: list[str]) -> int | None:
     asked = {word.partition("=")[0] for word in argv}
     if not asked & {"--run", "--help", "-h"}:
         raise ValueError("give --run, a comparison, or --folder, of the service")
-    return verbs.report(argv, load_comparison, figure.draw, PRESETS)
+    return verbs.report(argv, load_comparison, figure.draw)
 
 
 def lines(result: Result) -> list[str]:

@@ -9,12 +9,14 @@ sparsekit unlearning verify service/receipts/0001.json --files service
 sparsekit unlearning retire --wipe
 """
 
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
-from apps.common.config import RunConfig, parse
+from apps.common.config import VerbConfig, parse
 from apps.common.receipt import printable
-from apps.common.verbs import required, tell
+from apps.common.verbs import narrowed, required, tell
 from apps.unlearning import service_audit
 from apps.unlearning.config import PRESETS, Config, Value
 from apps.unlearning.ledger import Batch
@@ -37,6 +39,11 @@ class SetupConfig(Config):
             training part that `seed` draws; then nothing is trained here.
     """
 
+    unused: ClassVar[Mapping[str, str]] = {
+        "out": "a service is made in --folder",
+        "resume": "called again, an interrupted setup goes on",
+    }
+
     folder: Path = Path("service")
     subjects: Path | None = None
     hash_subjects: bool = True
@@ -44,14 +51,25 @@ class SetupConfig(Config):
 
 
 @dataclass(frozen=True)
-class FolderConfig(RunConfig):
-    """Writes a report that an auditor can read: one HTML file.
+class FolderConfig(VerbConfig):
+    """What every verb of a service takes.
 
     Args:
         folder: of the service.
     """
 
     folder: Path = Path("service")
+
+
+@dataclass(frozen=True)
+class ReportConfig(FolderConfig):
+    """Writes a report that an auditor can read: one HTML file.
+
+    Args:
+        out: the file; default: report.html in the folder.
+    """
+
+    out: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -150,10 +168,13 @@ def setup_command(argv: list[str]) -> None:
     """
     config = parse(SetupConfig, argv, presets=PRESETS)
     mapping = required(config.subjects, "subjects")  # before keys are made
-    if config.out is not None:
-        raise ValueError("a service is made in --folder: leave --out out")
-    plain = Config(**{f.name: getattr(config, f.name) for f in fields(Config)})
-    setup(config.folder, plain, mapping, config.hash_subjects, config.weights)
+    setup(
+        config.folder,
+        narrowed(config, Config),
+        mapping,
+        config.hash_subjects,
+        config.weights,
+    )
     with Service(config.folder) as service:
         counts = service.ledger.counts()
     tell(
@@ -321,7 +342,7 @@ def report_command(argv: list[str]) -> None:
 
     sparsekit unlearning report --folder service --out report.html
     """
-    config = parse(FolderConfig, argv)
+    config = parse(ReportConfig, argv)
     out = config.out or config.folder / "report.html"
     with Service(config.folder) as service:
         write_report(service.ledger, out)

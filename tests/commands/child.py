@@ -6,6 +6,7 @@ a command costs what its work costs, and what is done to it is really done.
 
 import ctypes
 import io
+import json
 import multiprocessing
 import os
 import resource
@@ -17,18 +18,24 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from tests.commands.use import Watch
+
 APPS = ("classify", "continual", "data_pruning", "recsys", "unlearning")
 STEPS = ("open", "os.rename", "os.remove", "os.mkdir")
 
 
 @dataclass(frozen=True)
 class Done:
-    """status: of the process, negative for a signal. steps: its file operations."""
+    """status: of the process, negative for a signal. steps: its file operations.
+
+    ignored: settings that it offers and made no use of; see `use`.
+    """
 
     status: int
     out: str
     err: str
     steps: int
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,8 +78,9 @@ def run(argv: list[str], folder: Path, trouble: Trouble | None = None) -> Done:
         if process.is_alive():
             process.kill()
             raise AssertionError(f"{argv} did not end within four minutes")
-        out, err, steps = (one.result() for one in reading)
-    return Done(process.exitcode, out, err, int(steps or 0))
+        out, err, told = (one.result() for one in reading)
+    steps, ignored = json.loads(told or "[0, []]")
+    return Done(process.exitcode, out, err, steps, tuple(ignored))
 
 
 def inside(argv: list[str], folder: Path) -> Done:
@@ -108,7 +116,8 @@ def _command(argv: list[str], folder: str, trouble: Trouble, *ends: Connection) 
         os.environ.update(trouble.environ)
     if trouble.powerless and os.getuid() == 0:
         give_up_power()
-    steps = 0
+    steps, watch = 0, Watch()
+    watch.start()
 
     def step(event: str, arguments: tuple) -> None:
         nonlocal steps
@@ -133,7 +142,7 @@ def _command(argv: list[str], folder: str, trouble: Trouble, *ends: Connection) 
 
         traceback.print_exc()
     sys.stdout.flush(), sys.stderr.flush()
-    os.write(ends[2].fileno(), str(steps).encode())
+    os.write(ends[2].fileno(), json.dumps([steps, watch.ignored()]).encode())
     os._exit(status)
 
 

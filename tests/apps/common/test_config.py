@@ -2,15 +2,16 @@
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from apps.common.config import RunConfig, parse, to_toml
+from apps.common.config import RunConfig, VerbConfig, parse, to_toml
 from apps.common.flags import PROGRAM
 
 Value = str | int | float | bool
@@ -162,13 +163,73 @@ def test_a_file_may_choose_its_profile_and_a_flag_another(file) -> None:
     assert parse(Config, ["--config", str(path), "--profile", "laptop"]).lr == 0.1
 
 
-def test_every_run_takes_these_flags() -> None:
-    flags = "--profile smoke --seed 7 --out runs/a --resume --sizes 1 2 3"
+def test_every_run_takes_these_flags(file) -> None:
+    flags = f"--config {file('')} --profile smoke --seed 7 --out runs/a --resume"
+    flags += " --sizes 1 2 3"
     config = parse(Config, [*flags.split(), "--limit", "4", "--flag", "--kind", "cnn"])
     assert (config.profile, config.seed, config.out) == ("smoke", 7, Path("runs/a"))
     assert (config.resume, config.sizes, config.limit) == (True, (1, 2, 3), 4)
     assert (config.flag, config.kind) == (True, "cnn")
     assert parse(RunConfig, ["--seed", "3"]) == RunConfig(seed=3)
+
+
+def test_a_profile_without_a_file_is_refused() -> None:
+    """It would change nothing: who asks for a small run would get a large one."""
+    for flag in (["--profile", "smoke"], ["--profile=full", "--lr", "2"]):
+        with pytest.raises(ValueError, match=r"part of a settings file: give --config"):
+            parse(Config, flag)
+
+
+@dataclass(frozen=True)
+class Several(Config):
+    """Several trainings."""
+
+    unused: ClassVar[Mapping[str, str]] = {"resume": "it goes on", "note": "give notes"}
+
+    notes: tuple[str, ...] = ()
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--no-resume", "--resume=True"])
+def test_a_flag_without_use_is_refused(flag) -> None:
+    given = flag.partition("=")[0]
+    with pytest.raises(ValueError, match=f"^{given} has no use here: it goes on$"):
+        parse(Several, [flag, "--lr", "2"])
+
+
+def test_a_flag_without_use_is_not_offered_but_stays_a_key(file, capsys) -> None:
+    with pytest.raises(SystemExit):
+        parse(Several, ["--help"])
+    shown = capsys.readouterr().out
+    assert "--resume" not in shown
+    assert "--note " not in shown
+    assert "--notes" in shown
+    assert "learning rate" in shown
+    path = file("note = 'x'\n[encoder]\ndim = 3\n[options]\na = 1\n")
+    found = parse(Several, ["--config", str(path), "--notes", "y", "--encoder.dim=4"])
+    assert found == Several(
+        note="x", notes=("y",), encoder=Encoder(dim=4), options={"a": 1}
+    )
+    assert type(found) is Several
+    with pytest.raises(ValueError, match=r"valid: (?!.*--resume)") as caught:
+        parse(Several, ["--nope"])
+    assert "--notes" in str(caught.value)
+
+
+def test_a_verb_without_profiles_takes_none(file) -> None:
+    @dataclass(frozen=True)
+    class Look(VerbConfig):
+        """Looks."""
+
+        k: int = 3
+
+    assert parse(Look, ["--config", str(file("k = 5"))]).k == 5
+    assert parse(Look, ["--k", "4"]) == Look(k=4)
+    for word in ("--profile", "--seed", "--out", "--resume"):
+        with pytest.raises(ValueError, match=f"unknown argument '{word}'"):
+            parse(Look, [word, "1"])
+    for text in ("profile = 'smoke'", "[profiles.smoke]\nk = 1\n"):
+        with pytest.raises(ValueError, match="unknown key 'profile"):
+            parse(Look, ["--config", str(file(text))])
 
 
 def test_options_change_keys_and_keep_the_files_others(file) -> None:
