@@ -232,6 +232,8 @@ def _squares(
     loss: Tensor, leaves: Mapping[str, Tensor], masks: Mapping[str, Tensor]
 ) -> dict[str, float]:
     """Squared norms of the gradients of one loss."""
+    if not leaves:
+        return {}
     found = {}
     grads = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
     for name, grad in zip(leaves, grads, strict=True):
