@@ -94,7 +94,7 @@ class Dependencies:
 
     def tie(self, a: Tensor, b: Tensor) -> None:
         """a[i] and b[i] stand or fall together."""
-        for x, y in zip(a.tolist(), b.tolist(), strict=True):
+        for x, y in torch.stack((a, b), dim=1).tolist():
             self._parents[self._root(x)] = self._root(y)
 
     def _root(self, unit: int) -> int:
@@ -122,9 +122,9 @@ class Dependencies:
         elif layer.groups > 1:
             ins = value.units.view(layer.groups, -1)
             outs = layer.units.view(layer.groups, -1)
-            for row_in, row_out in zip(ins, outs, strict=True):
-                self.tie(row_in, row_in[:1].expand_as(row_in))
-                self.tie(row_out, row_in[:1].expand_as(row_out))
+            for group, first in enumerate(ins[:, :1]):
+                self.tie(ins[group], first.expand_as(ins[group]))
+                self.tie(outs[group], first.expand_as(outs[group]))
         return layer
 
     def _alive(self, name: str, module: Any) -> Tensor:
@@ -148,8 +148,15 @@ class Dependencies:
             before = len(reasons)
             for layer in reversed(self.layers.values()):
                 self._needed_by(layer, reasons)
-            if len(reasons) == before and not self._keep_one(reasons):
+            if len(reasons) > before:
+                continue
+            empty = self._empty(reasons)
+            if empty is None:
                 return reasons
+            best = 0
+            if empty.constant is not None:  # one that reads nothing, if possible
+                best = int((~empty.constant.isnan()).int().argmax())
+            reasons[int(self._roots[empty.units[best]])] = "a layer keeps a unit"
 
     def _needed_by(self, layer: Layer, reasons: dict[int, str]) -> None:
         if layer.alive is None or not layer.inputs or layer.groups > 1:
@@ -167,16 +174,12 @@ class Dependencies:
                 )
             reasons.setdefault(int(self._roots[units[i]]), why)
 
-    def _keep_one(self, reasons: dict[int, str]) -> bool:
-        """A layer without outputs would not run. True if one had to be added."""
+    def _empty(self, reasons: Mapping[int, str]) -> Layer | None:
+        """A layer of which no unit is needed: it would not run."""
         for layer in self.layers.values():
             if not bool(self._among(reasons, layer.units).any()):
-                best = 0
-                if layer.constant is not None:  # one that reads nothing, if possible
-                    best = int((~layer.constant.isnan()).int().argmax())
-                reasons[int(self._roots[layer.units[best]])] = "a layer keeps a unit"
-                return True
-        return False
+                return layer
+        return None
 
     def _among(self, reasons: Mapping[int, str], units: Tensor) -> Tensor:
         return torch.tensor([root in reasons for root in self._roots[units].tolist()])
@@ -261,7 +264,7 @@ class _Walk:
     def _embedding(self, name: str, module: nn.Embedding) -> Value | None:
         if module.max_norm is not None:
             return None
-        nothing = Value(torch.zeros(0).long(), torch.zeros(0).double(), False)
+        nothing = Value(torch.tensor([]).long(), torch.tensor([]).double(), False)
         layer = self.found.layer(name, module, nothing)
         if layer is None or layer.alive is None:
             return None
@@ -281,19 +284,19 @@ class _Walk:
             self.values.get(arg) if isinstance(arg, fx.Node) else arg
             for arg in node.args
         )
+        if not isinstance(a, Value | int | float) or not isinstance(
+            b, Value | int | float
+        ):
+            return None
+        value = a if isinstance(a, Value) else b
+        if not isinstance(value, Value):
+            return None
         if isinstance(a, Value) and isinstance(b, Value):
             alike = a.image == b.image and a.spread == b.spread
             if not alike or len(a.units) != len(b.units):
                 return None
             self.found.tie(a.units, b.units)
-        elif isinstance(a, Value) and isinstance(b, int | float):
-            pass
-        elif isinstance(b, Value) and isinstance(a, int | float):
-            a, b = b, a  # which of the two gives the units
-            return a.with_constant(channels.of_pair(node, b, a))
-        else:
-            return None
-        return a.with_constant(channels.of_pair(node, a, b))
+        return value.with_constant(channels.of_pair(node, a, b))
 
     def _cat(self, node: fx.Node) -> Value | None:
         tensors: Any = node.args[0] if node.args else ()
