@@ -284,3 +284,85 @@ def test_loss_of_a_data_set_sums_to_the_batch():
     total = score(model, dataset, loss, batch_size=5).values.sum()
     expected = nn.functional.cross_entropy(model(x), y, reduction="sum").detach()
     torch.testing.assert_close(total, expected)
+
+
+def test_a_failing_example_is_looked_for_once():
+    """The batch, then its rows by themselves: 1 + 4 calls, and 1 + 1 for one alone."""
+    sizes = []
+
+    def picky(model, x, y):
+        sizes.append(len(x))
+        if (x[:, 0] == 2).any():
+            raise ValueError("a two")
+        return x[:, 0]
+
+    four = TensorDataset(torch.arange(4.0)[:, None], torch.zeros(4))
+    with pytest.raises(RuntimeError, match=r"^scoring 2 failed: a two$"):
+        score(nn.Identity(), four, picky)
+    assert sizes == [4, 1, 1, 1, 1]
+    sizes.clear()
+    one = TensorDataset(torch.tensor([[2.0]]), torch.tensor([0]))
+    with pytest.raises(RuntimeError, match=r"^scoring 'b' failed: a two$"):
+        score(nn.Identity(), one, picky, ids=["b"])
+    assert sizes == [1, 1]
+
+
+@pytest.mark.parametrize(("n", "more"), [(9, ""), (10, ""), (11, " and 1 more")])
+def test_up_to_ten_are_named(n, more):
+    def broken(model, x, y):
+        raise ValueError("no")
+
+    data = TensorDataset(torch.zeros(n, 1), torch.zeros(n).long())
+    named = ", ".join(map(str, range(min(n, 10))))
+    with pytest.raises(RuntimeError, match=f"^scoring {named}{more} failed: no$"):
+        score(nn.Identity(), data, broken)
+
+
+def test_batches_of_any_structure_reach_the_function_and_its_rows_too():
+    """Tuples stay tuples, maps maps; what is no tensor goes through as it is."""
+    seen = []
+
+    def collate(items):
+        numbers = torch.stack([x for x, _ in items])
+        return {"pair": (numbers, [numbers + 1, "text"])}, [torch.zeros(len(items)), 7]
+
+    def function(model, x, y):
+        seen.append((x, y))
+        first, (second, text) = x["pair"]
+        assert (text, y[1]) == ("text", 7)
+        assert len(first) == len(second) == len(y[0])
+        if (first == 3).any():
+            raise ValueError("a three")
+        return first + second
+
+    data = [(torch.tensor(float(i)), 0) for i in range(3)]
+    found = score(nn.Identity(), data, function, collate=collate)
+    assert found.values.tolist() == [1.0, 3.0, 5.0]
+    ((x, y),) = seen
+    assert isinstance(x, dict)
+    assert isinstance(x["pair"], tuple)
+    assert isinstance(x["pair"][1], list)
+    assert isinstance(y, list)
+    data.append((torch.tensor(3.0), 0))
+    with pytest.raises(RuntimeError, match=r"^scoring 3 failed: a three$"):
+        score(nn.Identity(), data, function, collate=collate)
+
+
+def test_models_go_where_they_are_told_and_stay_where_they_are():
+    model = nn.Linear(7, 3)
+    with pytest.raises(RuntimeError, match="failed"):  # meta has no numbers
+        score(model, data()[2], device="meta")
+    assert model.weight.is_meta
+    model = nn.Linear(7, 3).double()
+    dataset = TensorDataset(data()[0].double(), data()[1])
+    found = score(model, dataset)
+    assert not model.weight.is_meta
+    assert found.per_run.dtype == torch.float32  # rounded at the end only
+    assert torch.equal(found.per_run[0], el2n(model, *dataset.tensors).float())
+
+
+def test_scores_keep_no_graph():
+    model = nn.Linear(7, 3)
+    found = score(model, data()[2], lambda m, x, y: m(x).sum(1))
+    assert not found.per_run.requires_grad
+    assert not found.values.requires_grad

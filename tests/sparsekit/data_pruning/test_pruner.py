@@ -254,3 +254,93 @@ def test_refused_arguments_and_calls():
         fitted.suspects(3, by="loss")
     with pytest.raises(ValueError, match="folds is in"):
         fitted.suspects(3, folds=1)
+
+
+def test_small_data_and_batches_are_enough():
+    """Two examples with one feature, batches of two, one epoch, one training."""
+    X, y = np.array([[0.0], [1.0]]), np.array(["a", "b"])
+    pruner = DataPruner(keep=1, seeds=1, epochs=1, batch_size=2).fit(X, y)
+    assert pruner.get_support().sum() == 1
+    assert pruner.n_features_in_ == 1
+    assert pruner.classes_.tolist() == ["a", "b"]
+    for wrong in ({"batch_size": 1}, {"epochs": 0}, {"seeds": 0}):
+        with pytest.raises(ValueError, match="at least 1, batch_size at least 2, got"):
+            DataPruner(keep=1, **{"seeds": 1, "epochs": 1, **wrong}).fit(X, y)
+    for few, named in ((X[:1], "1 sample"), (X[:0], "0 sample"), (X[:, :0], "0 feat")):
+        with pytest.raises(ValueError, match=named):
+            DataPruner(seeds=1, epochs=1).fit(few, y[: len(few)])
+
+
+def test_a_data_set_of_one_class_is_refused_as_such():
+    data = TensorDataset(torch.randn(4, 2), torch.zeros(4).long())
+    with pytest.raises(ValueError, match="two classes at least, got 1"):
+        DataPruner(seeds=1, epochs=1).fit(data)
+    for labels in ([0, 2, 0, 2], [-1, 0, 1, 0], [1, 2, 1, 2]):
+        data = TensorDataset(torch.randn(4, 2), torch.tensor(labels))
+        with pytest.raises(ValueError, match=r"0 \.\.\. K - 1, each of them present"):
+            DataPruner(seeds=1, epochs=1).fit(data)
+
+
+def test_the_pruners_own_network_for_inputs_of_any_shape():
+    X, y = np.random.default_rng(0).normal(size=(12, 3, 2)), np.arange(12) % 4
+    (model,) = DataPruner(keep=6, seeds=1, epochs=1).fit(X, y).models_
+    kinds = ["Flatten", "BatchNorm1d", "Linear", "ReLU", "Linear", "ReLU", "Linear"]
+    assert [type(layer).__name__ for layer in model] == kinds
+    sizes = [(m.in_features, m.out_features) for m in model[2::2]]
+    assert sizes == [(6, 64), (64, 64), (64, 4)]
+
+
+def test_what_is_handed_out_is_a_copy():
+    X, y, _ = blobs(30)
+    pruner = DataPruner(keep=10, seeds=1, epochs=1).fit(X, y)
+    support, indices = pruner.get_support().copy(), pruner.get_support(True).copy()
+    aum = pruner.suspicion("aum").clone()
+    pruner.get_support()[:] = False
+    pruner.get_support(indices=True)[:] = 0
+    pruner.suspicion("aum").zero_()
+    assert np.array_equal(pruner.get_support(), support)
+    assert np.array_equal(pruner.get_support(True), indices)
+    assert torch.equal(pruner.suspicion("aum"), aum)
+    assert np.array_equal(np.flatnonzero(support), indices)
+
+
+def test_beta_gets_the_mean_probabilities_of_all_trainings():
+    X, y, _ = blobs(60)
+    pruner = DataPruner(keep=20, policy="beta", seeds=2, epochs=3).fit(X, y)
+    traces = [pruner._train(seed)[1] for seed in (0, 1)]
+    mean_p = sum(torch.from_numpy(trace.own).mean(0) for trace in traces) / 2
+    expected = select(pruner.scores_.values, 20, "beta", mean_p=mean_p)
+    assert torch.equal(pruner.indices_, expected)
+    given = {"mean_p": torch.linspace(0, 1, 60)}
+    pruner.set_params(policy_options=given).fit(X, y)
+    assert torch.equal(
+        pruner.indices_, select(pruner.scores_.values, 20, "beta", **given)
+    )
+    assert list(given) == ["mean_p"]
+
+
+def test_folds_hold_equal_shares_of_the_classes():
+    from sparsekit.data_pruning.pruner import _folds
+
+    labels = torch.tensor([0] * 20 + [1] * 10 + [2] * 5)[torch.randperm(35)]
+    found = _folds(labels, 5, torch.Generator().manual_seed(0))
+    assert sorted(torch.cat(found).tolist()) == list(range(35))
+    for fold in found:
+        assert labels[fold].bincount().tolist() == [4, 2, 1]
+
+
+def test_rows_of_tables_and_of_lists():
+    X, y, _ = blobs(12)
+    pruner = DataPruner(keep=4, seeds=1, epochs=1).fit(X, y)
+    kept = pruner.get_support()
+    assert np.array_equal(pruner.transform(X), X[kept])
+    assert np.array_equal(pruner.transform(X.tolist()), np.asarray(X.tolist())[kept])
+    table = pytest.importorskip("pandas").DataFrame(X, index=list("lkjihgfedcba"))
+    assert pruner.transform(table).index.tolist() == table.index[kept].tolist()
+    with pytest.raises(ValueError, match="3 features, but DataPruner is expecting 2"):
+        pruner.transform(np.zeros((12, 3)))
+
+
+def test_only_what_is_not_the_default_is_shown():
+    assert repr(DataPruner()) == "DataPruner()"
+    assert repr(DataPruner(0.5, seeds=2)) == "DataPruner(keep=0.5, seeds=2)"
