@@ -21,6 +21,7 @@ from apps.recsys.budget_cli import BUDGET_VERBS
 from apps.recsys.compare import compare
 from apps.recsys.comparison import load_comparison
 from apps.recsys.config import MODELS, PRESETS, Config, Source
+from apps.recsys.evaluation import new_users
 from apps.recsys.forget_cli import FORGET_VERBS
 from apps.recsys.forgetting.forget import AUDIT
 from apps.recsys.metrics import (
@@ -177,6 +178,8 @@ def compared(config: CompareConfig) -> dict[str, Config]:
 def lines(result: Result) -> list[str]:
     """Metrics with intervals over test users, then costs."""
     n = next(iter(result.metrics.values())).n
+    new = new_users(result.data, "test")
+    left_out = f"; left out: {new:,} who are new since training" if new else ""
     audits = [
         f"{name}: {shown(interval, 4)}"
         for name, interval in result.metrics.items()
@@ -184,7 +187,7 @@ def lines(result: Result) -> list[str]:
     ]
     return [
         *trimmed(metric_rows(result)),
-        f"means over {n:,} users of the test part, with 95 % intervals\n",
+        f"means over {n:,} users of the test part, with 95 % intervals{left_out}\n",
         *audits,
         f"{'epoch':18}{result.epoch} of {len(result.history)} trained",
         *verbs.cost_lines(result.cost),

@@ -1,7 +1,7 @@
 """The settings of a data set and of one training."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,6 +103,15 @@ class Source(LogFile):
         if self.without is None:
             return whole
         return Forgotten.load(self.without).remove(whole)
+
+    def load_whole(self) -> Dataset:
+        """All of it as the training part, unless files of its own split it.
+
+        For a model whose settings are given, of data that are too few to be split.
+        """
+        if self.test is not None or self.dataset == "gowalla":
+            return self.load()
+        return replace(self, split="none").load()
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from apps.recsys.splits import Dataset
 from sparsekit.spelling import choice
 
 NAMES = ("ml100k", "gowalla")
-Split = Literal["random", "leave_one_out", "global_time"]
+Split = Literal["random", "leave_one_out", "global_time", "none"]
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,8 @@ def split_by(log: Interactions, split: Split, seed: int = 0) -> Dataset:
             f"{log.name} has {len(log.user_ids)} user(s) and {len(log.item_ids)} "
             "item(s): nothing to compare; are the columns the right ones?"
         )
+    if split == "none":
+        return splits.undivided(log)
     if split == "random":
         return splits.random_ratio(log, seed=seed)
     if split == "leave_one_out":
@@ -108,7 +110,7 @@ def split_by(log: Interactions, split: Split, seed: int = 0) -> Dataset:
     if split == "global_time":
         return splits.global_time(log)
     raise ValueError(
-        f"split must be random, leave_one_out or global_time, got {split!r}"
+        f"split must be random, leave_one_out, global_time or none, got {split!r}"
     )
 
 

@@ -9,7 +9,6 @@ sparsekit recsys update --file model.safetensors --dataset today.csv
 sparsekit recsys serve --file model.safetensors --port 8000
 """
 
-import difflib
 import json
 import math
 import os
@@ -34,13 +33,15 @@ from apps.recsys.models.als import ALS
 from apps.recsys.models.closed_form import EASE, ItemKNN
 from apps.recsys.models.closed_form import Recommender as Settings
 from apps.recsys.models.factors import Factors
+from apps.recsys.questions import filters_of, titled
 from apps.recsys.reader import table
 from apps.recsys.reading import read
-from apps.recsys.recommender import Filters, Recommender, Unknown
+from apps.recsys.recommender import Recommender, Unknown
 from apps.recsys.scoring import FoldIn
 from apps.recsys.splits import known_items
 from sparsekit import atomic
 
+FILES = (".safetensors", ".npz")
 FITTED = {"ease": EASE, "itemknn": ItemKNN, "als": ALS}
 
 
@@ -84,7 +85,8 @@ class RecommendConfig(VerbConfig):
         like: an item's id; prints those that are like it.
         k: items a list.
         because: items of the history that are named for each item.
-        where: column=value, what items must have, as class=Comedy or class=Comedy,War.
+        where: column=value, what items must have, as class=Comedy or class=Comedy,War;
+            of numbers also a range with its ends: price=5..20, price=5.., price=..20.
         only: ids of items to choose from, or one .txt file with an id a line.
         without: ids of items that are left out, likewise.
         seen: recommend what is in the history, too.
@@ -182,6 +184,11 @@ def export_command(argv: list[str]) -> None:
     """
     config = parse(ExportConfig, argv, beside=Config)
     out = required(config.out, "out")
+    if out.suffix not in FILES:
+        raise ValueError(
+            f"{out}: an exported file is {' or '.join(FILES)}; an index or an ONNX "
+            "graph is made from the arrays of the .npz"
+        )
     if (config.run is None) == (config.model is None):
         raise ValueError("give --run, a finished training, or --model to fit one here")
     artefact = _fitted(config) if config.run is None else _trained(config, config.run)
@@ -214,7 +221,7 @@ def recommend_command(argv: list[str]) -> None:
     config = parse(RecommendConfig, argv)
     artefact = load(required(config.file, "file"))
     recommender = Recommender(artefact)
-    filters = filters_of(config, artefact)
+    filters = filters_of(config.where, config.only, config.without, artefact)
     history = (*config.history, *(titled(artefact, title) for title in config.liked))
     if config.like is not None:
         similar = recommender.similar(config.like, config.k, filters)
@@ -298,46 +305,13 @@ def serve_command(argv: list[str]) -> None:
     os.execv(sys.executable, command)
 
 
-def filters_of(config: RecommendConfig, artefact: Artefact) -> Filters:
-    """What was asked for; of several values with commas between, one must be there."""
-    where: dict[str, str | list[str]] = {}
-    for column, text in config.where.items():
-        tags = artefact.tags.get(column)
-        is_one = tags is None or tags.find(text) is not None
-        where[column] = text if is_one else [v.strip() for v in text.split(",")]
-    only = id_list(config.only) if config.only else None
-    return Filters(only, id_list(config.without), where)
-
-
-def titled(artefact: Artefact, title: str) -> str:
-    """The id of the item with that title, whatever its capitals.
-
-    Raises ValueError if there is none or several; the message names what comes near.
-    """
-    column = artefact.title_column
-    if column is None:
-        raise ValueError("the file has no titles: give ids with --history")
-    wanted = title.casefold()
-    titles = [text.casefold() for text in artefact.texts[column]]
-    found = [row for row, text in enumerate(titles) if text == wanted]
-    if len(found) == 1:
-        return artefact.item_ids[found[0]]
-    if found:
-        ids = ", ".join(artefact.item_ids[row] for row in found[:5])
-        raise ValueError(f"several items are called {title!r}: {ids}; use --history")
-    alike = set(difflib.get_close_matches(wanted, titles, n=5))
-    near = [row for row, t in enumerate(titles) if wanted in t or t in alike][:5]
-    names = "; ".join(artefact.texts[column][row] for row in near)
-    raise ValueError(f"no title {title!r}" + f"; near it: {names}" * bool(near))
-
-
 def _fitted(config: ExportConfig) -> Artefact:
     """A model of few settings, fitted on all interactions."""
     assert config.model is not None
     model = FITTED[config.model]
     options = field_values(model, f"model {config.model!r}", config.options)
     chosen: Settings = model(**options)
-    data = config.load()
+    data = config.load_whole()
     everything = known_items(data.train, data.valid, data.test)
     fold_in = None
     if isinstance(chosen, ALS) and chosen.alpha > 0:  # how it finds a user's vector
@@ -377,9 +351,11 @@ def _trained(config: ExportConfig, folder: Path) -> Artefact:
         "config": _shown(result.config),
         "metrics": {name: _plain(value) for name, value in measured.items()},
     }
+    whole = result.config.train_on == "all"
+    learned = (result.data.final() if whole else result.data).train
     return artefact_of(
         model, result.data, fold_in=fold_in, kind=config.kind, users=config.users,
-        keep=config.keep, about=about,
+        keep=config.keep, about=about, trained_on=learned,
     )  # fmt: skip
 
 

@@ -163,6 +163,12 @@ def global_time(log: Interactions, valid: float = 0.1, test: float = 0.1) -> Dat
     return _dataset(log, label, f"global time {_shares(valid, test)}")
 
 
+def undivided(log: Interactions) -> Dataset:
+    """All are train, for a model whose settings are given: nothing can be chosen."""
+    label = np.full(len(log), TRAIN, np.int8)
+    return _dataset(log, label, "not split", may_be_empty=PARTS[1:])
+
+
 def random_ratio(
     log: Interactions, valid: float = 0.1, test: float = 0.1, *, seed: int = 0
 ) -> Dataset:
@@ -259,12 +265,17 @@ def _joined_tables(tables: list[Any], ids: np.ndarray) -> Any:
     return table.reindex(ids).rename_axis(key).reset_index()
 
 
-def _dataset(log: Interactions, label: np.ndarray, split: str) -> Dataset:
+def _dataset(
+    log: Interactions,
+    label: np.ndarray,
+    split: str,
+    may_be_empty: tuple[str, ...] = (),
+) -> Dataset:
     shape = (len(log.user_ids), len(log.item_ids))
     parts, times = [], []
     for which, name in enumerate(PARTS):
         rows = np.flatnonzero(label == which)
-        if len(rows) == 0:
+        if len(rows) == 0 and name not in may_be_empty:
             raise ValueError(
                 f"{log.name}, {split}: the {name} part is empty; there are too few "
                 "interactions for this split"

@@ -159,6 +159,47 @@ def test_a_shop_of_ones_own(tmp_path, capsys):
     assert newer.texts["product_name"][len(newer.item_ids) - 1] == "<b>Tea</b>, no 38"
 
 
+def test_what_is_too_few_to_split_is_exported(tmp_path, capsys, monkeypatch):
+    """A model whose settings are given needs no validation part."""
+    monkeypatch.chdir(tmp_path)
+    Path("few.csv").write_text("user_id,item_id\nu,a\nv,b\nw,a\nw,b\n")
+    command = ["export", "--dataset", "few.csv", "--split", "global_time"]
+    command += ["--model", "ease", "--out", "few.safetensors"]
+    assert main(command) == 0
+    found = Recommender.open("few.safetensors").recommend("u", k=3)
+    assert [item.item for item in found.items] == ["b"]
+    assert main(["train", "--model", "mf", *command[1:5], "--out", "run"]) == 2
+    assert "has no timestamps" in capsys.readouterr().err
+
+
+def test_who_is_new_since_the_training(tmp_path, capsys, monkeypatch):
+    """Split by time: left out of the metrics, counted, and served from the history."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    pairs = [(u, i) for u in range(30) for i in range(40) if rng.random() < 0.3]
+    # The last three users come at the end of time; some clicks of others, too.
+    late = [u > 26 or rng.random() < 0.05 for u, _ in pairs]
+    times = rng.integers(90, size=len(pairs)) + 1000 * np.array(late)
+    rows = [f"{u},{i},{t}" for (u, i), t in zip(pairs, times, strict=True)]
+    Path("log.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n")
+    log = ["--dataset", "log.csv", "--split", "global_time"]
+    small = ["--model", "mf", "--dim", "4", "--epochs", "2", "--batch", "50"]
+    assert main(["train", *log, *small, "--out", "run"]) == 0
+    assert "left out: 3 who are new since training" in capsys.readouterr().out
+    again = ["--models", "als", "--trials", "1", "--seeds", "2", "--json"]
+    assert main(["compare", *log, *small, *again]) == 0
+    (note,) = json.loads(capsys.readouterr().out)["notes"]
+    assert note == "Left out: 3 users of the test part, new since training."
+    assert main(["export", "--run", "run", "--out", "m.safetensors"]) == 0
+    recommender = Recommender.open("m.safetensors")
+    for user in ("27", "28", "29"):
+        own = recommender.artefact.history[recommender.row_of(user)]
+        history = [recommender.artefact.item_ids[i] for i in own]
+        expected = recommender.recommend(history=history, k=40).items
+        found = recommender.recommend(user, k=40).items
+        assert [item.item for item in found] == [item.item for item in expected]
+
+
 def test_an_update(ease, tmp_path, capsys):
     news, newer = tmp_path / "news.csv", tmp_path / "newer.safetensors"
     news.write_text("user_id,item_id,rating\nme,50,5\nme,new,5\nyou,new,4\nyou,2,1\n")
@@ -175,10 +216,13 @@ def test_an_update(ease, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["export", "--model", "ease"], "--out is required"),
-        (["export", "--out", "x"], "give --run, a finished training, or --model"),
-        (["export", "--run", "nowhere", "--out", "x"], "no finished run in nowhere"),
+        (["export", "--out", "x.npz"], "give --run, a finished training, or --model"),
         (
-            ["export", "--model", "ease", "--options", "lr=1", "--out", "x"],
+            ["export", "--run", "nowhere", "--out", "x.npz"],
+            "no finished run in nowhere",
+        ),
+        (
+            ["export", "--model", "ease", "--options", "lr=1", "--out", "x.npz"],
             "model 'ease' has no option 'lr'; it has l2, most_items",
         ),
         (["recommend", "--user", "1"], "--file is required"),
@@ -206,6 +250,10 @@ def test_an_update(ease, tmp_path, capsys):
             "no item has class",
         ),
         (["export", "--model", "ease", "--out", "x.npz"], "item weights"),
+        (
+            ["export", "--model", "ease", "--out", "x.onnx"],
+            "x.onnx: an exported file is .safetensors or .npz; an index or an ONNX",
+        ),
         (["update", "--file", "{ease}"], "--dataset is required"),
         (["update", "--file", "{ease}", "--dataset", "nowhere.csv"], "no file nowhere"),
         (["serve", "--file", "nowhere"], "No such file"),

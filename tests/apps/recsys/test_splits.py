@@ -167,6 +167,19 @@ def test_global_time():
         splits.global_time(tied)
 
 
+def test_undivided():
+    """What is too small to split is whole: one click each of two users."""
+    log = without_duplicates(made_up(times=1000))
+    data = split_by(log, "none")
+    ids = zip(log.user_ids[log.users], log.item_ids[log.items], strict=True)
+    assert pairs(data, "train") == set(ids)
+    assert (data.valid.nnz, data.test.nnz, data.split) == (0, 0, "not split")
+    assert sorted(data.times.train) == sorted(log.timestamps)
+    two = replace(log, users=log.users[:0], items=log.items[:0], timestamps=None)
+    with pytest.raises(ValueError, match="the train part is empty"):
+        splits.undivided(two)
+
+
 @draw(seed=st.integers(0, 99))
 @settings(max_examples=20)
 def test_random_ratio(seed):
