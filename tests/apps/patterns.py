@@ -12,3 +12,10 @@ def noisy_patterns(
     patterns = generator.normal(size=(classes, *shape))
     y = np.arange(n) % classes
     return patterns[y] + spread * generator.normal(size=(n, *shape)), y
+
+
+def stored(factory, x: np.ndarray, y: np.ndarray, **more: np.ndarray) -> str:
+    """The path of a new file with these arrays. factory: pytest's tmp_path_factory."""
+    path = factory.mktemp("data") / "small.npz"
+    np.savez(path, x=x, y=y, **more)
+    return str(path)

@@ -1,12 +1,10 @@
 """A small stream that is quick to learn: six classes of 8x8 images, three tasks."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from apps.continual.config import Config
-from tests.apps.patterns import noisy_patterns
+from tests.apps.patterns import noisy_patterns, stored
 
 
 def arrays(n: int = 660, classes: int = 6, size: int = 8, spread: float = 1.0):
@@ -18,19 +16,8 @@ def arrays(n: int = 660, classes: int = 6, size: int = 8, spread: float = 1.0):
 @pytest.fixture(scope="session")
 def small(tmp_path_factory) -> Config:
     """154 training examples a task; a tenth of a second a training."""
-    path = Path(tmp_path_factory.mktemp("data")) / "small.npz"
-    x, y = arrays()
-    np.savez(path, x=x, y=y)
     return Config(
-        dataset=str(path),
-        tasks=3,
-        model="mlp",
-        width=13,
-        depth=1,
-        strategy="finetune",
-        buffer=30,
-        batch=17,
-        replay_batch=11,
-        epochs=2,
-        lr=0.05,
-    )
+        dataset=stored(tmp_path_factory, *arrays()), tasks=3,
+        model="mlp", width=13, depth=1, strategy="finetune",
+        buffer=30, batch=17, replay_batch=11, epochs=2, lr=0.05,
+    )  # fmt: skip

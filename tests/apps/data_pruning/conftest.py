@@ -1,12 +1,10 @@
 """A small data set that is quick to learn: three classes of 8x8 images."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from apps.data_pruning.config import Config
-from tests.apps.patterns import noisy_patterns
+from tests.apps.patterns import noisy_patterns, stored
 
 
 def images(n: int = 230, size: int = 8, channels: int = 1, spread: float = 0.6):
@@ -18,18 +16,7 @@ def images(n: int = 230, size: int = 8, channels: int = 1, spread: float = 0.6):
 @pytest.fixture(scope="session")
 def small(tmp_path_factory) -> Config:
     """161 training examples; half a second for everything that a test trains."""
-    path = Path(tmp_path_factory.mktemp("data")) / "small.npz"
-    x, y = images()
-    np.savez(path, x=x, y=y)
     return Config(
-        dataset=str(path),
-        model="mlp",
-        width=13,
-        depth=1,
-        epochs=4,
-        batch=17,
-        lr=0.02,
-        weight_decay=0.01,
-        score_epoch=1,
-        score_runs=2,
-    )
+        dataset=stored(tmp_path_factory, *images()), model="mlp", width=13, depth=1,
+        epochs=4, batch=17, lr=0.02, weight_decay=0.01, score_epoch=1, score_runs=2,
+    )  # fmt: skip

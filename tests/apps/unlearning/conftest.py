@@ -1,7 +1,5 @@
 """A small data set that is quick to learn: three classes of 8x8 images."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,7 @@ from torch import nn
 
 from apps.common.images import Split
 from apps.unlearning.config import Config
-from tests.apps.patterns import noisy_patterns
+from tests.apps.patterns import noisy_patterns, stored
 
 
 def images(n: int = 230, size: int = 8, spread: float = 0.9):
@@ -21,21 +19,12 @@ def images(n: int = 230, size: int = 8, spread: float = 0.9):
 @pytest.fixture(scope="session")
 def small(tmp_path_factory) -> Config:
     """161 training records; a tenth of a second for a training."""
-    path = Path(tmp_path_factory.mktemp("data")) / "small.npz"
     x, y = images()
-    np.savez(path, x=x, y=y, subject=np.arange(len(y)) % 23)
     return Config(
-        dataset=str(path),
-        model="cnn",
-        width=3,
-        depth=2,
-        epochs=4,
-        batch=17,
-        lr=0.02,
-        weight_decay=0.01,
-        sparsity=0.5,
-        options={"epochs": 2},
-    )
+        dataset=stored(tmp_path_factory, x, y, subject=np.arange(len(y)) % 23),
+        model="cnn", width=3, depth=2, epochs=4, batch=17, lr=0.02, weight_decay=0.01,
+        sparsity=0.5, options={"epochs": 2},
+    )  # fmt: skip
 
 
 @pytest.fixture
