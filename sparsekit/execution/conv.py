@@ -1,5 +1,6 @@
 """Convolutions in values mode: 3x3 and 1x1, on images or on the blocked layout."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -101,10 +102,14 @@ class SparseConv2d(SparseLayer):
         module.weight.requires_grad_(self.values.requires_grad)
         return module.train(self.training)
 
+    @property
+    def taps(self) -> int:
+        """Weights of a kernel: 9 or 1."""
+        return math.prod(self.dense_shape[2:])
+
     def _derive(self) -> None:
-        taps = self.dense_shape[2] ** 2
         structure = _structure(
-            self.crow, self.col, taps, self.dense_shape[1], self.stride
+            self.crow, self.col, self.taps, self.dense_shape[1], self.stride
         )
         names = "starts", "transposed_col", "transposed_starts", "permutation"
         for name, tensor in zip(names, structure, strict=True):
@@ -118,7 +123,7 @@ class SparseConv2d(SparseLayer):
         y = run(
             inside, self.values, self.bias, self.probe, self.col, self.starts,
             self.transposed_col, self.transposed_starts, self.permutation,
-            self.dense_shape[2] ** 2, self.stride,
+            self.taps, self.stride,
         )  # fmt: skip
         return y if x.dim() == 5 else from_blocked(y, x.shape[0])
 

@@ -69,7 +69,7 @@ def conv_norm(
     buffers: Any = conv._buffers
     others = norm._parameters
     call = _Call(
-        tuple(buffers[name] for name in _STRUCTURE), conv.dense_shape[2] ** 2,
+        tuple(buffers[name] for name in _STRUCTURE), conv.taps,
         conv.stride, batch, norm.eps, relu, fork and x.requires_grad, origin,
     )  # fmt: skip
     y, again, made = _ConvNorm.apply(

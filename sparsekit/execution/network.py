@@ -59,6 +59,10 @@ class BlockedNetwork(nn.Module):
         for name in ("_parameters", "_buffers", "_modules", "training"):
             setattr(self, name, getattr(model, name))
         self._non_persistent_buffers_set = model._non_persistent_buffers_set
+        for graph in (training, evaluation):  # tensors that are no buffers, constants
+            for node in graph.find_nodes(op="get_attr"):
+                if node.target in vars(model):
+                    setattr(self, node.target, vars(model)[node.target])
         _replace_layers(self)
         sources = [graph.python_code("self") for graph in (training, evaluation)]
         self.code = tuple(source.src for source in sources)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from apps.common.classifiers import ResNet18
+from sparsekit.execution import conv_norm as conv_norm_module
 from sparsekit.execution import convert
 from sparsekit.execution.blocked import from_blocked, to_blocked
 from sparsekit.execution.conv import SparseConv2d
@@ -297,3 +298,180 @@ def test_a_network_keeps_less_and_learns_the_same(monkeypatch):
     for one, other in zip(*runs, strict=True):
         assert torch.equal(one, other)
     assert held[0] < 0.78 * held[1]
+
+
+# ---- when the layers run one by one --------------------------------------------------
+
+
+def plain(sparse, norm, x, batch=3, residual=None):
+    return conv_norm_module._is_plain_training(sparse, norm, x, batch, residual)
+
+
+def blocked_input(channels=INPUTS, batch=3, size=(7, 5)):
+    return to_blocked(torch.randn(batch, channels, *size))
+
+
+def test_what_is_joined():
+    for stride in (1, 2):
+        *_, sparse, norm = subject(stride=stride)
+        residual = sparse(blocked_input())
+        assert plain(sparse, norm, blocked_input()) is True
+        assert plain(sparse, norm, blocked_input(), residual=residual) is True
+        assert plain(sparse, norm, blocked_input(batch=17), 17) is True
+
+
+class Other(SparseConv2d):
+    pass
+
+
+class OtherNorm(BlockedBatchNorm2d):
+    pass
+
+
+def evaluation(sparse, norm):
+    norm.eval()
+
+
+def other_conv(sparse, norm):
+    sparse.__class__ = Other
+
+
+def other_norm(sparse, norm):
+    norm.__class__ = OtherNorm
+
+
+def averages(sparse, norm):
+    norm.momentum = None
+
+
+def no_statistics(sparse, norm):
+    norm.running_mean = None
+
+
+def other_channels(sparse, norm):
+    norm.num_features = OUTPUTS + 1
+
+
+def wide_statistics(sparse, norm):
+    norm.double()
+
+
+def wide_values(sparse, norm):
+    sparse.double()
+
+
+def hook(kind, which):
+    def register(*layers):
+        name = f"register_{kind}_hook"
+        getattr(layers[which], name)(lambda *arguments: None)
+
+    return register
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        evaluation, other_conv, other_norm, averages, no_statistics, other_channels,
+        wide_statistics, wide_values,
+        *(hook(kind, which) for which in (0, 1)
+          for kind in ("forward", "forward_pre", "full_backward",
+                       "full_backward_pre")),
+    ],
+)  # fmt: skip
+def test_layers_that_are_watched_or_different_run_one_by_one(change):
+    *_, sparse, norm = subject()
+    change(sparse, norm)
+    assert plain(sparse, norm, blocked_input()) is False
+
+
+def test_a_global_hook_sees_both_layers():
+    *_, sparse, norm = subject()
+    seen = []
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, *rest: seen.append(type(module))
+    )
+    try:
+        conv_norm(sparse, norm, blocked_input(), 3)
+    finally:
+        handle.remove()
+    assert seen == [SparseConv2d, BlockedBatchNorm2d]
+
+
+@pytest.mark.parametrize(
+    ("x", "batch"),
+    [
+        (torch.randn(3, INPUTS, 7, 5), 3),
+        (blocked_input(), 17),
+        (blocked_input(batch=17), 3),
+        (blocked_input(INPUTS + 1), 3),
+        (blocked_input().double(), 3),
+        (blocked_input()[..., :8], 3),
+        (blocked_input().transpose(2, 3), 3),
+        (blocked_input(batch=1, size=(1, 1)), 1),
+    ],
+)
+def test_inputs_that_do_not_fit_run_one_by_one(x, batch):
+    *_, sparse, norm = subject()
+    assert plain(sparse, norm, x, batch) is False
+
+
+def test_sizes_of_one_value_are_told_by_what_comes_out():
+    *_, sparse, norm = subject(stride=2)
+    assert plain(sparse, norm, blocked_input(batch=1, size=(2, 2)), 1) is False
+    assert plain(sparse, norm, blocked_input(batch=1, size=(3, 2)), 1) is True
+    assert plain(sparse, norm, blocked_input(batch=1, size=(2, 3)), 1) is True
+    assert plain(sparse, norm, blocked_input(batch=2, size=(1, 1)), 2) is True
+
+
+def test_residuals_that_do_not_fit_run_one_by_one():
+    *_, sparse, norm = subject()
+    residual = sparse(blocked_input())
+    for other in (
+        residual[:, :1], residual.transpose(2, 3), residual[:, :, 1:-1],
+        torch.cat([residual, residual]),
+    ):  # fmt: skip
+        assert plain(sparse, norm, blocked_input(), residual=other) is False
+
+
+def test_under_a_mode_that_counts_operations_both_are_seen():
+    *_, sparse, norm = subject()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            return func(*args, **(kwargs or {}))
+
+    x = blocked_input()
+    with Watch():
+        assert plain(sparse, norm, x) is False
+    assert plain(sparse, norm, x) is True
+
+
+def test_the_origin_makes_a_result_again_and_keeps_less():
+    *_, sparse, norm = subject()
+    x = blocked_input().requires_grad_()
+    for relu in (True, False):
+        y, same, origin = conv_norm(sparse, norm, x, 3, relu=relu)
+        assert same is x
+        assert torch.equal(origin.again(), y)
+    residual = torch.randn_like(y)
+    assert conv_norm(sparse, norm, x, 3, residual)[2] is None
+    with torch.no_grad():
+        assert conv_norm(sparse, norm, x, 3)[2] is None
+    assert conv_norm(sparse, norm.eval(), x, 3)[2] is None
+
+
+def test_frozen_parts_get_no_gradient():
+    for frozen in range(4):
+        *_, sparse, norm = subject(bias=True)
+        leaves = [sparse.values, sparse.bias, norm.weight, norm.bias]
+        leaves[frozen].requires_grad_(False)
+        x = blocked_input()
+        conv_norm(sparse, norm, x, 3, relu=True)[0].square().sum().backward()
+        assert [p.grad is None for p in leaves] == [i == frozen for i in range(4)]
+        assert x.grad is None
+    *_, sparse, norm = subject()
+    for p in (sparse.values, norm.weight, norm.bias):
+        p.requires_grad_(False)
+    residual = sparse(blocked_input()).requires_grad_()
+    conv_norm(sparse, norm, blocked_input(), 3, residual)[0].sum().backward()
+    assert torch.equal(residual.grad, torch.ones_like(residual))
