@@ -24,7 +24,7 @@ from benchmarks import scale
 from benchmarks.front import headlines
 from benchmarks.front import picture as drawing
 from benchmarks.front.keep import KEPT
-from benchmarks.per_sample_norms import ROOT
+from benchmarks.reports import ROOT
 from sparsekit import atomic
 
 README, INDEX = ROOT / "README.md", ROOT / "book" / "index.md"
@@ -42,10 +42,15 @@ def blocks(page: Path) -> dict[str, str]:
     return {
         "about": front["about"].strip().format(**counts()),
         "picture": picture(page, front["alt"].strip()),
-        "headlines": headlines.table(result_link(page)),
-        "want": wants(front["want"], page),
+        "headlines": as_cards(page) + headlines.table(result_link(page)),
+        "want": as_cards(page) + wants(front["want"], page),
         "planned": front["planned"].strip().format(**counts()),
     }
+
+
+def as_cards(page: Path) -> str:
+    """What makes a row of the book's table a card where there is little room."""
+    return "{.cards}\n" if page == INDEX else ""
 
 
 def counts() -> dict[str, int]:
