@@ -74,11 +74,10 @@ def reads(words: str, after: tuple[str, ...] = (), missing: str = "", absent="no
 
 def service(words: str, *after: str, **more) -> Row:
     """A verb of the deletion service, which keeps its folder consistent."""
-    elsewhere = (("kill", "test_service_killed: at every step"),)
     steps = tuple(f"unlearning {verb}" for verb in ("setup", *after))
     return Row(
         words, steps, missing=f"{words} --folder nowhere", absent="nowhere",
-        writes=more.pop("writes", "service"), not_here=elsewhere, **more,
+        writes=more.pop("writes", "service"), **more,
     )  # fmt: skip
 
 
@@ -97,10 +96,10 @@ def index(folder: Path) -> None:
     (folder / "pip.conf").write_text(f"[global]\nindex-url = {url}\n")
 
 
-SERVING = (
-    ("small", "test_service: it runs until it is stopped"),
-    ("--json", "prints no result"),
-    ("Ctrl-C", "test_service"),
+SERVICE_OF_LISTS = (
+    ("--json", "prints no result, and refuses it"),
+    ("flags", "small: the service takes them"),
+    ("Ctrl-C", "small: it ends the service, status 0"),
 )
 
 ROWS = {
@@ -187,7 +186,7 @@ ROWS = {
     ),
     "recsys serve": Row(
         "--file model.safetensors", ("recsys export",), "--file absent.safetensors",
-        "absent.safetensors", not_here=SERVING,
+        "absent.safetensors", not_here=SERVICE_OF_LISTS,
     ),
     "recsys forget": Row(
         "--file model.safetensors --users u1 --out newer.safetensors",
@@ -212,7 +211,6 @@ ROWS = {
         "--method retrain --subjects subjects.csv",
         missing=f"{DIGITS} --model mlp --batch 50 --subjects absent.csv",
         absent="absent.csv", writes="service",
-        not_here=(("kill", "test_service_killed: at every step"),),
     ),
     "unlearning import": service("--subjects more.csv"),
     "unlearning request": service("--subjects s-1 s-2"),
@@ -221,7 +219,9 @@ ROWS = {
     ),
     "unlearning run": service("", "request"),
     "unlearning audit": service("--references 2 --margin 0.5", "request", "run"),
-    "unlearning status": service("", writes=""),
+    "unlearning status": service(
+        "--erased erased.txt", "request", "run", "audit", writes="erased.txt"
+    ),
     "unlearning retire": service("--wipe", "request", "run", "audit"),
     "unlearning verify": Row(
         "service/receipts/0001.json --files service",

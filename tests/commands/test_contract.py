@@ -1,5 +1,5 @@
-"""Every verb x {help, small run, bad flag and file, missing data, read-only folder,
-full disk, Ctrl-C, kill -9 and going on}.
+"""Every verb x {help, small run, --json, flags, bad flag and file, missing data,
+read-only folder, full disk, Ctrl-C, kill -9 and going on}.
 
 Each cell really happens, in a process of its own. What a page of the book says about
 it, book/results/contracts/cli.json, is compared cell by cell;
@@ -8,31 +8,42 @@ are left to `make contracts`, which sets `SPARSEKIT_CONTRACTS=all`; CI runs it.
 """
 
 import json
+import multiprocessing
 import os
 import random
 import re
 import shlex
 import signal
-from collections.abc import Iterable
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import httpx
 import jsonschema
 import pytest
 
-from apps.common import runs
+from apps.common import runs, verbs
+from apps.common.config import RunConfig, parse, settings
 from apps.common.verbs import examples
 from sparsekit.cli import commands
-from tests.commands.child import Done, Trouble, inside
+from tests.commands.child import Done, Trouble, inside, server
 from tests.commands.outcome import outcome, unfinished
 from tests.commands.place import Place, files, ran, words
 from tests.commands.rows import ROWS, Row
+from tests.commands.use import Watch
 
 COLUMNS = {
     "help": "says what the verb does, every flag, examples that it takes; status 0",
     "small": "a small run ends with status 0 and writes nothing but what it says",
     "--json": "a small run, or a finished one, prints JSON on stdout and nothing else",
+    "flags": "it uses each flag that its help offers, in a small run",
     "bad flag": "status 2 and one line that names the command and the flag",
     "bad file": "settings with an unknown key: status 2, names file and key",
     "missing": "an input that is not there: status 2, names it",
@@ -51,11 +62,11 @@ def registered() -> list[str]:
     """Every verb of every command, as the entry points have them."""
     found = ["methods"]
     for name, point in commands().items():
-        verbs = import_module(point.module).VERBS
+        own = import_module(point.module).VERBS
         if name == "claims":
             found.append(name)
         else:
-            found += [f"{name} {verb}" for verb in verbs]
+            found += [f"{name} {verb}" for verb in own]
     return found
 
 
@@ -99,7 +110,7 @@ def expected(name: str, column: str) -> str:
     why = not_here(name, column)
     if why:
         return why
-    works = column in ("small", "--json", "read-only", "missing")
+    works = column in ("small", "flags", "--json", "read-only", "missing")
     writes = ROWS[name].writes and not name.endswith(" train")  # again, for its JSON
     is_left = column in REPEATS or (column == "--json" and writes)
     is_left = is_left or (works and is_slow(name))
@@ -122,7 +133,9 @@ def test_cell(name: str, column: str, place: Place) -> None:
         return
     if told == "CI" and MODE != "all":
         pytest.skip("make contracts")
-    CELLS[column](name, ROWS[name], place)
+    is_service = (name, column) == ("recsys serve", "small")
+    check = serving_cell if is_service else CELLS[column]
+    check(name, ROWS[name], place)
 
 
 def test_every_verb_has_a_row() -> None:
@@ -210,6 +223,47 @@ def small_cell(name: str, row: Row, place: Place) -> None:
         assert changed
 
 
+def serving_cell(name: str, row: Row, place: Place) -> None:
+    """It answers at the address and with the limits that it is given, until Ctrl-C."""
+    with serving(place, "--body", "300", "--connections", "7") as (url, process):
+        body = {"history": ["i1"], "k": 2}
+        got = httpx.post(f"{url}/recommend", json=body, trust_env=False)
+        assert len(got.json()["items"]) == 2
+        much = {"history": ["i1"] * 100, "k": 2}
+        refused = httpx.post(f"{url}/recommend", json=much, trust_env=False)
+        assert refused.status_code == 413
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert url in out
+
+
+@contextmanager
+def serving(place: Place, *more: str) -> Iterator[tuple[str, subprocess.Popen]]:
+    """`recsys serve` of a small model, as it is typed: its address, its process."""
+    with socket.socket() as chosen:
+        chosen.bind(("127.0.0.1", 0))
+        port = str(chosen.getsockname()[1])
+    file = place.cell("recsys serve") / "model.safetensors"
+    words = ["recsys", "serve", "--file", str(file), "--port", port, *more]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sparsekit", *words],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            with suppress(httpx.TransportError):
+                assert httpx.get(f"{url}/health", trust_env=False).status_code == 200
+                break
+            assert process.poll() is None
+            time.sleep(0.1)
+        yield url, process
+    finally:
+        process.kill()
+        process.wait()
+
+
 def json_cell(name: str, row: Row, place: Place) -> None:
     """A program that reads stdout to its end has one JSON value there."""
     text = row.words
@@ -221,6 +275,37 @@ def json_cell(name: str, row: Row, place: Place) -> None:
     assert done.status == 0, done.err[-2000:]
     assert json.loads(done.out)
     assert "Traceback" not in done.err
+
+
+def flags_cell(name: str, row: Row, place: Place) -> None:
+    """Nothing that is asked for is passed over in silence."""
+    assert not place.small(name)[0].ignored
+
+
+def test_a_flag_that_is_ignored_is_found(tmp_path: Path) -> None:
+    """The watch on a verb that offers six flags and uses three."""
+    reading, writing = multiprocessing.Pipe(duplex=False)
+    process = server().Process(target=_careless, args=(writing,))
+    process.start()
+    assert reading.recv() == ["n_tasks", "resume", "seed"]
+    process.join()
+
+
+def _careless(pipe: Any) -> None:
+    @dataclass(frozen=True)
+    class Config(RunConfig):
+        lr: float = 0.1
+        note: str = ""
+        n_tasks: int = 5
+
+    watch = Watch()
+    watch.start()
+    config = parse(Config, ["--seed", "3"])
+    settings(config)
+    copy = verbs.narrowed(config, RunConfig, seed=4)
+    assert (config.lr, config.note, copy.seed, copy.resume) == (0.1, "", 4, False)
+    assert config.out is None
+    pipe.send([name for name in watch.ignored() if name != "profile"])
 
 
 def bad_flag_cell(name: str, row: Row, place: Place) -> None:
@@ -261,7 +346,7 @@ def read_only_cell(name: str, row: Row, place: Place) -> None:
         if row.environ:
             text, environ = row.words, (("SPARSEKIT_CACHE", out),)
         elif row.writes != "service":
-            text = re.sub(r"--out \S+", f"--out {out}", row.words)
+            text = re.sub(r"--(out|erased) \S+", rf"--\1 {out}", row.words)
     before = files(folder)
     done = ran(name, folder, text, Trouble(powerless=True, environ=environ))
     for path in (locked, *locked.rglob("*")):  # so that pytest can remove them
@@ -314,14 +399,27 @@ def kill_cell(name: str, row: Row, place: Place) -> None:
         outcome(place.small(name)[1] / row.writes),
     )
     found = {k: v for k, v in found.items() if not k.endswith(".tmp")}
+    if row.writes == "service":  # keys, times and weights of a second are its own
+        found, wanted = (told(path) for path in (folder, place.small(name)[1]))
     assert found == wanted
+
+
+def told(folder: Path) -> dict[str, Any]:
+    """What a service says of its requests and files, without times and names."""
+    done = inside(["unlearning", "status", "--json"], folder)
+    assert done.status == 0, done.err
+    content = json.loads(done.out)
+    for request in content["requests"]:
+        del request["request"], request["at"]
+    receipts = (folder / "service" / "receipts").glob("*")
+    return content | {"receipts": sorted(path.name for path in receipts)}
 
 
 CELLS = dict(
     zip(
         COLUMNS,
         (
-            help_cell, small_cell, json_cell, bad_flag_cell, bad_file_cell,
+            help_cell, small_cell, json_cell, flags_cell, bad_flag_cell, bad_file_cell,
             missing_cell, read_only_cell, full_cell, interrupt_cell, kill_cell,
         ),
         strict=True,

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import tyro
+
 from apps.common import verbs
 from apps.common.config import RunConfig, VerbConfig
 
@@ -26,6 +28,7 @@ COPIES = {
 # `profile` is used in reading a file and refused without one; `json` is the command
 # line's, and has its own column.
 ELSEWHERE = {"profile", "json"}
+PARSERS = (argparse.__file__, str(Path(tyro.__file__).parent))
 OF_A_CALL = {"seed", "out", "resume"}
 
 
@@ -91,7 +94,7 @@ class Watch:
 def _is_copy(frame: FrameType) -> bool:
     """Whether a function that copies is at work, maybe in a comprehension of its."""
     for one in (frame, frame.f_back):
-        if one is None or one.f_code.co_filename == argparse.__file__:
+        if one is None or one.f_code.co_filename.startswith(PARSERS):
             return True
         if one.f_code.co_name in COPIES:
             return True
