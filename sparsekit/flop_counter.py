@@ -138,7 +138,7 @@ class FlopCounter(TorchDispatchMode):
 
     def _attribute(self, packet: Any, args: Any, flops: int) -> None:
         views: tuple[View, ...] = ()
-        if "attention" not in str(packet):
+        if flops and "attention" not in str(packet):
             # Of two weights the second, where F.linear and convolutions have theirs.
             last = 2 if packet in _FORMULAS else len(args)
             for i in reversed(_FACTORS.get(packet, range(min(last, len(args))))):
@@ -193,11 +193,6 @@ class FlopCounter(TorchDispatchMode):
                 continue
             if from_input:
                 self.from_input.add(storage)
-                self.derived.pop(storage, None)
-            elif any(storage == _storage(t) for t in tensors):
-                # A view, or written in place: the storage keeps what it had.
-                known = self.derived.get(storage, ())
-                self.derived[storage] = tuple(dict.fromkeys(known + sources))
             elif sources:
                 self.derived[storage] = sources
 
@@ -233,7 +228,5 @@ def _storage(tensor: Tensor) -> StorageWeakRef:
 
 def _extent(tensor: Tensor) -> int:
     """Entries of the storage from the tensor's first to its last."""
-    if tensor.numel() == 0:
-        return 0
     pairs = zip(tensor.shape, tensor.stride(), strict=True)
     return 1 + sum((size - 1) * stride for size, stride in pairs)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsekit.accounting import Layer, forward_flops, layers
+from sparsekit.columns import aligned
 from sparsekit.packing import FORMATS
 from sparsekit.values import plain
 
@@ -61,8 +62,7 @@ class Table:
             blank = [""] * len(FORMATS)
             lines.append(["between activations", *[""] * 4, other, other, *blank])
         lines.append(self._total(flops))
-        widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-        return "\n".join(_aligned(line, widths) for line in lines)
+        return "\n".join(aligned(lines, right=range(1, len(header))))
 
     def _total(self, flops: bool) -> list[str]:
         other = self.other_flops or 0
@@ -200,7 +200,7 @@ def sparsity_per_layer(source: Sparsified | Masks, ax: "Axes | None" = None) -> 
     ax.axvline(total, color=_ORANGE, linestyle="--", label=f"all: {total:.1f} %")
     ax.invert_yaxis()
     ax.set(xlim=(0, 100), xlabel="sparsity (% zeros)", title="Sparsity per layer")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), frameon=False)
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)  # beside it
     return ax
 
 
@@ -279,8 +279,6 @@ def binomial(trials: int, probability: float) -> np.ndarray:
     >>> binomial(2, 0.5).round(6).tolist()
     [0.25, 0.5, 0.25]
     """
-    if probability in (0.0, 1.0):
-        return np.eye(trials + 1)[trials if probability else 0]
     k = torch.arange(trials + 1, dtype=torch.float64)
     law = torch.distributions.Binomial(
         torch.tensor(trials, dtype=torch.float64),
@@ -326,10 +324,4 @@ def _matrix(mask: Tensor) -> Tensor:
             f"a mask is bool with at least one entry, got {mask.dtype} of shape "
             f"{tuple(mask.shape)}"
         )
-    return mask.detach().reshape(1 if mask.dim() == 1 else mask.shape[0], -1)
-
-
-def _aligned(line: list[str], widths: list[int]) -> str:
-    first = line[0].ljust(widths[0])
-    rest = [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
-    return "  ".join([first, *rest])
+    return mask.reshape(1 if mask.dim() == 1 else mask.shape[0], -1)

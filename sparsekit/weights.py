@@ -172,10 +172,10 @@ class MaskedWeight(Weight):
         return self.parameter.detach()
 
     def gradient(self, dense: bool) -> Tensor | None:
-        grad = self.parameter.grad
-        if grad is None:
+        if self.parameter.grad is None:
             return None
-        return grad.detach() if dense else self.spread(grad.detach())
+        grad = self.parameter.grad.detach()
+        return grad if dense else self.spread(grad)
 
     def spread(self, values: Tensor) -> Tensor:
         return values.masked_fill(~self._alive, 0)
@@ -195,14 +195,14 @@ class MaskedWeight(Weight):
                 f"the gradient of {self.name!r} is {grad.layout}; use dense gradients "
                 "(nn.Embedding(..., sparse=False))"
             )
-        if self.parameter._version != self._version:
-            if self.parameter.detach().masked_fill(self._alive, 0).any():
-                raise ValueError(
-                    f"absent weights of {self.name!r} are not zero: something else "
-                    "wrote to them, such as model.load_state_dict with a dense "
-                    "checkpoint, which belongs before the Sparsifier is built"
-                )
-            self._version = self.parameter._version
+        if self.parameter._version != self._version and (
+            self.parameter.masked_fill(self._alive, 0).any()
+        ):
+            raise ValueError(
+                f"absent weights of {self.name!r} are not zero: something else wrote "
+                "to them, such as model.load_state_dict with a dense checkpoint, which "
+                "belongs before the Sparsifier is built"
+            )
 
     def set_trainable(self, mask: Tensor) -> None:
         self._trainable.copy_(mask).logical_and_(self._alive)

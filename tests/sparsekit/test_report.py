@@ -289,3 +289,92 @@ def test_no_masks_are_refused_by_name():
     for source in ({}, SimpleNamespace(alive={}), SimpleNamespace(alive=[1])):
         with pytest.raises(ValueError, match="has no masks: give a sparsifier"):
             sparsity_per_layer(source)
+
+
+def test_a_label_at_the_edge_and_its_size(sparsified):
+    """Above 15 % is room enough; the text is small, and apart from its bar's end."""
+    masks = {
+        "less": torch.arange(200).view(10, 20) >= 29,  # 14.5 %
+        "more": torch.arange(200).view(10, 20) >= 31,  # 15.5 %
+    }
+    ax = sparsity_per_layer(masks)
+    assert [t.get_ha() for t in ax.texts] == ["left", "right"]
+    assert [t.get_va() for t in ax.texts] == ["center", "center"]
+    assert [t.xyann for t in ax.texts] == [(4, 0), (-4, 0)]
+    small = ax.texts[0].get_fontsize()
+    assert small < ax.xaxis.label.get_fontsize()
+    assert [bar.get_y() + bar.get_height() / 2 for bar in ax.patches] == [0, 1]
+    (line,) = ax.get_lines()
+    assert line.get_linestyle() == "--"
+
+
+def test_the_legend_stands_beside_the_bars_and_hides_nothing(sparsified):
+    ax = sparsity_per_layer(sparsified)
+    ax.figure.canvas.draw()
+    renderer = ax.figure.canvas.get_renderer()
+    legend = ax.get_legend().get_window_extent(renderer)
+    inside = ax.get_window_extent(renderer)
+    assert 0 <= legend.x0 - inside.x1 < 20  # pixels
+    assert 0 <= inside.y1 - legend.y1 < 20
+    assert legend.x1 <= ax.figure.get_window_extent(renderer).x1
+
+
+def test_expectations_of_a_histogram_are_drawn_where_they_can_be_seen():
+    """Where the law is above a hundredth of a percent."""
+    mask = topk_mask(
+        torch.rand(40, 60, generator=torch.Generator().manual_seed(0)), 240
+    )
+    ax = degree_histogram(mask, "fc")
+    assert ax.get_title() == "Degrees of fc"
+    for line, trials in zip(ax.get_lines(), (60, 40), strict=True):
+        law = 100 * stats.binom.pmf(np.arange(trials + 1), trials, 0.1)
+        assert line.get_xdata().tolist() == np.flatnonzero(law > 0.01).tolist()
+        np.testing.assert_allclose(line.get_ydata(), law[line.get_xdata()], rtol=1e-9)
+    heights = [bar.get_height() for bar in ax.patches]
+    assert sum(heights) == pytest.approx(200)  # two sides of 100 %
+    widths = [bar.get_width() for bar in ax.patches]
+    assert widths == pytest.approx([0.9] * len(widths))
+    assert {bar.get_alpha() for bar in ax.patches} == {0.5}  # both can be seen
+    colors = {bar.get_facecolor()[:3] for bar in ax.patches}
+    lines = {matplotlib_rgb(line.get_color()) for line in ax.get_lines()}
+    assert colors == lines
+    assert len(colors) == 2
+
+
+def matplotlib_rgb(color):
+    from matplotlib.colors import to_rgb
+
+    return to_rgb(color)
+
+
+def test_a_history_keeps_what_was_though_masks_change_in_place():
+    alive = {"w": torch.tensor([True, True, False, False])}
+    thing = SimpleNamespace(alive=alive)
+    history = History(thing)
+    history.record()
+    alive["w"].copy_(torch.tensor([False, True, True, False]))
+    history.record()
+    alive["w"].copy_(torch.tensor([True, False, True, False]))
+    history.record()
+    assert history.density == [0.5] * 3
+    assert history.exploration == [0.5, 0.75, 0.75]
+    assert history.moved == [0, 1, 1]
+    assert history.survived == [0, 0, 1]
+    assert history.step == [0, 1, 2]
+    lists = history.to_dict()
+    assert lists["exploration/w"] == history.exploration
+    for values in lists.values():
+        assert len(values) == 3
+        values.append(9)
+    assert history.to_dict()["moved"] == [0, 1, 1]  # copies
+    assert history.to_dict()["exploration/w"] == [0.5, 0.75, 0.75]
+
+
+def test_a_table_of_a_model_without_products_between_activations(sparsified):
+    text = str(table(sparsified, torch.zeros(1, 31)))
+    assert "between" not in text
+    header, *rows = text.splitlines()
+    assert header.split("  ")[0] == "parameter"
+    assert rows[0].split()[:2] == ["0.weight", "17x31"]
+    assert table(sparsified).other_flops is None
+    assert table(sparsified, torch.zeros(1, 31)).other_flops == 0
