@@ -35,7 +35,7 @@ def provenance(facts: Mapping[str, Any]) -> str:
     commit = f", commit {facts['commit']}" if facts.get("commit") else ""
     return (
         "```{div} how-made\n"
-        f"Every number above was computed by this page: profile "
+        f"What is not called stored or published was computed by this page: profile "
         f"`{facts['profile']}`, {facts['seconds']:.0f} s on {facts['machine']}, "
         f"{facts['date']}{commit}.\n```"
     )
