@@ -5,6 +5,8 @@
 * `load("cifar10", seed=0, data_dir=D)`: found in D or $SPARSEKIT_DATA
 * `load("images.npz", seed=0)`: yours, x [N, S, S] or [N, C, S, S], y [N]; or a table
   of numbers, x [N, D], whose columns are channels of one pixel, for an MLP
+* `load("table.csv", seed=0)`, also .parquet: such a table, see `labelled_table`
+* `load("photos", seed=0)`: a folder ROOT/CLASS/*.png, see `folders`
 """
 
 import os
@@ -18,15 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apps.common import datasets
+from apps.common import datasets, folders, labelled_table
 from apps.common.arrays import open_arrays
 from apps.common.device import require_device
+from apps.common.folders import LEAST_PER_CLASS
 from sparsekit.spelling import choice
 
 NAMES = ("mnist5k", "mnist", "cifar10")
 PARTS = ("train", "validation", "test")
 SHARES = {"validation": 0.1, "test": 0.2}
-LEAST_PER_CLASS = 10  # so that every class is in every part
 
 
 @dataclass(frozen=True)
@@ -216,13 +218,19 @@ def _images(dataset: str, data_dir: str | Path | None) -> Images:
         return _mnist()
     if dataset == "cifar10":
         return _cifar10(Path(data_dir or os.environ.get("SPARSEKIT_DATA", ".")))
-    if dataset.endswith(".npz"):
-        path = Path(data_dir or ".") / dataset
+    path = Path(data_dir or ".") / dataset
+    if path.suffix == ".npz" or path.suffix in labelled_table.SUFFIXES:
         if not path.is_file():
             raise FileNotFoundError(f"no such file: {path}")
-        return _npz(path, path.stat().st_mtime_ns)
+        read = _npz if path.suffix == ".npz" else _table
+        return read(path, path.stat().st_mtime_ns)
+    if path.is_dir():
+        return _folder(path, folders.state(path))
     known = choice(f"dataset {dataset!r} is unknown", dataset, NAMES)
-    raise ValueError(f"{known}, or give the path of an .npz file with arrays x and y")
+    raise ValueError(
+        f"{known}, or give the path of an .npz file with arrays x and y, of a .csv or "
+        ".parquet table with a column y, or of a folder with a folder of images a class"
+    )
 
 
 # Reading takes longer than training a small model, so the last set read is kept.
@@ -230,6 +238,18 @@ def _images(dataset: str, data_dir: str | Path | None) -> Images:
 def _npz(path: Path, modified: int) -> Images:
     with open_arrays(path, "x", "y") as arrays:
         return check_images(arrays["x"], arrays["y"], path.stem)
+
+
+@lru_cache(maxsize=1)
+def _table(path: Path, modified: int) -> Images:
+    return check_images(*labelled_table.read(path), path.stem)
+
+
+@lru_cache(maxsize=1)
+def _folder(path: Path, state: int) -> Images:
+    x, y, names, n_train = folders.read(path)
+    test = None if n_train is None else (x[n_train:], y[n_train:])
+    return Images(x[:n_train], y[:n_train], len(names), test, path.name)
 
 
 def check_images(x: np.ndarray, y: np.ndarray, name: str = "") -> Images:

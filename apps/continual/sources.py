@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apps.common import datasets
+from apps.common import datasets, folders
 from apps.common.arrays import open_arrays
 from apps.common.images import PARTS, cut, numbered
 from apps.continual.config import Config
@@ -163,9 +163,8 @@ def checked(x: np.ndarray, y: np.ndarray, task: np.ndarray | None, name: str) ->
 
 def _folder(path: Path) -> Raw:
     """Images in folders of classes: CLASS/*.png, or train/CLASS and val/CLASS."""
-    from apps.continual import folders
-
-    return folders.read(path)
+    x, y, names, n_train = folders.read(path)
+    return Raw(x, y, names, path.name, n_train)
 
 
 def _tiny_imagenet(data_dir: str | None) -> Raw:

@@ -16,7 +16,8 @@ class DataConfig(PresetConfig):
     """Fetches a data set and prints its parts, and what is planted.
 
     Args:
-        dataset: mnist5k, mnist, cifar10, or the path of your .npz with arrays x and y.
+        dataset: mnist5k, mnist, cifar10, or the path of yours: an .npz with arrays x
+            and y, a .csv or .parquet table with a column y, a folder of class folders.
         data_dir: where cifar10 or your file is; default: $SPARSEKIT_DATA, or here.
         train_size: so many training examples, as many of each class as its share;
             default: all.

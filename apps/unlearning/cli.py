@@ -23,7 +23,8 @@ class DataConfig(PresetConfig):
     """Loads a data set and prints what would be forgotten.
 
     Args:
-        dataset: mnist5k, mnist, cifar10, or the path of your .npz with arrays x and y.
+        dataset: mnist5k, mnist, cifar10, or the path of yours: an .npz with arrays x
+            and y, a .csv or .parquet table with a column y, a folder of class folders.
         data_dir: where cifar10 or your file is.
         forget: as in `train`.
         seed: of the split and the forget set.

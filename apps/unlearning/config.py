@@ -18,7 +18,8 @@ class Config(RunConfig):
     """One experiment. Every field is a flag of the command line and a key of a preset.
 
     Args:
-        dataset: mnist5k, mnist, cifar10, or the path of your .npz with arrays x and y.
+        dataset: mnist5k, mnist, cifar10, or the path of yours: an .npz with arrays x
+            and y, a .csv or .parquet table with a column y, a folder of class folders.
         data_dir: where cifar10 or your file is; default: $SPARSEKIT_DATA, or here.
         model: mlp, cnn, or resnet18 for 32x32 pixels.
         width: hidden units, or filters of the first convolution.

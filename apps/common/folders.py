@@ -3,36 +3,39 @@
 ROOT/CLASS/*.png                                    parts are drawn
 ROOT/train/CLASS/*.png, ROOT/test/CLASS/*.png       (or val) the test part is kept
 ROOT/train/CLASS/images/*.JPEG, ROOT/val/val_annotations.txt      Tiny-ImageNet
+
+Classes in the order of their names, and of each the files in the order of theirs;
+`listed` tells which file stands at which index.
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from apps.common.images import LEAST_PER_CLASS
-from apps.continual.sources import Raw
-
 SUFFIXES = (".png", ".jpg", ".jpeg")
+OTHERS = (".bmp", ".gif", ".tif", ".tiff", ".webp")  # not to be left out in silence
 LARGEST = 512  # pixels of a side: the images are held in memory, uncompressed
+LEAST_PER_CLASS = 10  # so that every class is in every part
 Labelled = list[tuple[Path, str]]
 
 
-def read(root: Path) -> Raw:
+class Folder(NamedTuple):
+    """x: [N, 3, S, S] uint8; y: [N] int64, indices of `names`; n_train: so many, from
+    the beginning, are the official training part, None if there is none."""
+
+    x: np.ndarray
+    y: np.ndarray
+    names: tuple[str, ...]
+    n_train: int | None
+
+
+def read(root: Path) -> Folder:
     """All images of a folder, RGB, which must have one size.
 
     Raises ValueError that names the image or folder and the fix.
     """
-    tests: Labelled = []
-    if (root / "train").is_dir():
-        trains = _by_class(root / "train")
-        held = next((root / n for n in ("test", "val") if (root / n).is_dir()), None)
-        annotations = root / "val" / "val_annotations.txt"
-        if annotations.is_file():
-            tests = _annotated(annotations)
-        elif held is not None:
-            tests = _by_class(held)
-    else:
-        trains = _by_class(root)
+    trains, tests = _parts(root)
     names = sorted({label for _, label in trains})
     unknown = sorted({label for _, label in tests} - set(names))
     if unknown:
@@ -47,15 +50,49 @@ def read(root: Path) -> Raw:
             f"{root}: class {names[counts.argmin()]!r} has {counts.min()} images; "
             f"{LEAST_PER_CLASS} are needed"
         )
-    n_train = len(trains) if tests else None
-    return Raw(x, y.astype(np.int64), tuple(names), root.name, n_train)
+    return Folder(x, y.astype(np.int64), tuple(names), len(trains) if tests else None)
+
+
+def listed(root: Path) -> list[Path]:
+    """The file of each index, the official test part last."""
+    return [path for part in _parts(Path(root)) for path, _ in part]
+
+
+def state(root: Path) -> int:
+    """Another number when a file was added, changed or removed."""
+    stats = [(path, path.stat()) for path in listed(root)]
+    return hash(tuple((p, stat.st_mtime_ns, stat.st_size) for p, stat in stats))
+
+
+def _parts(root: Path) -> tuple[Labelled, Labelled]:
+    """Files with their classes: to learn from, and of the official test part."""
+    tests: Labelled = []
+    if (root / "train").is_dir():
+        trains = _by_class(root / "train")
+        held = next((root / n for n in ("test", "val") if (root / n).is_dir()), None)
+        annotations = root / "val" / "val_annotations.txt"
+        if annotations.is_file():
+            tests = _annotated(annotations)
+        elif held is not None:
+            tests = _by_class(held)
+    else:
+        trains = _by_class(root)
+    return trains, tests
 
 
 def _by_class(root: Path) -> Labelled:
     found: Labelled = []
-    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+    folders = (path for path in root.iterdir() if path.is_dir())
+    for folder in sorted(path for path in folders if not path.name.startswith(".")):
         inner = folder / "images" if (folder / "images").is_dir() else folder
-        images = [p for p in sorted(inner.iterdir()) if p.suffix.lower() in SUFFIXES]
+        files = sorted(inner.iterdir())
+        images = [path for path in files if path.suffix.lower() in SUFFIXES]
+        for path in files:
+            if path.suffix.lower() in OTHERS:
+                raise ValueError(f"{path} is neither PNG nor JPEG: convert it")
+        odd = next((path for path in images if not path.is_file()), None)
+        if odd is not None:  # a pipe would be waited for
+            raise ValueError(f"{odd} is no file")
         if not images:
             raise ValueError(f"{inner} holds no image ({', '.join(SUFFIXES)})")
         found += [(path, folder.name) for path in images]
