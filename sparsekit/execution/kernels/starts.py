@@ -25,9 +25,11 @@ def row_starts(crow: Integers, col: Integers, width: int, blocks: int) -> Intege
 
 @njit(nogil=True, cache=True)
 def _row_starts(crow: Integers, col: Integers, width: int, starts: Integers) -> None:
+    blocks = len(starts) - 1
     for row in range(starts.shape[1]):
         t = crow[row]
-        for block in range(len(starts)):
+        for block in range(blocks):
             while t < crow[row + 1] and col[t] < block * width:
                 t += 1
             starts[block, row] = t
+        starts[blocks, row] = crow[row + 1]

@@ -25,15 +25,20 @@ def nearest_power(x: float) -> int:
 @pytest.mark.parametrize("taps", [9, 1])
 @pytest.mark.parametrize("channels", [1, 3, 64, 300, 2000])
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.02, 0.1, 1.0])
-def test_channels_of_a_block(taps: int, channels: int, share: float) -> None:
+@pytest.mark.parametrize("sizes", [(None, None), (6000, 1), (20_000, 3), (90_000, 0)])
+def test_channels_of_a_block(monkeypatch, taps, channels, share, sizes) -> None:
     """As many as 32 KiB hold of a tile and its border, or as have 11 non-zeros."""
+    for name, size in zip(("NEAR", "NONZEROS"), sizes, strict=True):
+        if size is not None:
+            monkeypatch.setattr(structure, name, size)
+    near, few = (32768, 11) if sizes == (None, None) else sizes
     rows = 37
     nnz = int(share * rows * channels * taps)
     sides = {16: (2, 8), 4: (2, 2)}[VECTORS]
     more = 2 if taps > 1 else 0
-    near = 32768 // ((sides[0] + more) * (sides[1] + more) * 64)
-    sparse = 11 * rows * channels / max(nnz, 1)
-    expected = nearest_power(min(channels, max(near, sparse)))
+    near //= (sides[0] + more) * (sides[1] + more) * 64
+    sparse = few * rows * channels / max(nnz, 1)
+    expected = nearest_power(max(1, min(channels, max(near, sparse))))
     assert structure.channels_of_a_block(nnz, rows, channels, taps) == expected
 
 
