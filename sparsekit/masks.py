@@ -145,7 +145,7 @@ def topk_rows(scores: Tensor, counts: Tensor, among: Tensor | None = None) -> Te
     tensor([[False,  True, False],
             [ True, False,  True]])
     """
-    rows = scores.detach().flatten(1)
+    rows = scores.flatten(1)
     if rows.isnan().any():
         raise ValueError("scores hold NaN: their order is undefined")
     if counts.shape != (len(rows),):
@@ -255,7 +255,7 @@ def unpack(packed: Tensor, shape: Sequence[int]) -> Tensor:
             f"the bits after entry {numel} of a packed mask of shape {tuple(shape)} "
             "are not zero: it belongs to another shape, or is damaged"
         )
-    return flat[:numel].view(*shape) if len(shape) else flat[0]
+    return flat[:numel].view(tuple(shape))
 
 
 _BITS = torch.arange(8, dtype=torch.uint8)

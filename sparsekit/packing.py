@@ -58,7 +58,6 @@ def encode(weight: Tensor, mask: Tensor, format: str) -> dict[str, Tensor]:
         raise ValueError(
             f"weight {tuple(weight.shape)} and mask {tuple(mask.shape)} differ in shape"
         )
-    weight = weight.detach()
     if format == "dense":
         return {"values": weight.masked_fill(~mask, 0)}
     values = weight[mask]
@@ -105,7 +104,7 @@ def decode(parts: Mapping[str, Tensor], shape: Sequence[int], format: str) -> Te
     values = parts["values"]
     flat = torch.zeros(prod(shape), dtype=values.dtype, device=values.device)
     flat[positions] = values
-    return flat.view(*shape)
+    return flat.view(tuple(shape))
 
 
 def decode_mask(
@@ -129,7 +128,7 @@ def decode_mask(
     positions = _positions(parts, shape, format)
     flat = torch.zeros(prod(shape), dtype=torch.bool, device=positions.device)
     flat[positions] = True
-    return flat.view(*shape)
+    return flat.view(tuple(shape))
 
 
 def nbytes(parts: Mapping[str, Tensor]) -> int:
@@ -206,17 +205,16 @@ def _index_dtype(n_active: int, columns: int) -> torch.dtype:
 def _gaps(mask: Tensor) -> Tensor:
     """Absent entries between each alive entry and the one before, int64."""
     positions = mask.reshape(-1).nonzero().squeeze(1)
-    before = torch.nn.functional.pad(positions[:-1], (1, 0), value=-1)
-    return positions - before[: len(positions)] - 1
+    return torch.nn.functional.pad(positions, (1, 0), value=-1).diff() - 1
 
 
 def _gap_codes(mask: Tensor) -> Tensor:
     gaps = _gaps(mask)
     # Each non-zero's code comes after its own escapes and all that is before.
-    ends = (torch.div(gaps, _ESCAPE, rounding_mode="floor") + 1).cumsum(0)
-    length = int(ends[-1]) if len(ends) else 0
-    codes = torch.full((length,), _ESCAPE, dtype=torch.uint8, device=mask.device)
-    codes[ends - 1] = (gaps % _ESCAPE).to(torch.uint8)
+    lengths = torch.div(gaps, _ESCAPE, rounding_mode="floor") + 1
+    total = int(lengths.sum())
+    codes = torch.full((total,), _ESCAPE, dtype=torch.uint8, device=mask.device)
+    codes[lengths.cumsum(0) - 1] = (gaps % _ESCAPE).to(torch.uint8)
     return codes
 
 

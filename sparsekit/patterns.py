@@ -88,7 +88,7 @@ class NM(Pattern):
                 f"{self} keeps {reachable} of {scores.numel()} entries{_of(name)}, "
                 f"not {n_active}"
             )
-        last = scores.detach().movedim(1, -1)
+        last = scores.movedim(1, -1)
         groups = last.reshape(-1, self.m)
         if groups.is_floating_point() and bool(groups.isnan().any()):
             raise ValueError(f"scores{_of(name)} hold NaN: their order is undefined")
@@ -117,7 +117,7 @@ class _Units(Pattern):
 
     def mask(self, scores: Tensor, n_active: int, name: str = "") -> Tensor:
         exact = torch.promote_types(scores.dtype, torch.float32)
-        units = self._view(scores.detach().to(exact), name)
+        units = self._view(scores.to(exact), name)
         size = prod(units.shape[2:])
         if n_active % size:
             raise ValueError(

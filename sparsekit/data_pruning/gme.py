@@ -139,4 +139,5 @@ def _log_times(c: np.ndarray) -> np.ndarray:
 
 def _entropy(s: np.ndarray, q: np.ndarray) -> np.ndarray:
     """log S - Q / S, and 0 for no counts."""
-    return np.where(s > 0, np.log(np.maximum(s, 1)) - q / np.maximum(s, 1), 0.0)
+    s = np.maximum(s, 1)  # without counts Q is 0
+    return np.log(s) - q / s

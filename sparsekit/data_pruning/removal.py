@@ -127,7 +127,7 @@ class DataRemoval(Sampler[int]):
         if self.tie is not None:
             keys.insert(0, self.tie(trace))
         order = np.lexsort([key.numpy() for key in keys])
-        return members[torch.from_numpy(order[:n].copy())]
+        return members[torch.from_numpy(order[:n])]
 
     def _generator(self, purpose: int) -> torch.Generator:
         mixed = np.random.SeedSequence((self.seed, purpose, self.epoch))

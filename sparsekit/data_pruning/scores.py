@@ -170,7 +170,7 @@ def _require_classes(logits: Tensor, targets: Tensor) -> None:
             f"{len(logits)} examples, first for number {int((~finite).nonzero()[0])}"
         )
     # Logits that are not negative and add up to 1, for every example, are none.
-    if logits.min() >= 0 and (logits.detach().float().sum(1) - 1).abs().max() < 1e-4:
+    if logits.min() >= 0 and (logits.float().sum(1) - 1).abs().max() < 1e-4:
         raise ValueError(
             "the model returns probabilities, and scores apply softmax to logits: "
             "leave the softmax out of the model, or let it return the logarithm"

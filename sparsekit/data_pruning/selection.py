@@ -106,10 +106,9 @@ def strata(
     level = _levels(scores[members].double(), int(n_strata))
     sizes = level.bincount(minlength=int(n_strata))
     quota = torch.zeros_like(sizes)
-    filled = [i for i in sizes.argsort(stable=True).tolist() if sizes[i] > 0]
     missing = n
-    for position, i in enumerate(filled):
-        quota[i] = min(int(sizes[i]), missing // (len(filled) - position))
+    for position, i in enumerate(sizes.argsort(stable=True).tolist()):
+        quota[i] = min(int(sizes[i]), missing // (len(sizes) - position))
         missing -= int(quota[i])
     order = torch.randperm(len(members), generator=generator)
     order = order[level[order].argsort(stable=True)]  # by level, random within
@@ -119,15 +118,11 @@ def strata(
 
 
 def _levels(values: Tensor, n_strata: int) -> Tensor:
-    finite = torch.isfinite(values)
-    if not finite.any():
-        return torch.zeros(len(values), dtype=torch.int64)
-    low, high = values[finite].min(), values[finite].max()
-    if high == low:
-        level = torch.zeros_like(values)
-    else:
-        level = (values - low) / (high - low) * n_strata
-    return level.nan_to_num(posinf=n_strata, neginf=0).long().clamp_(0, n_strata - 1)
+    """Which part of the range of the finite values each one is in; NaN in none."""
+    finite = values[torch.isfinite(values)]
+    low, high = finite.aminmax() if len(finite) else (0.0, 0.0)
+    level = (values - low) / (high - low) * n_strata  # 0 / 0 if all are equal
+    return level.nan_to_num(0, n_strata, 0).long().clamp_(0, n_strata - 1)
 
 
 POLICIES: dict[str, Policy] = {
