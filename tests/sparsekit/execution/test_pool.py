@@ -63,3 +63,42 @@ def test_global_mean():
     z.backward(grad)
     torch.testing.assert_close(z, y)
     assert_same_gradient(x, inside)
+
+
+CALLS = {
+    "maximum": (lambda x: max_pool(x, 3, 2, 1), lambda x: F.max_pool2d(x, 3, 2, 1)),
+    "average": (lambda x: average_pool(x, 2, 1), lambda x: F.avg_pool2d(x, 2, 1)),
+    "mean": (lambda x: global_mean(x, BATCH), lambda x: x.mean((2, 3))),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_any_layout_of_input_and_gradient(name):
+    """Rows and columns changed places, and the gradient's numbers are not in a row."""
+    ours, theirs = CALLS[name]
+    x, inside = pairs()
+    y, z = theirs(x.transpose(2, 3)), ours(inside.transpose(2, 3))
+    shown = z if name == "mean" else from_blocked(z, BATCH)
+    torch.testing.assert_close(shown, y)
+    grad = torch.randn(y.flip(0).t().shape if y.dim() == 2 else y.shape)
+    if y.dim() == 2:
+        y.backward(grad.t())
+        z.backward(grad.t())
+    else:
+        y.backward(grad)
+        other = to_blocked(grad.transpose(2, 3)).transpose(2, 3)
+        assert not other.is_contiguous()
+        z.backward(other)
+    assert_same_gradient(x, inside)
+
+
+def test_the_places_of_the_maximum_have_no_gradient():
+    *_, inside = pairs()
+    y, places = torch.ops.sparsekit.max_pool(inside, 2, 2, 0)
+    assert y.requires_grad
+    assert not places.requires_grad
+
+
+def test_padding_is_none_unless_it_is_given():
+    x = to_blocked(torch.randn(3, 2, 4, 4))
+    assert torch.equal(max_pool(x, 2, 2), max_pool(x, 2, 2, 0))
