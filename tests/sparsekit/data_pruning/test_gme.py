@@ -125,3 +125,38 @@ def test_refused(change, message):
     with pytest.raises(ValueError, match=message):
         maximum_entropy(**{"items": films(3, 0), "n": 2, **change})
     assert len(maximum_entropy(films(3, 0), 0).order) == 0
+
+
+def test_an_item_without_entities_changes_no_entropy():
+    items = [[[], ["x"]], [["a", "b"], []], [[], []], [["a"], ["y"]]]
+    sample = maximum_entropy(items, 4)
+    assert sample.entropies.shape == (4, 2)
+    assert not sample.entropies.isnan().any()
+    assert sorted(sample.order.tolist()) == [0, 1, 2, 3]
+    counts: dict[int, list] = {0: [], 1: []}
+    for step, item in enumerate(sample.order.tolist()):
+        for v in (0, 1):
+            counts[v] += items[item][v]
+            expected = entropy(counts[v]) if counts[v] else 0.0
+            assert float(sample.entropies[step, v]) == pytest.approx(expected)
+
+
+def test_as_many_candidates_as_items_are_all_of_them():
+    items = films(20, seed=5)
+    everything = maximum_entropy(items, 8).order
+    for candidates in (20, 50):
+        generator = torch.Generator().manual_seed(0)
+        found = maximum_entropy(items, 8, candidates=candidates, generator=generator)
+        assert torch.equal(found.order, everything)
+    generator = torch.Generator().manual_seed(0)
+    few = maximum_entropy(items, 8, candidates=2, generator=generator).order
+    assert not torch.equal(few, everything)
+    assert len(set(few.tolist())) == 8
+
+
+def test_none_and_all_may_be_taken():
+    items = films(5, seed=1)
+    assert maximum_entropy(items, 0).entropies.shape[0] == 0
+    assert sorted(maximum_entropy(items, 5).order.tolist()) == list(range(5))
+    with pytest.raises(ValueError, match="candidates is at least 1, and needs"):
+        maximum_entropy(items, 2, candidates=3)

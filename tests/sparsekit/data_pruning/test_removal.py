@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from sparsekit.data_pruning import dynamics
-from sparsekit.data_pruning.removal import DataRemoval
+from sparsekit.data_pruning.removal import DataRemoval, _fill
 from sparsekit.data_pruning.training import Numbered
 from tests.reference import data_selection
 
@@ -155,3 +155,58 @@ def test_what_cannot_be_is_refused() -> None:
         removal.set_epoch(2)
     with pytest.raises(ValueError, match=r"nothing was recorded .* call record"):
         removal.set_epoch(1)
+
+
+def test_a_stage_knows_nothing_of_the_one_before() -> None:
+    removal = DataRemoval(8, share=0.5, stage=1, stages=2)
+    y = torch.zeros(8, dtype=torch.int64)
+    removal.record(torch.arange(8), torch.eye(2)[y] * 5, y)
+    removal.set_epoch(1)
+    with pytest.raises(ValueError, match="nothing was recorded in the stage that ends"):
+        removal.set_epoch(2)
+
+
+def test_after_the_last_stage_nothing_is_recorded_or_removed() -> None:
+    removal = DataRemoval(8, share=0.5, stage=1, stages=1)
+    y = torch.zeros(8, dtype=torch.int64)
+    removal.record(torch.arange(8), torch.eye(2)[y] * 5, y)
+    removal.set_epoch(0)  # again: nothing happens
+    removal.set_epoch(1)
+    left = removal.indices.tolist()
+    assert len(left) == len(removal) == 4
+    removal.record(torch.arange(8), torch.eye(2)[y] * 5, y)
+    assert removal.state_dict()["own"].shape == (0, 8)
+    for epoch in (2, 3):
+        removal.set_epoch(epoch)
+        assert removal.indices.tolist() == left
+
+
+def test_a_stage_of_which_nobody_leaves_needs_no_records() -> None:
+    removal = DataRemoval(3, share=0.0, stage=1, stages=2)
+    removal.set_epoch(1)
+    assert removal.indices.tolist() == [0, 1, 2]
+
+
+def test_missing_epochs_are_filled_from_the_nearest_before_then_after() -> None:
+    nan = np.nan
+    values = np.array(
+        [[nan, 1.0, nan, nan], [2.0, nan, nan, nan], [nan, nan, 3.0, nan]]
+    )
+    _fill(values, 9.0)
+    expected = [[2, 1, 3, 9], [2, 1, 3, 9], [2, 1, 3, 9]]
+    assert values.tolist() == expected
+    one = np.array([[nan, 4.0]])
+    _fill(one, 9.0)
+    assert one.tolist() == [[9, 4]]
+
+
+def test_a_state_is_of_tensors_and_of_its_own() -> None:
+    removal = DataRemoval(10, share=0.3, stage=2, stages=2)
+    y = torch.zeros(10, dtype=torch.int64)
+    removal.record(torch.arange(10), torch.eye(2)[y], y)
+    state = removal.state_dict()
+    assert state["kept"].dtype == torch.uint8
+    assert len(state["kept"]) == 2  # bits
+    assert state["own"].shape == state["other"].shape == (1, 10)
+    with pytest.raises(ValueError, match=r"of \(10,\) examples, not of 10"):
+        removal.load_state_dict({**state, "other": state["other"][:, :9]})

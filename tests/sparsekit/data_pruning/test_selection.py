@@ -242,3 +242,88 @@ def test_scores_without_a_finite_one_are_one_stratum():
     assert (counts - 300).abs().max() < 60  # 5 standard deviations
     same = torch.full((40,), 2.5)
     assert len(strata(same, 13, n_strata=4, generator=generator)) == 13
+
+
+def test_infinite_scores_are_a_stratum_beside_equal_finite_ones():
+    """Just beyond the finite ones: of two strata, two from each."""
+    scores = torch.cat([torch.full((30,), 2.0), torch.full((4,), torch.inf)])
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        kept = strata(scores, 4, n_strata=2, generator=generator)
+        assert int((kept >= 30).sum()) == 2
+
+
+@pytest.mark.parametrize(("n", "warns"), [(4, True), (5, False)])
+def test_top_warns_below_a_half_only_and_others_never(n, warns, recwarn):
+    select(torch.arange(10.0), n, "top")
+    assert bool(len(recwarn)) is warns
+    recwarn.clear()
+    for policy in ("bottom", "random", "strata", "window"):
+        select(torch.arange(10.0), n, policy)
+    assert not len(recwarn)
+
+
+def test_numbers_and_shares_to_keep():
+    scores = torch.arange(10.0)
+    for keep, n in ((1, 1), (10, 10), (np.int64(3), 3), (1.0, 10), (np.float32(0.5), 5),
+                    (0.05, 1), (1e-9, 1)):  # fmt: skip
+        assert len(select(scores, keep)) == n
+    for keep in (np.bool_(True), None, [3], 1 + 1e-9, -0.1):
+        with pytest.raises(ValueError, match="keep is a share"):
+            select(scores, keep)
+    assert len(select(scores.bool(), 3, "random")) == 3  # nothing to be NaN
+    assert select([0.0, 3.0, 1.0], 1, "bottom").tolist() == [0]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5])
+def test_window_and_strata_leave_the_hardest_out(share):
+    scores = torch.arange(10.0)
+    left = 10 - round(share * 10)
+    for policy in ("window", "strata"):
+        kept = select(scores, left, policy, drop_hardest=share)
+        assert kept.tolist() == list(range(left))
+        if left < 10:
+            with pytest.raises(ValueError, match=f"leaves {left} of 10 .* {left + 1} "):
+                select(scores, left + 1, policy, drop_hardest=share)
+    for wrong in (-0.1, 1.0, torch.nan):
+        with pytest.raises(ValueError, match=r"a share in \[0, 1\)"):
+            select(scores, 1, "window", drop_hardest=wrong)
+
+
+def test_only_options_with_a_row_an_example_are_cut_to_a_class():
+    seen = []
+
+    def own(scores, n, *, rows, table, other, number, text):
+        seen.append((rows, table, other, number, text))
+        return torch.arange(n)
+
+    labels = np.array(["a", "b"] * 3)
+    rows, table = torch.arange(6), np.arange(12).reshape(6, 2)
+    other, number = torch.arange(5), torch.tensor(7)
+    select(torch.zeros(6), 4, own, labels=labels, per_class=True, rows=rows,
+           table=table, other=other, number=number, text="abcdef")  # fmt: skip
+    assert [call[0].tolist() for call in seen] == [[0, 2, 4], [1, 3, 5]]
+    assert [call[1][:, 0].tolist() for call in seen] == [[0, 4, 8], [2, 6, 10]]
+    assert all(call[2] is other and call[3] is number for call in seen)
+    assert {call[4] for call in seen} == {"abcdef"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [([0, 1], "returned 2 examples, not 3"), ([0, 1, 2, 3], "returned 4"),
+     ([0, 1, 1], "returned 2"), ([0, 1, 2, 2], "returned 3 examples, not 3"),
+     ([-1, 0, 1], "outside 0 ... 4"), ([0, 1, 5], "outside 0 ... 4")],
+)  # fmt: skip
+def test_answers_of_own_policies_are_checked(answer, message):
+    with pytest.raises(ValueError, match=message):
+        select(torch.zeros(5), 3, lambda s, n: torch.tensor(answer))
+    assert select(torch.zeros(5), 3, lambda s, n: torch.tensor([4, 0, 2])).tolist() == [
+        0, 2, 4,
+    ]  # fmt: skip
+
+
+def test_scores_of_a_graph_are_read_and_left_alone():
+    scores = torch.arange(6.0, requires_grad=True)
+    kept = select(scores * 2, 3, "top")
+    assert kept.tolist() == [3, 4, 5]
+    assert scores.grad is None
