@@ -86,14 +86,7 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns 2 for a usage error, with a message that names the fix.
     """
-    return verbs.run(argv, "classify", VERBS, usage)
-
-
-def usage() -> str:
-    methods = "methods: " + ", ".join(options.names())
-    return "\n".join(
-        [*verbs.listed("classify", VERBS), methods, verbs.presets(PRESETS)]
-    )
+    return verbs.run(argv, "classify", VERBS, PRESETS, methods=options.names)
 
 
 def data_command(argv: list[str]) -> None:

@@ -3,7 +3,7 @@
 import shutil
 import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from apps.common.verdicts import counted
@@ -15,11 +15,9 @@ INDENT = 15  # the longest verdict and two spaces
 def overview(rows: Sequence[Row]) -> list[str]:
     """Every claim with its verdict and the interval it rests on, by paper."""
     lines: list[str] = []
-    last = None
-    for row in rows:
-        if row["paper"] is not None and row["paper"] != last:
-            last = row["paper"]
-            lines += wrapped(f"#{last} {row['title']}")
+    for row, is_first in by_paper(rows):
+        if is_first:
+            lines += wrapped(f"#{row['paper']} {row['title']}")
         name = "" if row["id"] == str(row["paper"]) else f" ({row['id']})"
         lines += wrapped(row["statement"] + name, row["verdict"])
         lines += wrapped(basis(row)) if basis(row) else []
@@ -30,6 +28,15 @@ def overview(rows: Sequence[Row]) -> list[str]:
         said = f"sparsekit claims {papers[0]}: a paper's rules, values and seeds"
         lines.append(said)
     return lines
+
+
+def by_paper(rows: Sequence[Row]) -> Iterator[tuple[Row, bool]]:
+    """Each row, and whether it is the first of its paper."""
+    last = None
+    for row in rows:
+        is_first = row["paper"] not in (None, last)
+        last = row["paper"] if is_first else last
+        yield row, is_first
 
 
 def basis(row: Row) -> str:
@@ -51,11 +58,9 @@ def ends(row: Row) -> str:
 def details(rows: Sequence[Row]) -> list[str]:
     """Claims one by one: rule, interval, value of each seed, and their source."""
     lines: list[str] = []
-    last = None
-    for row in rows:
-        if row["paper"] is not None and row["paper"] != last:
-            last = row["paper"]
-            lines += wrapped(f"#{last} {row['title']} (part {row['part']})")
+    for row, is_first in by_paper(rows):
+        if is_first:
+            lines += wrapped(f"#{row['paper']} {row['title']} (part {row['part']})")
         lines += ["", f"{row['verdict']} ({row['id']})", *wrapped(row["statement"])]
         for name, text in facts(row).items():
             if text is not None:

@@ -1,8 +1,9 @@
-"""`sparsekit data list|fetch` and `sparsekit claims`.
+"""`sparsekit data list|fetch`, `sparsekit claims` and `sparsekit completion`.
 
 sparsekit data list
 sparsekit data fetch mnist5k ml100k
 sparsekit claims 7
+sparsekit completion bash
 """
 
 import inspect
@@ -10,19 +11,19 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from apps.common import claims_text, datasets, wheels
+from apps.common import claims_text, completion, datasets, wheels
 from apps.common.claims import N_PAPERS
 from apps.common.flags import PROGRAM
 from apps.common.output import tell
 from apps.common.scoreboard import findings, scoreboard
-from apps.common.verbs import guarded, listed, run
+from apps.common.verbs import guarded, run
 from sparsekit.cli import Parser
 from sparsekit.spelling import choice
 
 
 def data(argv: Sequence[str] | None = None) -> int:
     """Lists data sets, or fetches them into the cache."""
-    return run(argv, "data", VERBS, lambda: "\n".join(listed("data", VERBS)).rstrip())
+    return run(argv, "data", VERBS)
 
 
 def list_command(argv: list[str]) -> None:
@@ -92,6 +93,29 @@ def claims_command(argv: list[str]) -> None:
         tell(rows, *claims_text.details(rows))
     else:
         tell(rows, *claims_text.overview(rows))
+
+
+def complete(argv: Sequence[str] | None = None) -> int:
+    """Prints a script by which the Tab key completes commands, flags and values."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    return guarded("sparsekit completion", complete_command, words)
+
+
+def complete_command(argv: list[str]) -> None:
+    """Prints a script by which the Tab key completes commands, flags and values.
+
+    In ~/.bashrc or ~/.zshrc: source <(sparsekit completion bash), or zsh; in
+    ~/.config/fish/config.fish: sparsekit completion fish | source.
+
+    sparsekit completion bash
+    """
+    parser = _parser(complete_command)
+    parser.add_argument("shell", metavar="SHELL", help="bash, zsh or fish")
+    shell = parser.parse_args(argv).shell
+    if shell not in completion.SHELLS:
+        raise ValueError(choice(f"no script for {shell!r}", shell, completion.SHELLS))
+    text = completion.script(shell)
+    tell({"shell": shell, "script": text}, text)
 
 
 def _named(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from apps.common.statistics import Interval, Values, mean_interval
+from sparsekit import columns
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
@@ -82,18 +83,16 @@ def aligned(rows: Sequence[Mapping[str, str]]) -> list[str]:
     """Rows as lines of plain text: a header, a rule, columns two blanks apart.
 
     >>> aligned([{"run": "rigl", "s": "1.5"}])
-    ['run   s  ', '----  ---', 'rigl  1.5']
+    ['run   s', '----  ---', 'rigl  1.5']
     """
-    widths = {k: max(len(k), *(len(r[k]) for r in rows)) for k in rows[0]}
-    lines = ["  ".join(key.ljust(width) for key, width in widths.items())]
-    lines += ["  ".join("-" * width for width in widths.values())]
-    return lines + ["  ".join(r[k].ljust(w) for k, w in widths.items()) for r in rows]
+    titles = list(rows[0])
+    rule = ["-" * max(len(k), *(len(r[k]) for r in rows)) for k in titles]
+    return columns.aligned([titles, rule, *([r[k] for k in titles] for r in rows)])
 
 
 def plain(rows: Sequence[Mapping[str, str]], *notes: str) -> str:
     """Rows as text that ends in a newline, and below them what is to be said."""
-    lines = [*aligned(rows), *notes]
-    return "\n".join(line.rstrip() for line in lines) + "\n"
+    return "\n".join([*aligned(rows), *notes]) + "\n"
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -3,7 +3,7 @@
     VERBS = {"train": train_command, "report": report_command}
 
     def main(argv=None) -> int:
-        return run(argv, "classify", VERBS, usage)
+        return run(argv, "classify", VERBS, PRESETS, methods=names)
 
 The docstring of a verb is what its help says: a line for the list of verbs, and then
 examples, each a line that begins with `sparsekit APP VERB`. What it found it gives to
@@ -16,7 +16,7 @@ import inspect
 import io
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,24 +39,29 @@ SHARED = ("train", "evaluate")  # verbs that several processes may run together
 
 
 def run(
-    argv: Sequence[str] | None, app: str, verbs: Verbs, usage: Callable[[], str]
+    argv: Sequence[str] | None,
+    app: str,
+    verbs: Verbs,
+    folder: Path | None = None,
+    **names: Callable[[], Iterable[str]],
 ) -> int:
     """Calls the function of the first word with the others; the exit status.
 
-    argv: default the command line. A usage error (no verb, an unknown one, or a
-    ValueError or OSError that names the fix: a file is missing, a folder read-only) is
-    printed and gives 2. A verb may return a status of its own.
+    argv: default the command line. folder: of presets, if there are any. names: of
+    what the usage lists beside verbs and presets, say methods. A usage error (no verb,
+    an unknown one, or a ValueError or OSError that names the fix: a file is missing, a
+    folder read-only) is printed and gives 2. A verb may return a status of its own.
     """
     words = sys.argv[1:] if argv is None else list(argv)
     if not words or words[0] in ("-h", "--help"):
-        print(fitted(*usage().splitlines()))
+        print(fitted(*usage(app, verbs, folder, names)))
         return 0 if words else 2
     name, rest = words[0], words[1:]
     if name not in verbs:
         near = meant(name, [*verbs, "--help"])
         hint = f"; did you mean {near!r}?" if near else ""
         print(f"sparsekit {app}: error: no verb {name!r}{hint}\n", file=sys.stderr)
-        print(fitted(*usage().splitlines()), file=sys.stderr)
+        print(fitted(*usage(app, verbs, folder, names)), file=sys.stderr)
         return 2
     return guarded(f"sparsekit {app} {name}", verbs[name], rest)
 
@@ -124,18 +129,19 @@ def examples(verb: Verb) -> list[str]:
     return [line.strip() for line in lines if line.strip().startswith("sparsekit ")]
 
 
-def listed(app: str, verbs: Verbs) -> list[str]:
-    """Lines of usage: how to call the app, and each verb with what it does."""
+def usage(
+    app: str, verbs: Verbs, folder: Path | None, names: Mapping[str, Callable]
+) -> list[str]:
+    """Lines: how to call the app, each verb with what it does, and what has a name."""
     lines = [f"usage: sparsekit {app} VERB [--help] ...", ""]
     for name, verb in verbs.items():
         lines.append(f"  {name:10}{(verb.__doc__ or '').strip().splitlines()[0]}")
     lines += ["", f"sparsekit {app} VERB --help: every flag, and examples"]
-    return [*lines, ""]
-
-
-def presets(folder: Path) -> str:
-    """A line that names the presets of an app."""
-    return "presets: " + ", ".join(sorted(path.stem for path in folder.glob("*.toml")))
+    if folder is None:
+        return lines
+    presets = sorted(path.stem for path in folder.glob("*.toml"))
+    named = [f"{what}: {', '.join(each())}" for what, each in names.items()]
+    return [*lines, "", *named, f"presets: {', '.join(presets)}"]
 
 
 def required(value: Any, flag: str) -> Any:

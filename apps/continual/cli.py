@@ -103,12 +103,7 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns 2 for a usage error, with a message that names the fix.
     """
-    return verbs.run(argv, "continual", VERBS, usage)
-
-
-def usage() -> str:
-    names = "strategies: " + ", ".join(strategy.discover())
-    return "\n".join([*verbs.listed("continual", VERBS), names, verbs.presets(PRESETS)])
+    return verbs.run(argv, "continual", VERBS, PRESETS, strategies=strategy.discover)
 
 
 def data_command(argv: list[str]) -> None:

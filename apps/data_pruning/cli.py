@@ -89,15 +89,11 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns 2 for a usage error, with a message that names the fix.
     """
-    return verbs.run(argv, "data-pruning", VERBS, usage)
-
-
-def usage() -> str:
-    lines = verbs.listed("data-pruning", VERBS)
-    lines += ["scores: " + ", ".join(scoring.NAMES)]
-    lines += ["policies: " + ", ".join(POLICIES)]
-    lines += ["short: " + ", ".join(f"{k} = {v}" for k, v in SHORT.items())]
-    return "\n".join([*lines, verbs.presets(PRESETS)])
+    return verbs.run(
+        argv, "data-pruning", VERBS, PRESETS,
+        scores=lambda: scoring.NAMES, policies=lambda: POLICIES,
+        short=lambda: (f"{k} = {v}" for k, v in SHORT.items()),
+    )  # fmt: skip
 
 
 def data_command(argv: list[str]) -> None:

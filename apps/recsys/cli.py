@@ -76,12 +76,7 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns 2 for a usage error, with a message that names the fix.
     """
-    return verbs.run(argv, "recsys", VERBS, usage)
-
-
-def usage() -> str:
-    models = "models: " + ", ".join(MODELS)
-    return "\n".join([*verbs.listed("recsys", VERBS), models, verbs.presets(PRESETS)])
+    return verbs.run(argv, "recsys", VERBS, PRESETS, models=lambda: MODELS)
 
 
 def data_command(argv: list[str]) -> None:
@@ -125,7 +120,7 @@ def evaluate_command(argv: list[str]) -> None:
         for name, found in parts.items()
     ]
     content = verbs.measured(result) | {"slices": told}
-    verbs.tell(content, *lines(result), "", *trimmed(table))
+    verbs.tell(content, *lines(result), "", *aligned(table))
 
 
 def slices(result: Result, k: int = 20) -> dict[str, dict[str, Interval]]:
@@ -186,17 +181,12 @@ def lines(result: Result) -> list[str]:
         if name.startswith(AUDIT)
     ]
     return [
-        *trimmed(metric_rows(result)),
+        *aligned(metric_rows(result)),
         f"means over {n:,} users of the test part, with 95 % intervals{left_out}\n",
         *audits,
         f"{'epoch':18}{result.epoch} of {len(result.history)} trained",
         *verbs.cost_lines(result.cost),
     ]
-
-
-def trimmed(rows: list[dict[str, str]]) -> list[str]:
-    """A table's lines without blanks at their ends."""
-    return [line.rstrip() for line in aligned(rows)]
 
 
 def metric_rows(result: Result) -> list[dict[str, str]]:

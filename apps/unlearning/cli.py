@@ -41,14 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns 2 for a usage error, with a message that names the fix.
     """
-    return verbs.run(argv, "unlearning", VERBS, usage)
-
-
-def usage() -> str:
-    methods = "methods: " + ", ".join(unlearner.discover())
-    return "\n".join(
-        [*verbs.listed("unlearning", VERBS), methods, verbs.presets(PRESETS)]
-    )
+    return verbs.run(argv, "unlearning", VERBS, PRESETS, methods=unlearner.discover)
 
 
 @dataclass(frozen=True)

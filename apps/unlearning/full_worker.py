@@ -186,25 +186,22 @@ class Worker:
 
     def _unlearn(self, task: Task, config: Config) -> dict[str, Any]:
         """The first choice, and that of a finer grid."""
-        chosen = self.chosen(self.source, task)
-        asked = [
-            (name, choices, COMMON[name] | options)
-            for name in methods(task.pruner)
-            for choices, options in distinct(chosen[name])
-            if choices != ["usable"]
-        ]
-        return self.rows(task, config, asked)
+        return self.rows(task, config, self._asked(task, usable=False))
 
     def _usable(self, task: Task, config: Config) -> dict[str, Any]:
         """The second choice where it is another."""
+        asked = self._asked(task, usable=True)
+        return self.rows(task, config, asked) if asked else {"rows": []}
+
+    def _asked(self, task: Task, usable: bool) -> list:
+        """(method, choices, options) of second choices that are others, or the rest."""
         chosen = self.chosen(self.source, task)
-        asked = [
+        return [
             (name, choices, COMMON[name] | options)
             for name in methods(task.pruner)
             for choices, options in distinct(chosen[name])
-            if choices == ["usable"]
+            if (choices == ["usable"]) == usable
         ]
-        return self.rows(task, config, asked) if asked else {"rows": []}
 
     def _published(self, task: Task, config: Config) -> dict[str, Any]:
         names = [name for name in methods(task.pruner) if name in PUBLISHED]
