@@ -215,8 +215,9 @@ class Service:
         chosen = self.config.method if method is None else method
         if options is None:
             options = self.config.options if chosen == self.config.method else {}
-        build(chosen, options)  # before a request is touched
+        build(chosen, options)  # all this before a request is touched
         self._require_served(chosen, options)
+        self._data()
         return self.ledger.begin(
             wanted, base, {"method": chosen, "options": dict(options)}, self._now()
         )
