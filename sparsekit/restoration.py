@@ -23,8 +23,8 @@ class Frozen:
             self.where = where if where.any() else None
             self.versions = (self.alive._version, self.trainable._version)
         if self.where is not None:
-            held = parameter.detach()
-            self.values = held[self.where] if held.is_cpu else held.clone()
+            on_cpu = parameter.is_cpu
+            self.values = parameter[self.where] if on_cpu else parameter.clone()
 
     def restore(self, parameter: Tensor) -> None:
         if self.where is None or self.values is None:
@@ -43,7 +43,7 @@ class Removed:
         self.versions: list[int] = []
 
     def add(self, tensor: Tensor, where: Tensor) -> None:
-        self.parts.append((tensor.detach(), where, tensor.detach()[where]))
+        self.parts.append((tensor, where, tensor[where]))
 
     def seal(self) -> None:
         self.versions = [tensor._version for tensor, _, _ in self.parts]

@@ -212,3 +212,82 @@ def test_a_reader_that_stops_early_is_no_error(command: str) -> None:
     script = f"({command}; echo $? >&2) | true"
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True)
     assert done.stderr == "0\n"
+
+
+@pytest.mark.parametrize(("given", "width"), [("30", 40), ("61", 61), ("300", 88)])
+def test_usage_fills_the_terminal_to_the_last_column(given, width, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", given)
+    fill = " ".join("a" * 200)  # a line may end in every second column
+    for name in ("cd", "cde"):
+        longest = max(map(len, cli.fitted(f"  {name} {fill}").split("\n")))
+        assert longest in (width - 1, width)
+    both = {max(map(len, cli.fitted(f"  {n} {fill}").split("\n"))) for n in ("c", "cd")}
+    assert max(both) == width
+
+
+def test_without_a_terminal_it_is_80_columns(monkeypatch) -> None:
+    asked = []
+
+    def size(fallback):
+        asked.append(fallback)
+        return os.terminal_size(fallback)
+
+    monkeypatch.setattr(cli.shutil, "get_terminal_size", size)
+    assert max(map(len, cli.fitted("  c " + " ".join("a" * 99)).split("\n"))) in (
+        79,
+        80,
+    )
+    assert asked == [(80, 24)]
+
+
+def test_the_extra_of_a_command(monkeypatch) -> None:
+    def absent(name):
+        raise cli.PackageNotFoundError(name)
+
+    class Lists(dict):
+        get_all = dict.get
+
+    for found, expected in (
+        ({"Provides-Extra": ["demo", "apps"]}, "demo"),
+        ({"Provides-Extra": ["apps"]}, "apps"),
+        ({}, "apps"),
+    ):
+        monkeypatch.setattr(cli, "metadata", lambda name, f=found: Lists(f))
+        assert cli.extra_of("demo") == expected
+    monkeypatch.setattr(cli, "metadata", absent)
+    assert cli.extra_of("demo") == "apps"
+
+
+def test_a_docstring_is_that_of_the_function_itself(tmp_path, monkeypatch) -> None:
+    source = (
+        'def other():\n    """Another."""\n\nclass run2:\n    """A class."""\n\n'
+        'def run(argv):\n    """\n    Itself.\n    More.\n    """\n'
+    )
+    point = command(tmp_path, monkeypatch, source)
+    assert cli.described(point) == "Itself."
+    (tmp_path / "names").mkdir()  # a package without a file
+    assert cli.described(EntryPoint("n", "names:run", cli.GROUP)) == ""
+
+
+def test_statuses_are_those_of_the_command(tmp_path, monkeypatch, capsys) -> None:
+    command(tmp_path, monkeypatch, "def run(argv):\n    return {'a': 3}.get(argv[0])\n")
+    assert cli.main(["demo", "a"]) == 3
+    assert cli.main(["demo", "b"]) == 0
+    monkeypatch.setattr(sys, "argv", ["sparsekit", "demo", "a"])
+    assert cli.main() == 3
+    assert cli.ended(lambda: 5) == 5
+    assert cli.main(["methods", "--bad"]) == 2
+    assert capsys.readouterr().err.startswith("sparsekit methods: error: unknown")
+
+
+def test_flags_are_written_in_full(capsys) -> None:
+    parser = cli.Parser(prog="p")
+    parser.add_argument("--long-name")
+    assert parser.parse_args(["--long-name", "x"]).long_name == "x"
+    with pytest.raises(
+        ValueError, match="unknown argument '--long'; did you mean '--l"
+    ):
+        parser.parse_args(["--long=3"])
+    with pytest.raises(ValueError, match="expected one argument"):
+        parser.parse_args(["--long-name"])
+    assert cli.Parser(allow_abbrev=True).allow_abbrev is True
