@@ -65,7 +65,7 @@ def layer_call(module: nn.Module, x: Tensor, training: bool) -> Callable[[], Any
     def step() -> None:
         module(x).backward(gradient)
         x.grad = None
-        module.zero_grad(set_to_none=True)
+        module.zero_grad()
 
     return step
 

@@ -5,6 +5,7 @@ the time, on any device.
 """
 
 import copy
+import operator
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from sparsekit.columns import aligned
 from sparsekit.execution.channels import Layer, exact
 from sparsekit.execution.dependencies import SIZED, Dependencies
+from sparsekit.modes import in_mode
 
 
 @dataclass(frozen=True)
@@ -109,18 +111,17 @@ def compact(
     mode a batch norm of a constant gives its bias, not what its running
     statistics say; the folded constants are those of evaluation.
     """
-    small = copy.deepcopy(model).eval()
-    found = _masked(small, masks or {})
-    dependencies = Dependencies(small, found)
-    kept = _kept(dependencies)
-    resized = [_shrink(layer, dependencies) for layer in dependencies.layers.values()]
-    small.compaction = Compaction(  # type: ignore[assignment]
-        resized, kept, dependencies.untraced
-    )
-    if example is not None:
-        _check(model, found, small, example)
-    for ours, theirs in zip(small.modules(), model.modules(), strict=True):
-        ours.training = theirs.training
+    small = copy.deepcopy(model)
+    with in_mode(small, training=False):
+        found = _masked(small, masks or {})
+        dependencies = Dependencies(small, found)
+        kept = _kept(dependencies)
+        resized = [_shrink(each, dependencies) for each in dependencies.layers.values()]
+        small.compaction = Compaction(  # type: ignore[assignment]
+            resized, kept, dependencies.untraced
+        )
+        if example is not None:
+            _check(model, found, small, example)
     return small
 
 
@@ -296,7 +297,7 @@ def _fit(name: str, module: Any, state: Mapping[str, Tensor]) -> None:
         if key != "bias" and (
             old is None
             or value.dim() != old.dim()
-            or any(a > b for a, b in zip(value.shape, old.shape, strict=True))
+            or any(map(operator.gt, value.shape, old.shape))
             or value.shape[2:] != old.shape[2:]
         ):
             raise ValueError(

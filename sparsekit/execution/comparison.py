@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from operator import attrgetter
+from operator import attrgetter, truediv
 from statistics import median
 from typing import Any
 
@@ -139,9 +139,7 @@ def benchmark(
         Row(
             engine=engine,
             milliseconds=median(times[engine]) * 1e3,
-            speedup=median(
-                d / t for d, t in zip(times[fastest], times[engine], strict=True)
-            ),
+            speedup=median(map(truediv, times[fastest], times[engine])),
             error=errors.get(engine),
             peak_mb=_peak_mb(run),
             disk_bytes=_disk_bytes(sparse if engine == "sparse" else dense),

@@ -108,12 +108,13 @@ class SparseConv2d(SparseLayer):
         return math.prod(self.dense_shape[2:])
 
     def _derive(self) -> None:
-        structure = _structure(
+        starts, columns, others, order = _structure(
             self.crow, self.col, self.taps, self.dense_shape[1], self.stride
         )
-        names = "starts", "transposed_col", "transposed_starts", "permutation"
-        for name, tensor in zip(names, structure, strict=True):
-            self.register_buffer(name, tensor, persistent=False)
+        self.hold(
+            starts=starts, transposed_col=columns, transposed_starts=others,
+            permutation=order,
+        )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
         self._require(x)

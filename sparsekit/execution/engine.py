@@ -54,8 +54,10 @@ class Plan:
         many = batch >= MANY and layers and all(map(_is_blockable, layers))
         self._images = "blocked" if many else "pixels"
         self.x = self._new("rows", "input", network.input_shape)
-        for step, done in zip(steps, last_uses(steps), strict=True):
+        done_after = last_uses(steps)
+        for number, step in enumerate(steps):
             _BUILD[step.step.op](self, step)
+            done = done_after[number]
             if step.expands is not None and step.expands.name in self._results:
                 done = [*done, step.expands.name]
             for name in done:

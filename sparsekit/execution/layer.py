@@ -71,6 +71,11 @@ class SparseLayer(nn.Module):
     def _derive(self) -> None:
         """Rebuild what the kernels need from `crow` and `col`."""
 
+    def hold(self, **arrays: Tensor) -> None:
+        """Registers what was derived, in buffers that are not saved."""
+        for name, array in arrays.items():
+            self.register_buffer(name, array, persistent=False)
+
     def build(self) -> None:
         """Derives the kernels' indices, if the structure has changed since."""
         if self._stale:

@@ -101,10 +101,13 @@ class SparseLinear(SparseLayer):
 
 def derive(layer: SparseLayer) -> None:
     """Registers what the products of a weight (out, in) need, 8 bytes a value."""
-    structure = _structure(layer.crow, layer.col, layer.dense_shape[1])
-    names = "starts", "transposed_starts", "transposed_col", "permutation"
-    for name, tensor in zip(names, structure, strict=True):
-        layer.register_buffer(name, tensor, persistent=False)
+    starts, others, columns, order = _structure(
+        layer.crow, layer.col, layer.dense_shape[1]
+    )
+    layer.hold(
+        starts=starts, transposed_starts=others, transposed_col=columns,
+        permutation=order,
+    )  # fmt: skip
 
 
 def product(layer: SparseLayer, x: Tensor, bias: Tensor | None = None) -> Tensor:

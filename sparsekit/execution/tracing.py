@@ -104,9 +104,10 @@ class _Translation:
             raise _unsupported(node, f"{type(module).__name__} has no step")
         translate(self, node, module)
         if mask is not None:
-            if self.steps[-1].name != node.name or self.steps[-1].weight is None:
+            layer = self.steps[-1]
+            if layer.name != node.name or layer.weight is None:
                 raise _unsupported(node, "it has a mask, but is no layer")
-            self.steps[-1].weight *= mask
+            layer.weight = layer.weight * mask
 
     def _call(self, node: fx.Node) -> None:
         translate = _CALLS.get(node.target)
@@ -160,7 +161,7 @@ class _Translation:
             [name],
             {
                 "stride": list(module.stride),
-                "padding": [a + b for a, b in zip(own, pads, strict=True)],
+                "padding": list(map(operator.add, own, pads)),
                 "groups": module.groups,
             },
         )
@@ -281,8 +282,8 @@ class _Translation:
         name, before = self.results[_argument(node)]
         left, right, top, bottom = pads
         own = top, left, bottom, right
-        total = [a + b for a, b in zip(own, before, strict=True)]
-        self.results[node] = name, (total[0], total[1], total[2], total[3])
+        total: Any = tuple(map(operator.add, own, before))
+        self.results[node] = name, total
 
 
 def _argument(node: fx.Node) -> fx.Node:
