@@ -236,7 +236,7 @@ def global_budget(
             raise ValueError(f"{name!r}: {error}") from None
     device = reserved[0].device
     taken = torch.cat([mask.to(device) for mask in reserved])
-    everything = torch.cat([s.detach().reshape(-1).to(device) for s in scores.values()])
+    everything = torch.cat([s.reshape(-1).to(device) for s in scores.values()])
     rest = topk_mask(everything, budget - sum(floors.values()), among=~taken)
     parts = (taken | rest).split(list(numels.values()))
     return {name: int(part.sum()) for name, part in zip(scores, parts, strict=True)}

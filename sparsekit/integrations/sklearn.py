@@ -19,7 +19,7 @@ from sparsekit.data_pruning.pruner import DataPruner
 
 def _has(name: str) -> Any:
     return available_if(
-        lambda self: getattr(getattr(self, "estimator_", self.estimator), name) or True
+        lambda self: hasattr(getattr(self, "estimator_", self.estimator), name)
     )
 
 

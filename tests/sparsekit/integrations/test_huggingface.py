@@ -1,27 +1,23 @@
 """Hugging Face's Trainer with the callback trains as with a sparsifier made by hand."""
 
+import pickle
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from sparsekit import Sparsifier
-from sparsekit.methods.dsl import DSL
-from sparsekit.methods.gradual import Gradual
-from sparsekit.methods.rigl import RigL
+from sparsekit.methods.static import Static
+from tests.sparsekit.integrations.methods import METHODS
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from sparsekit.integrations.huggingface import FILE, SparseTraining  # noqa: E402
 
-METHODS = [
-    RigL(0.8, every=3, end=17),
-    Gradual(0.8, begin=2, end=15, every=2),
-    DSL(0.8, 4, 16, gradient_steps=3),
-]
 EXAMPLES, BATCH = 48, 8
 
 
@@ -106,3 +102,36 @@ def test_a_checkpoint_without_masks_is_an_error_that_says_what_to_do(
     resumed = trainer(tmp_path, SparseTraining(METHODS[0]))
     with pytest.raises(FileNotFoundError, match="resume_from=FOLDER"):
         resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
+
+
+def test_only_masks_are_read_from_a_checkpoint(tmp_path: Path) -> None:
+    """A file that holds more than tensors and numbers is not unpickled."""
+    callback = SparseTraining(Static(0.5))
+    args = SimpleNamespace(output_dir=str(tmp_path))
+    state = SimpleNamespace(global_step=3)
+    folder = tmp_path / "checkpoint-3"
+    folder.mkdir()
+    torch.save({"a": torch.ones(2)}, folder / FILE)
+    assert torch.equal(callback._saved(args, state)["a"], torch.ones(2))
+    torch.save({"a": Path("x")}, folder / FILE)
+    with pytest.raises(pickle.UnpicklingError):
+        callback._saved(args, state)
+
+
+def test_only_the_first_process_saves_and_the_end_lets_go(tmp_path: Path) -> None:
+    model = torch.nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    callback = SparseTraining(Static(0.5))
+    args = SimpleNamespace(output_dir=str(tmp_path))
+    begin = SimpleNamespace(global_step=0)
+    callback.on_train_begin(args, begin, None, model=model, optimizer=optimizer)
+    model(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    assert callback.sparsifier.step == 1
+    for first in (False, True):
+        state = SimpleNamespace(global_step=1, is_world_process_zero=first)
+        callback.on_save(args, state, None)
+        assert (tmp_path / "checkpoint-1" / FILE).exists() is first
+    callback.on_train_end(args, begin, None)
+    optimizer.step()
+    assert callback.sparsifier.step == 1  # without hooks

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from sparsekit import Sparsifier
-from sparsekit.methods.dsl import DSL
-from sparsekit.methods.gradual import Gradual
 from sparsekit.methods.rigl import RigL
+from tests.sparsekit.integrations.methods import METHODS
 
 lightning = pytest.importorskip("lightning.pytorch")
 
@@ -19,11 +18,6 @@ from lightning.pytorch.plugins import MixedPrecision  # noqa: E402
 
 from sparsekit.integrations.lightning import SparseTraining  # noqa: E402
 
-METHODS = [
-    RigL(0.8, every=3, end=17),
-    Gradual(0.8, begin=2, end=15, every=2),
-    DSL(0.8, 4, 16, gradient_steps=3),
-]
 BATCH, BATCHES = 8, 6
 
 
@@ -146,6 +140,11 @@ def test_a_second_fit_goes_on_with_the_masks(tmp_path: Path) -> None:
     for name, mask in before.items():
         assert torch.equal(callback.sparsifier.alive[name], mask)
         assert torch.equal(module.get_parameter(name) != 0, mask)
+    # What a checkpoint held is loaded once: a third fit goes on from the second.
+    callback.load_state_dict(callback.state_dict())
+    for epochs in (3, 4):
+        fit(module, callback, tmp_path, max_epochs=1)
+        assert callback.sparsifier.step == epochs * BATCHES
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -47,3 +47,19 @@ def test_in_a_search():
     assert search.best_estimator_.decision_function(X).shape == (150, 3)
     sizes = search.best_estimator_.pruner_.get_support().sum()
     assert sizes == round(search.best_params_["pruner__keep"] * 150)
+
+
+def test_it_has_what_the_classifier_has_fitted_or_not():
+    X, y = load_iris(return_X_y=True)
+    pruner = DataPruner(keep=60, policy="random", seeds=1, epochs=1)
+    for estimator, has, lacks in (
+        (LogisticRegression(), ("predict_proba", "decision_function"), ()),
+        (LinearSVC(), ("decision_function",), ("predict_proba",)),
+    ):
+        model = FitOnKept(estimator, pruner)
+        for _ in range(2):
+            assert all(hasattr(model, name) for name in has)
+            assert not any(hasattr(model, name) for name in lacks)
+            model.fit(X, y)
+    assert model.n_features_in_ == 4
+    assert model.classes_.tolist() == [0, 1, 2]
