@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from sparsekit.masks import (
     count_active,
+    density,
     drop_and_grow,
     pack,
     topk_mask,
@@ -259,3 +260,61 @@ def test_what_is_no_mask_is_named():
     for counts in ([-1, 1], [1, 4], [4, 0]):
         with pytest.raises(ValueError, match="a count is in 0"):
             topk_rows(torch.ones(2, 3), torch.tensor(counts))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (8,), (9,), (0,), (3, 5)])
+def test_packed_shapes_come_back(shape):
+    mask = torch.rand(shape) > 0.5
+    packed = pack(mask)
+    assert packed.shape == ((mask.numel() + 7) // 8,)
+    found = unpack(packed, shape)
+    assert found.shape == shape
+    assert torch.equal(found, mask)
+    found.logical_not_()
+    assert torch.equal(unpack(packed, list(shape)), mask)  # not a view of the bits
+
+
+def test_selections_know_no_graph_and_change_nothing():
+    scores = torch.rand(4, 6, requires_grad=True) * 1
+    before = scores.detach().clone()
+    among = torch.rand(4, 6) > 0.3
+    kept = among.clone()
+    counts = torch.tensor([0, 1, 2, 1])
+    for mask in (
+        topk_mask(scores, 5),
+        topk_mask(scores, 5, among=among),
+        topk_rows(scores, counts, among=torch.ones_like(among)),
+        drop_and_grow(among, scores, scores, 2),
+    ):
+        assert not mask.requires_grad
+        mask.fill_(True)
+    assert torch.equal(scores, before)
+    assert torch.equal(among, kept)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.bool, torch.int64])
+def test_candidates_of_every_dtype(dtype):
+    scores = (torch.arange(12) % 3).to(dtype)
+    among = torch.arange(12) % 2 == 0
+    found = topk_mask(scores, 3, among=among)
+    order = sorted(range(0, 12, 2), key=lambda i: (-float(scores[i]), i))
+    assert found.nonzero().flatten().tolist() == sorted(order[:3])
+
+
+def test_density_is_of_all_masks_together():
+    masks = {"a": torch.arange(8) < 2, "b": torch.ones(2, 1, dtype=torch.bool)}
+    assert density(masks) == 0.4
+    assert density({}) == 1.0
+
+
+def test_counts_may_be_numpys_and_are_whole():
+    import numpy as np
+
+    scores = torch.arange(6.0)
+    assert int(topk_mask(scores, np.int64(2)).sum()) == 2
+    assert count_active(np.int32(10), np.float32(0.5)) == 5
+    for wrong in (2.0, "2", None):
+        with pytest.raises(TypeError, match="n_active is an integer"):
+            topk_mask(scores, wrong)
+        with pytest.raises(TypeError, match="n_moved is an integer"):
+            drop_and_grow(scores > 2, scores, scores, wrong)

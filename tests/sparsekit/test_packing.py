@@ -225,3 +225,59 @@ def test_wrong_calls_are_refused():
         decode_mask({"values": torch.ones(2, 3)}, (2, 3), "dense")
     with pytest.raises(ValueError, match="'zip'"):
         break_even("zip")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_shapes_of_no_and_of_one_dimension(format):
+    for shape in ((), (1,), (5,), (0,), (3, 0), (2, 3, 4)):
+        weight = torch.arange(1.0, 1 + math.prod(shape)).view(shape)
+        mask = weight % 2 == 1
+        parts = encode(weight, mask, format)
+        found = decode(parts, shape, format)
+        assert torch.equal(found, weight * mask)
+        assert nbytes(parts) == predicted_nbytes(mask, format)
+        if format != "dense":
+            assert torch.equal(decode_mask(parts, shape, format), mask)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_parts_that_are_missing_or_too_many_are_named(format):
+    parts = encode(torch.ones(2, 3), torch.ones(2, 3, dtype=torch.bool), format)
+    for wrong in ({**parts, "more": torch.ones(1)}, {}, {"values": parts["values"]}):
+        if wrong.keys() == parts.keys():
+            continue
+        with pytest.raises(ValueError, match=f"^{format} has the parts .*, got"):
+            decode(wrong, (2, 3), format)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_is_stored_is_a_copy_without_a_graph(format):
+    weight = torch.ones(2, 3, requires_grad=True)
+    mask = torch.tensor([[True, False, True]] * 2)
+    parts = encode(weight, mask, format)
+    assert not any(part.requires_grad for part in parts.values())
+    values = parts["values"].clone()
+    weight.data.fill_(7)
+    mask.fill_(False)
+    assert torch.equal(parts["values"], values)
+    found = decode(parts, (2, 3), format)
+    found.fill_(9)
+    assert torch.equal(parts["values"], values)
+
+
+@pytest.mark.parametrize("gap", [0, 1, 254, 255, 256, 509, 510, 511, 1000])
+def test_gaps_around_the_escape(gap):
+    """An escape, 255, for every 255 absent entries; the rest is the code."""
+    mask = torch.zeros(2 * gap + 3, dtype=torch.bool)
+    mask[gap] = mask[2 * gap + 1] = True
+    parts = encode(torch.ones(len(mask)), mask, "delta")
+    codes = [255] * (gap // 255) + [gap % 255]
+    assert parts["gaps"].tolist() == codes * 2
+    assert predicted_nbytes(mask, "delta") == 2 * 4 + 2 * len(codes)
+    assert torch.equal(decode_mask(parts, mask.shape, "delta"), mask)
+    for short, fits in ((2 * gap + 2, True), (2 * gap + 1, False)):
+        if fits:
+            assert int(decode(parts, (short,), "delta").sum()) == 2
+        else:
+            with pytest.raises(ValueError, match=f"leads to entry {2 * gap + 1} of"):
+                decode(parts, (short,), "delta")

@@ -153,3 +153,43 @@ def test_masks_of_views_that_are_not_contiguous():
 def test_errors_name_the_pattern_and_the_number(act, message):
     with pytest.raises(ValueError, match=message):
         act()
+
+
+@pytest.mark.parametrize(
+    "pattern", [NM(1, 2), Block(2, 2), Rows(), Columns(), Unstructured()]
+)
+@pytest.mark.parametrize("shape", [(4, 6), (4, 6, 3, 2)])
+def test_masks_are_contiguous_and_know_no_graph(pattern, shape):
+    scores = torch.rand(shape, requires_grad=True) * 1
+    mask = pattern.mask(scores, pattern.count(shape, 0.5))
+    assert mask.dtype == torch.bool
+    assert mask.shape == shape
+    assert mask.is_contiguous()
+    assert torch.equal(mask, pattern.mask(scores.detach(), int(mask.sum())))
+
+
+def test_a_count_between_two_units_goes_to_the_larger():
+    """Of 24 entries in rows of 6: 15 is between 12 and 18, 14 nearer to 12."""
+    for wish, reached in ((15, 18), (14, 12), (9, 12), (8, 6), (1, 6), (24, 24)):
+        assert Rows().count((4, 6), 1 - wish / 24) == reached
+    for wish, reached in ((2, 4), (6, 8), (5, 4)):  # blocks of 4
+        assert Block(2, 2).count((4, 6), 1 - wish / 24) == reached
+
+
+def test_sizes_are_integers_of_at_least_one():
+    assert NM(4, 4).count((2, 8), 0.5) == 16
+    for wrong in (0, -1, 1.0, "2"):
+        with pytest.raises(ValueError, match="an integer >= 1, got"):
+            Block(wrong, 2)
+        with pytest.raises(ValueError, match="an integer >= 1, got"):
+            NM(1, wrong)
+    with pytest.raises(ValueError, match="keeps more than it has"):
+        NM(3, 2)
+    for shape in ((6,), (0, 6), ()):
+        with pytest.raises(ValueError, match=r"a weight \(out, in, \.\.\.\), got"):
+            ValueError, match=r"needs a weight \(out, in, \.\.\.\), got"
+        ):
+            Rows().count(shape, 0.5)
+    for sparsity in (1.0, -0.1):
+        with pytest.raises(ValueError, match="share of zeros"):
+            NM(1, 2).count((2, 4), sparsity)
