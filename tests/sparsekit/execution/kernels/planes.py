@@ -107,3 +107,11 @@ class Case:
 def guess(call: pixels.Call) -> float:
     """Operations; a processor is said to do 100 of them in a nanosecond."""
     return round(100 * call._run.keywords["nanoseconds"])
+
+
+def check_zeros(call: pixels.Call, width: int) -> None:
+    """What rows outside of the image are read from: a vector more on either side."""
+    zeros = call._keep[-1]
+    assert zeros.size == 16 + width + 16
+    assert not zeros.any()
+    assert zeros.ctypes.data + 64 in call._run.args

@@ -10,6 +10,7 @@ from sparsekit.execution.kernels.vectors import VECTORS
 from tests.sparsekit.execution.kernels.planes import (
     SMALL,
     Case,
+    check_zeros,
     floats_of,
     guess,
     kernel_of,
@@ -28,6 +29,7 @@ def test_dense(window: Window, outputs: int) -> None:
         padded(case.images, window), torch.from_numpy(weight).double(),
         stride=window.stride,
     )  # fmt: skip
+    check_zeros(call, window.width)
     case.check(call, expected, 2 * -(-outputs // min(outputs, VECTORS)))
     row = window.out[0] * floats_of(window.out[1])
     assert guess(call) == 2 * weight.size * 2 * row

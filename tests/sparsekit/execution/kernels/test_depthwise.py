@@ -14,6 +14,7 @@ from sparsekit.execution.kernels.vectors import VECTORS
 from tests.sparsekit.execution.kernels.planes import (
     SMALL,
     Case,
+    check_zeros,
     floats_of,
     guess,
     kernel_of,
@@ -33,6 +34,7 @@ def test_small_depthwise(window: Window, ending: int) -> None:
     image = padded(case.images, window)
     kernels = torch.from_numpy(weight).double()
     expected = F.conv2d(image, kernels, stride=window.stride, groups=5)
+    check_zeros(call, window.width)
     case.check(call, expected, 2 * 5)
     row = window.out[0] * floats_of(window.out[1])
     assert guess(call) == 2 * weight.size * 2 * row
@@ -57,6 +59,7 @@ def test_expanded_depthwise(window: Window, ending: int) -> None:
     image = padded(between.clamp(*inner.clip), window)
     kernels = torch.from_numpy(weight).double()
     expected = F.conv2d(image, kernels, stride=window.stride, groups=5)
+    check_zeros(call, window.width)
     case.check(call, expected, 2 * 5)
     row = window.out[0] * floats_of(window.out[1])
     inside = np.count_nonzero(matrix) * floats_of(window.height * window.width)

@@ -57,7 +57,7 @@ def shape(batch: int, size: tuple[int, int]) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("shift", [0.0, 1e4])
+@pytest.mark.parametrize("shift", [0.0, 1e4, -1e6])
 def test_statistics(batch: int, size: tuple[int, int], shift: float) -> None:
     x = (given(batch, size)[0] + shift).float().double()
     room, stats = Room(), np.full((2, CHANNELS), np.nan)
