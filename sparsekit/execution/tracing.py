@@ -71,7 +71,6 @@ class _Translation:
         self.steps: list[Layer] = []
         # Of every node: the step whose result it is, and zeros to be put around it.
         self.results: dict[fx.Node, tuple[str, Pads]] = {}
-        self.read: set[str] = set()
 
     def run(self, graph: fx.Graph) -> list[Layer]:
         for node in graph.nodes:
@@ -126,7 +125,6 @@ class _Translation:
     def _append(
         self, node: fx.Node, op: str, names: list[str], options: dict[str, Any]
     ) -> Layer:
-        self.read.update(names)
         layer = Layer({"name": node.name, "op": op, "inputs": names} | options)
         self.steps.append(layer)
         self.results[node] = node.name, NO_PADS

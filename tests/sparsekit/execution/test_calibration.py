@@ -133,3 +133,29 @@ def test_a_use_of_a_layer_in_training():
     assert x.grad is None
     assert not x.requires_grad
     assert math.isfinite(float(x.sum()))
+
+
+def test_the_processor_is_read_or_asked_for(tmp_path, monkeypatch):
+    told = tmp_path / "cpuinfo"
+    monkeypatch.setattr(calibration, "Path", lambda path: told)
+    processor = calibration._processor.__wrapped__
+    monkeypatch.setattr(calibration.platform, "processor", lambda: "asked")
+    monkeypatch.setattr(calibration.platform, "machine", lambda: "x86")
+    assert processor() == "asked"  # there is no such file
+    told.write_text("processor : 0\nmodel name\t:  EPYC: 7 \nmodel name\t: other\n")
+    assert processor() == "EPYC: 7"
+    told.write_text("Hardware : 1\nModel : A board\n")
+    assert processor() == "A board"
+    told.write_text("processor : 0\n")
+    assert processor() == "asked"
+    monkeypatch.setattr(calibration.platform, "processor", lambda: "")
+    assert processor() == "x86"
+
+
+def test_the_file_of_times_is_made_to_be_read(cache):
+    table = calibration._Cache()
+    table.add("b", 0.5)
+    table.add("a", 0.25)
+    expected = json.dumps({"a": 0.25, "b": 0.5}, indent=1) + "\n"
+    assert cache.read_text() == expected
+    assert calibration._Cache().times == {"a": 0.25, "b": 0.5}

@@ -145,3 +145,76 @@ def test_memory_does_not_grow_with_the_table():
         layer(indices).sum().backward()
     allocated = sum(max(0, e.self_cpu_memory_usage) for e in profile.events())
     assert 4 * layer.nnz <= allocated < 4 * (2 * layer.nnz + 4 * 64 * dim)
+
+
+def test_tables_are_matrices_on_the_cpu():
+    for weight in (torch.zeros(3), torch.zeros(3, 4, 5)):
+        with pytest.raises(ValueError, match=r"a table \(rows, dim\) on the CPU, got"):
+            SparseEmbedding(weight, weight == 0)
+    weight = torch.zeros(3, 4, device="meta")
+    with pytest.raises(ValueError, match=r"got \(3, 4\) on meta"):
+        SparseEmbedding(weight, weight == 0)
+
+
+@pytest.mark.parametrize(
+    ("padding_idx", "row"), [(None, None), (0, 0), (-3, 0), (2, 2), (-1, 2)]
+)
+def test_the_padding_row(padding_idx, row):
+    weight = torch.ones(3, 4)
+    layer = SparseEmbedding(weight, weight > 0, padding_idx)
+    assert layer.padding_idx == layer.to_module().padding_idx == row
+    told = "SparseEmbedding(3 x 4, nnz=12 (100.00%)"
+    assert repr(layer) == (f"{told})" if row is None else f"{told}, padding_idx={row})")
+    layer.values.requires_grad_()
+    layer(torch.arange(3).repeat(2)).sum().backward()
+    expected = torch.full((3, 4), 2.0)
+    if row is not None:
+        expected[row] = 0
+    assert torch.equal(layer.scatter(layer.values.grad), expected)
+    for outside in (3, -4):
+        with pytest.raises(ValueError, match=rf"in \[-3, 3\): {outside}"):
+            SparseEmbedding(weight, weight > 0, outside)
+
+
+@pytest.mark.parametrize("option", ["max_norm", "scale_grad_by_freq", "sparse"])
+def test_options_without_a_sparse_form_are_named(option):
+    with pytest.raises(ValueError, match=f"{option} is set; keep it dense"):
+        SparseEmbedding.from_dense(nn.Embedding(3, 4, **{option: True}))
+
+
+def test_an_index_for_scores_is_made_when_it_is_needed_and_once():
+    *_, layer = subject()
+    assert "starts" not in dict(layer.named_buffers())
+    x = torch.randn(5, DIM)
+    layer.scores(x)
+    held = layer.starts
+    layer.scores(x)
+    assert layer.starts is held
+    assert "starts" not in layer.state_dict()
+
+
+def test_gradients_of_half_numbers_are_summed_in_float32():
+    """256 and 255 ones: in bfloat16 the sum would stay 256."""
+    weight = torch.zeros(2, 3)
+    layer = SparseEmbedding(nn.Parameter(weight), weight == 0).bfloat16()
+    indices = torch.zeros(512, dtype=torch.int64)
+    layer(indices).sum().backward()
+    assert layer.values.grad.tolist() == [512.0] * 3 + [0.0] * 3
+    assert layer.values.grad.dtype == torch.bfloat16
+
+
+def test_frozen_tables_and_the_dense_gradient_of_any_layout():
+    _, _, layer = subject()
+    layer.values.requires_grad_(False)
+    layer.watch_dense_gradient()
+    indices = torch.tensor([[3, 4], [3, 5]])
+    grad = torch.randn(DIM, 2, 2).permute(1, 2, 0)  # not in a row
+    layer(indices).backward(grad)
+    assert layer.values.grad is None
+    expected = torch.zeros(ROWS, DIM).index_add_(
+        0, indices.flatten(), grad.flatten(0, 1)
+    )
+    torch.testing.assert_close(layer.take_dense_gradient(), expected)
+    layer.values.requires_grad_(True)
+    layer(indices).backward(grad)
+    torch.testing.assert_close(layer.values.grad, expected[layer.mask()])

@@ -326,3 +326,70 @@ def test_threads_do_not_change_a_bit():
         assert_like_dense(layer, x)
     finally:
         torch.set_num_threads(before)
+
+
+def test_only_what_is_needed_gets_a_gradient():
+    for density in (0.3, 1):
+        _, _, layer = subject(density, inputs=41, outputs=23)
+        for frozen in ("values", "bias", "x"):
+            x = torch.randn(16, 41)
+            leaves = {"values": layer.values, "bias": layer.bias, "x": x}
+            for name, leaf in leaves.items():
+                leaf.grad = None
+                leaf.requires_grad_(name != frozen)
+            layer(x).square().sum().backward()
+            without = {name for name, leaf in leaves.items() if leaf.grad is None}
+            assert without == {frozen}
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bias", [True, False])
+def test_no_samples_and_no_features(kind, bias):
+    """The sum of nothing is the bias, and gradients of nothing are 0."""
+    for shape in ((3, 0), (0, 3), (3, 4)):
+        dense = nn.Linear(*reversed(shape), bias=bias, dtype=kind)
+        mask = torch.zeros(shape, dtype=torch.bool)
+        layer = SparseLinear.from_dense(dense, mask)
+        for batch in (0, 2):
+            x = torch.randn(batch, shape[1], dtype=kind, requires_grad=True)
+            y = layer(x)
+            expected = torch.zeros(batch, shape[0], dtype=kind)
+            if bias:
+                expected = expected + dense.bias
+            assert torch.equal(y, expected)
+            y.sum().backward()
+            assert torch.equal(x.grad, torch.zeros_like(x))
+
+
+@pytest.mark.parametrize(
+    ("values", "given"), [("float32", "int64"), ("float64", "float32")]
+)
+def test_types_that_do_not_meet(values, given):
+    layer = subject(inputs=41, outputs=23)[2].to(getattr(torch, values))
+    x = torch.ones(2, 41, dtype=getattr(torch, given))
+    with pytest.raises(
+        ValueError, match=rf"values of torch.{values}, got torch.{given}"
+    ):
+        layer(x)
+
+
+def test_autocast_takes_the_type_of_the_values():
+    x = torch.randn(16, 41)
+    for kind in (torch.float64, torch.float32, torch.bfloat16):
+        layer = subject(0.3, inputs=41, outputs=23)[2].to(kind)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = layer(x.half())
+        assert y.dtype == (torch.float64 if kind == torch.float64 else torch.float32)
+        with (
+            torch.autocast("cpu", torch.bfloat16),
+            pytest.raises(ValueError, match="got"),
+        ):
+            layer(x.long())
+
+
+def test_weights_are_matrices_of_numbers():
+    for weight in (torch.zeros(3), torch.zeros(3, 4).long()):
+        with pytest.raises(ValueError, match="floating point, got"):
+            SparseLinear(weight, weight == 0)
+    with pytest.raises(ValueError, match=r"takes 41 features, got \(\)"):
+        subject(inputs=41, outputs=23)[2](torch.tensor(1.0))

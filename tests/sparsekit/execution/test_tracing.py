@@ -305,3 +305,22 @@ def test_masks_that_fit_nothing() -> None:
     norms = nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3)).eval()
     with pytest.raises(ValueError, match="it has a mask, but is no layer"):
         trace(norms, x, {"1.weight": torch.ones(3) > 0})
+
+
+def test_a_mask_changes_no_weight_of_a_model_in_float64() -> None:
+    """There a layer's weight is not a copy."""
+    model = nn.Sequential(nn.Conv2d(3, 3, 1, groups=3), nn.Flatten(), nn.Linear(12, 3))
+    model[2].double()
+    model[1].register_forward_hook(lambda module, args, y: y.double())
+    before = model[2].weight.detach().clone()
+    masks = {"2.weight": torch.rand(3, 12) < 0.5}
+    steps = trace(model.eval(), torch.randn(2, 3, 2, 2), masks)
+    assert torch.equal(steps[-1].weight, before * masks["2.weight"])
+    assert torch.equal(model[2].weight, before)
+
+
+def test_steps_hold_no_graph() -> None:
+    for step in trace(settled(nn.Sequential(conv(3, 3))), torch.randn(2, *IMAGES)):
+        assert not step.weight.requires_grad
+        assert not step.bias.requires_grad
+        assert step.weight.dtype == step.bias.dtype == torch.float64
