@@ -152,14 +152,24 @@ def required(value: Any, flag: str) -> Any:
 
 
 def resumable(cls: type[C], argv: list[str], presets: Path) -> C:
-    """Settings of a run; `--resume --out FOLDER` alone takes those of the folder."""
+    """Settings of a run; `--resume --out FOLDER` alone takes those of the folder.
+
+    Raises FileNotFoundError if it has none, and nothing else says what to train.
+    """
     config = parse(cls, argv, presets=presets)
     if config.resume and config.out is None:
         raise ValueError("--resume goes on in a folder: give --out")
     stored = None if config.out is None else config.out / "config.toml"
-    is_given = any(word.partition("=")[0] == "--config" for word in argv)
-    if config.resume and not is_given and stored is not None and stored.is_file():
+    given = {word.partition("=")[0] for word in argv if word.startswith("--")}
+    if not config.resume or stored is None or "--config" in given:
+        return config
+    if stored.is_file():
         return parse(cls, ["--config", str(stored), *argv], presets=presets)
+    if given <= {"--resume", "--out"}:
+        raise FileNotFoundError(
+            f"nothing to resume in {config.out}: it has no config.toml; a run that is "
+            "to begin there needs its settings"
+        )
     return config
 
 

@@ -51,6 +51,11 @@ def test_train_writes_a_folder_that_loads(tmp_path: Path, capsys) -> None:
     assert float(printed[1]) == pytest.approx(loaded.accuracy, abs=1e-4)
     # resume needs nothing but the folder
     assert run("train", "--resume", "--out", out) == 0
+    capsys.readouterr()
+    # Not a training of the defaults, because a folder's name was misspelt.
+    assert run("train", "--resume", "--out", tmp_path / "nowhere") == 2
+    assert "nothing to resume in" in capsys.readouterr().err
+    assert not (tmp_path / "nowhere").exists()
     # a second training does not overwrite the first
     assert run("train", *smoke) == 2
     assert "holds a finished run" in capsys.readouterr().err
