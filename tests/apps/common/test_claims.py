@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from apps.common.claims import (
     load_claims,
     parse_rule,
 )
+from tests.apps.common.writing import written
 
 numbers = st.floats(-1e9, 1e9)
 
@@ -40,12 +42,7 @@ chapter = "random"
 
 @pytest.fixture
 def write(tmp_path: Path):
-    def write(text: str | bytes) -> Path:
-        path = tmp_path / "claims.toml"
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return path
-
-    return write
+    return partial(written, tmp_path / "claims.toml")
 
 
 def allows(rule: str, value: float) -> bool:

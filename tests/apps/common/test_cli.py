@@ -146,12 +146,17 @@ def claims_of_one_chapter(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("SPARSEKIT_CLAIMS", str(book / "claims.toml"))
 
 
-def test_claims_as_text_say_verdict_interval_and_what_they_rest_on(
-    results: Path, tmp_path: Path, monkeypatch, capsys
-) -> None:
+def measured(tmp_path: Path, monkeypatch) -> Ledger:
     claims_of_one_chapter(tmp_path, monkeypatch)
     ledger = Ledger("random", "laptop")
     ledger.record("m9", [1.0, 2.0, 3.0, 4.0, 5.0])
+    return ledger
+
+
+def test_claims_as_text_say_verdict_interval_and_what_they_rest_on(
+    results: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    ledger = measured(tmp_path, monkeypatch)
     ledger.record("m9-b", [1.0] * 5)
     assert cli.claims([]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -214,9 +219,7 @@ def test_damage_and_absence_exit_with_2(results, tmp_path, monkeypatch, capsys) 
 def test_claims_of_a_paper_come_with_rule_values_and_seeds(
     results: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    claims_of_one_chapter(tmp_path, monkeypatch)
-    ledger = Ledger("random", "laptop")
-    ledger.record("m9", [1.0, 2.0, 3.0, 4.0, 5.0])
+    ledger = measured(tmp_path, monkeypatch)
     ledger.record("f", [1.0, 1.1, 1.2, 1.1, 1.0])
     assert cli.claims(["9"]) == 0
     out = capsys.readouterr().out

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from apps.common.config import RunConfig, VerbConfig, parse, to_toml
 from apps.common.flags import PROGRAM
+from tests.apps.common.writing import written
 
 Value = str | int | float | bool
 
@@ -56,12 +58,7 @@ class Config(RunConfig):
 
 @pytest.fixture
 def file(tmp_path: Path):
-    def write(text: str | bytes) -> Path:
-        path = tmp_path / "config.toml"
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return path
-
-    return write
+    return partial(written, tmp_path / "config.toml")
 
 
 texts = st.text(st.characters(codec="utf-8"), max_size=9)
