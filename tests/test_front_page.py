@@ -118,6 +118,16 @@ def test_commands_of_the_wants_exist(capsys):
         text = capsys.readouterr().out
         for flag in (w for w in words[len(verbs) :] if w.startswith("--")):
             assert flag in text, command
+        if len(verbs) > 1:  # all is right in it but for what is added
+            assert cli.main([*words, "--nope"]) == 2
+            assert "unknown argument '--nope'" in capsys.readouterr().err, command
+    for command in (
+        "recsys augment",
+        "unlearning setup",
+    ):  # what they cannot do without
+        assert cli.main(command.split()) == 2
+        missing = re.search(r"--\w+ is required", capsys.readouterr().err)[0]
+        assert missing.split()[0] in README.partition(f"sparsekit {command}")[2][:90]
     assert cli.main(["claims", "--json"]) == 0
 
 

@@ -23,6 +23,7 @@ class Row:
     words: of its small run. after: rows whose small runs come first. missing: words of
     a run one of whose inputs, `absent`, is not there. writes: what the small run
     writes; "" for nothing. again: words after a kill; default: the same.
+    also: of a run that uses the flags that the small one need not.
     not_here: {column: why it does not apply, or where it is tested}. prepare: makes
     what else is needed in the folder. environ: of the process. slow: it takes seconds,
     and is left to `make contracts`.
@@ -35,6 +36,7 @@ class Row:
     writes: str = ""
     again: str = ""
     not_here: tuple[tuple[str, str], ...] = ()
+    also: str = ""
     prepare: Callable[[Path], None] | None = None
     environ: tuple[tuple[str, str], ...] = ()
     slow: bool = False
@@ -105,6 +107,7 @@ SERVICE_OF_LISTS = (
 ROWS = {
     "methods": Row(),
     "claims": Row(),
+    "completion": Row("bash", missing="tcsh", absent="tcsh", slow=True),
     "data list": Row(),
     "data fetch": Row(
         "mnist5k", missing="mnist6k", absent="mnist6k", writes="cache", prepare=index,
@@ -138,8 +141,9 @@ ROWS = {
         "--budgets steps"
     ),
     "data-pruning report": report("data-pruning"),
-    "continual data": reads(
-        "--dataset digits.npz", (), "--dataset absent.npz", "absent.npz"
+    "continual data": Row(
+        "--dataset digits.npz", missing="--dataset absent.npz", absent="absent.npz",
+        also="--dataset digits.npz --scenario domain",
     ),
     "continual train": trained(f"{DIGITS} --batch 20 --buffer 20 --strategy er"),
     "continual evaluate": reads("--run run", ("continual train",)),

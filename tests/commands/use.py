@@ -16,7 +16,7 @@ from typing import Any
 
 import tyro
 
-from apps.common import verbs
+from apps.common import config, verbs
 from apps.common.config import RunConfig, VerbConfig
 
 # Functions that read every setting, or read it to refuse a value.
@@ -43,12 +43,20 @@ class Watch:
     def start(self) -> None:
         VerbConfig.__getattribute__ = self._reader(object.__getattribute__)
         argparse.Namespace.__getattribute__ = self._reader(object.__getattribute__)
-        plain = verbs.narrowed
+        plain, parsed = verbs.narrowed, config.from_flags
 
-        def narrowed(config: Any, cls: type, **changes: Any) -> Any:
-            names = {f.name for f in fields(cls)} & {f.name for f in fields(config)}
+        def from_flags(cls: type, *arguments: Any) -> Any:
+            if self.own is None:
+                self.own = cls
+                self.offered = {f.name for f in fields(cls)} - set(cls.unused)
+            return parsed(cls, *arguments)
+
+        config.from_flags = from_flags
+
+        def narrowed(given: Any, cls: type, **changes: Any) -> Any:
+            names = {f.name for f in fields(cls)} & {f.name for f in fields(given)}
             self.copied |= names - set(changes) - {"out", "resume"}
-            return plain(config, cls, **changes)
+            return plain(given, cls, **changes)
 
         for module in list(sys.modules.values()):  # those that imported it by name
             if getattr(module, "narrowed", None) is plain:
@@ -82,12 +90,9 @@ class Watch:
 
     def _note(self, settings: Any, name: str) -> None:
         cls = object.__getattribute__(settings, "__class__")
-        if self.own is None:
+        if self.own is None and cls is argparse.Namespace:
             self.own = cls
-            if cls is argparse.Namespace:
-                self.offered = set(object.__getattribute__(settings, "__dict__"))
-            else:
-                self.offered = {f.name for f in fields(cls)} - set(cls.unused)
+            self.offered = set(object.__getattribute__(settings, "__dict__"))
         (self.read if cls is self.own else self.read_of_copies).add(name)
 
 
