@@ -27,6 +27,7 @@ from apps.common.runs import MALFORMED, RunFolder
 from apps.common.statistics import Interval, mean_interval, paired_interval
 from apps.common.tables import percent, plain
 from sparsekit import atomic
+from sparsekit.spelling import choice
 
 C = TypeVar("C", bound=RunConfig)
 K = TypeVar("K", bound="Comparison")
@@ -196,6 +197,23 @@ def checked(
     return seeds, dict(configs)
 
 
+def with_baselines(
+    configs: Mapping[str, C], baselines: Mapping[str, C], kind: str, baseline: str
+) -> tuple[dict[str, C], tuple[str, ...]]:
+    """Configs with baselines before them, and the labels that these have.
+
+    A name that is taken becomes "NAME KIND". ValueError unless `baseline` is a label.
+    """
+    found, added = dict(configs), []
+    for name, config in baselines.items():
+        label = name if name not in found else f"{name} {kind}"
+        found = {label: config, **found}
+        added.append(label)
+    if baseline not in found:
+        raise ValueError(choice(f"no baseline {baseline!r}", baseline, found))
+    return found, tuple(added)
+
+
 def measured(
     configs: Mapping[str, C],
     seeds: Iterable[int],
@@ -223,7 +241,9 @@ def trained(
 ) -> Iterator[tuple[str, Any]]:
     """Trains every config with every seed: (label, result), with a progress bar."""
     seeds = tuple(seeds)
-    with tqdm(total=len(configs) * len(seeds), unit="run", leave=False) as progress:
+    with tqdm(
+        total=len(configs) * len(seeds), unit="run", leave=False, disable=None
+    ) as progress:
         for label, config in configs.items():
             for seed in seeds:
                 progress.set_description(f"{label} seed {seed}")

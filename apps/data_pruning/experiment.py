@@ -86,7 +86,7 @@ def compare(
     comparison = begin(config, out)
     clock = _Clock(minutes, comparison.rows)
     total = len(cells) * len(seeds)
-    with tqdm(total=total, unit="run", leave=False) as progress:
+    with tqdm(total=total, unit="run", leave=False, disable=None) as progress:
         for seed in seeds:
             found = {row.key for row in comparison.rows}
             missing = [cell for cell in cells if cell.key(seed) not in found]

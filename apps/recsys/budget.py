@@ -83,7 +83,9 @@ def budget(
         if curve is None:
             curve = empty(subject, seeds, tuple(budgets), config)
         record(curve.dense, subject.factors, data)
-        for recipe in tqdm(found, desc=f"seed {seed}", unit="recipe", leave=False):
+        for recipe in tqdm(
+            found, desc=f"seed {seed}", unit="recipe", leave=False, disable=None
+        ):
             for size in curve.budgets:
                 choice = choose(recipe, subject, size)
                 if choice is not None:

@@ -80,7 +80,7 @@ def compare(
         raise ValueError(f"labels {list(configs)} must differ from {names}")
     found: dict[str, _Measured] = {}
     total = len(names) + len(configs) * len(seeds)
-    with tqdm(total=total, unit="run", leave=False) as progress:
+    with tqdm(total=total, unit="run", leave=False, disable=None) as progress:
         for name in names:
             progress.set_description(name)
             found[name] = _baseline(name, data, first.train_on, seeds, trials)

@@ -78,7 +78,7 @@ def compare(
     seeds, configs = common.checked(configs, seeds, out)
     values: common.Values = {label: {} for label in configs}
     total = len(configs) * len(seeds)
-    with tqdm(total=total, unit="run", leave=False) as progress:
+    with tqdm(total=total, unit="run", leave=False, disable=None) as progress:
         for seed in seeds:
             originals: dict[str, Prepared] = {}
             for group in _groups(configs):
