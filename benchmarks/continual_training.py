@@ -23,14 +23,10 @@ kept.
 """
 
 import argparse
-import os
-import platform
-import subprocess
-import sys
+import json
 import time
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -42,11 +38,11 @@ from apps.continual.config import Config
 from apps.continual.strategy import Batch
 from apps.continual.streams import Part, Stream, Task
 from apps.continual.training import Training
-from benchmarks.reports import save
+from benchmarks import reports
+from benchmarks.reports import save, table
 from sparsekit.execution.blocked import release
 from sparsekit.memory import peak_rss, restart_peak
 
-ROOT = Path(__file__).parents[1]
 ONE = "one backward"  # over the sum: the activations of three passes are alive
 DENSE = ("nchw", "channels last", "compiled nchw", "compiled channels last")
 DENSE = (*DENSE, f"nchw, {ONE}", f"channels last, {ONE}")
@@ -206,14 +202,11 @@ def peak_bytes(engine: str, width: int, args: argparse.Namespace) -> tuple[int, 
 def peak_in_fresh_process(
     engine: str, width: int, args: argparse.Namespace
 ) -> list[int]:
-    command = [sys.executable, "-m", "benchmarks.continual_training", "--peak", engine]
-    command += ["--widths", str(width), "--batch", str(args.batch)]
-    command += ["--side", str(args.side), "--steps", str(args.steps)]
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "262144"}
-    done = subprocess.run(
-        command, cwd=ROOT, check=True, stdout=subprocess.PIPE, env=environment
-    )
-    return [int(number) for number in done.stdout.split()[-2:]]
+    return reports.fresh(
+        "continual_training", "--peak", engine, "--widths", width,
+        "--batch", args.batch, "--side", args.side, "--steps", args.steps,
+        MALLOC_MMAP_THRESHOLD_="262144",
+    )  # fmt: skip
 
 
 def measure(width: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -270,10 +263,11 @@ def both(whole: float, later: float, digits: str) -> str:
     return f"{whole:{digits}} ({later:{digits}})"
 
 
-def markdown(report: dict[str, Any]) -> str:
+TITLE = "Training step of SparCL-DER++ on ResNet-18"
+
+
+def markdown(report: dict[str, Any]) -> list[str]:
     lines = [
-        "# Training step of SparCL-DER++ on ResNet-18",
-        "",
         f"Three batches of {report['batch']} a step, images of {report['side']} "
         f"pixels, {report['machine']}, {report['threads']} thread(s), torch "
         f"{report['torch']}; medians of {report['rounds']} rounds, in brackets the "
@@ -288,66 +282,60 @@ def markdown(report: dict[str, Any]) -> str:
             "",
             f"Dense: {shown}.",
             "",
-            "| sparsity | ms | over the fastest dense | a task | buffer | forward | "
-            "backward | masks | optimizer | peak MB (after the first step) | of dense "
-            f"| of dense, {ONE} |",
-            "|---|---|---|---|---|---|---|---|---|---|---|---|",
+            *table(
+                "sparsity | ms | over the fastest dense | a task | buffer | forward | "
+                "backward | masks | optimizer | peak MB (after the first step) | "
+                f"of dense | of dense, {ONE}",
+                (cells(name, result) for name in ("dense", *result["sparse"])),
+            ),
         ]
-        rows = {"dense": {"parts": result["dense_parts"]}} | result["sparse"]
-        for name, row in rows.items():
-            ms = " | ".join(f"{row['parts'][p] * 1e3:.1f}" for p in PARTS)
-            if name == "dense":
-                peak = result["dense_peak_bytes"]["a term at a time"]
-                fastest = times[result["fastest"]] * 1e3
-                cells = f"dense | {fastest:.0f} | 1 | 1 | {ms}"
-            else:
-                peak = row["peak_bytes"]
-                cells = (
-                    f"{name} | {row['seconds'] * 1e3:.0f} | {row['speedup']:.2f}x "
-                    f"({row['speedup_low']:.2f}–{row['speedup_high']:.2f}) | "
-                    f"{row['task_speedup']:.2f}x | {ms}"
-                )
-            shares = " | ".join(
-                both(*(a / b for a, b in zip(peak, dense, strict=True)), ".2f")
-                for dense in result["dense_peak_bytes"].values()
-            )
-            lines.append(
-                f"| {cells} | {both(*(p / 1e6 for p in peak), '.0f')} | {shares} |"
-            )
-    return "\n".join(lines) + "\n"
+    return lines
+
+
+def cells(name: str, result: dict[str, Any]) -> str:
+    """The row of a sparsity, or of the fastest dense engine."""
+    row = (
+        {"parts": result["dense_parts"]} if name == "dense" else result["sparse"][name]
+    )
+    ms = " | ".join(f"{row['parts'][p] * 1e3:.1f}" for p in PARTS)
+    if name == "dense":
+        peak = result["dense_peak_bytes"]["a term at a time"]
+        fastest = result["dense_seconds"][result["fastest"]] * 1e3
+        start = f"dense | {fastest:.0f} | 1 | 1 | {ms}"
+    else:
+        peak = row["peak_bytes"]
+        start = (
+            f"{name} | {row['seconds'] * 1e3:.0f} | {row['speedup']:.2f}x "
+            f"({row['speedup_low']:.2f}–{row['speedup_high']:.2f}) | "
+            f"{row['task_speedup']:.2f}x | {ms}"
+        )
+    shares = " | ".join(
+        both(*(a / b for a, b in zip(peak, dense, strict=True)), ".2f")
+        for dense in result["dense_peak_bytes"].values()
+    )
+    return f"{start} | {both(*(p / 1e6 for p in peak), '.0f')} | {shares}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = reports.parser(
+        __doc__, quick="width 4, one round", batch=32, side=32, rounds=5, threads=1
+    )
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 16])
     parser.add_argument("--sparsities", type=float, nargs="+", default=SPARSITIES)
     parser.add_argument("--dense", nargs="+", choices=DENSE, default=DENSE)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--side", type=int, default=32)
     parser.add_argument("--steps", type=int, default=24, help="of a task; even")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="width 4, one round")
-    parser.add_argument("--out", type=Path, default=ROOT / "build/benchmarks")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.peak:
-        print(*peak_bytes(args.peak, args.widths[0], args))
+        print(json.dumps(peak_bytes(args.peak, args.widths[0], args)))
         return
     if args.quick:
         args.widths, args.sparsities, args.dense = [4], [0.9], DENSE[:2]
         args.batch, args.side, args.rounds, args.steps = 8, 16, 1, 4
-    report = {
-        "batch": args.batch,
-        "side": args.side,
-        "rounds": args.rounds,
-        "threads": args.threads,
-        "machine": platform.machine(),
-        "torch": torch.__version__,
-        "widths": {str(width): measure(width, args) for width in args.widths},
-    }
-    save(args.out / "continual_training.json", report, markdown(report))
+    widths = {str(width): measure(width, args) for width in args.widths}
+    report = {**reports.setting(args), "widths": widths}
+    save(args.out / "continual_training.json", report, markdown(report), TITLE)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,9 @@ from the dense product, over its largest value. On several threads, torch's spin
 each dense call and slow down what follows; the variable shortens that.
 """
 
-import argparse
 import os
-import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -27,7 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.reports import save
+from benchmarks import reports
+from benchmarks.reports import save, table
 from sparsekit.execution.blocked import from_blocked, to_blocked
 from sparsekit.execution.conv import (
     SparseConv2d,
@@ -36,7 +34,6 @@ from sparsekit.execution.conv import (
     weight_gradient,
 )
 
-ROOT = Path(__file__).parents[1]
 PRODUCTS = ("forward", "input gradient", "weight gradient")
 LAYERS = [  # inputs, outputs, side of the image, of the kernel, stride
     (64, 64, 32, 3, 1),
@@ -152,56 +149,48 @@ def milliseconds(call: Callable[[], Tensor]) -> float:
     return (time.perf_counter() - began) * 1e3
 
 
-def markdown(report: dict[str, Any]) -> str:
+TITLE = "Sparse convolutions, layer by layer"
+
+
+def markdown(report: dict[str, Any]) -> list[str]:
     lines = [
-        "# Sparse convolutions, layer by layer",
-        "",
         f"{report['machine']}, {report['threads']} thread(s), batch {report['batch']}, "
         f"torch {report['torch']}, medians of {report['rounds']} rounds. Dense ms of "
         "the faster layout; speed-up and, in brackets, useful GFLOP/s.",
         "",
-        "| layer | density | dense ms | forward | input gradient | weight gradient "
-        "| error |",
-        "|---|---|---|---|---|---|---|",
     ]
-    for row in report["rows"]:
-        inputs, outputs, side, kernel, stride = row["layer"]
-        dense = " / ".join(f"{row[p]['dense_ms']:.2f}" for p in PRODUCTS)
-        cells = [f"{row[p]['speedup']:.1f} ({row[p]['gflops']:.0f})" for p in PRODUCTS]
-        lines.append(
-            f"| {inputs}→{outputs}, {side}x{side}, {kernel}x{kernel} /{stride} "
-            f"| {row['density']:.2f} | {dense} | {' | '.join(cells)} "
-            f"| {row['error']:.0e} |"
-        )
-    return "\n".join(lines) + "\n"
+    titles = "layer | density | dense ms | forward | input gradient | weight gradient"
+    return lines + table(f"{titles} | error", map(cells, report["rows"]))
+
+
+def cells(row: dict[str, Any]) -> str:
+    inputs, outputs, side, kernel, stride = row["layer"]
+    dense = " / ".join(f"{row[p]['dense_ms']:.2f}" for p in PRODUCTS)
+    gains = [f"{row[p]['speedup']:.1f} ({row[p]['gflops']:.0f})" for p in PRODUCTS]
+    return (
+        f"{inputs}→{outputs}, {side}x{side}, {kernel}x{kernel} /{stride} "
+        f"| {row['density']:.2f} | {dense} | {' | '.join(gains)} | {row['error']:.0e}"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="one layer, two rounds")
-    parser.add_argument("--out", type=Path, default=ROOT / "build/benchmarks")
-    args = parser.parse_args()
+    args = reports.parser(
+        __doc__, quick="one layer, two rounds", batch=32, rounds=15, threads=1
+    ).parse_args()
     layers, densities = LAYERS, DENSITIES
     if args.quick:
         layers, densities, args.rounds = [(16, 16, 8, 3, 1)], (0.1,), 2
     torch.set_num_threads(args.threads)
     report = {
-        "machine": platform.machine(),
-        "threads": args.threads,
+        **reports.setting(args),
         "spin_count": os.environ.get("GOMP_SPINCOUNT"),
-        "torch": torch.__version__,
-        "batch": args.batch,
-        "rounds": args.rounds,
         "rows": [
             measure(shape, density, args.batch, args.rounds)
             for shape in layers
             for density in densities
         ],
     }
-    save(args.out / "conv_layers.json", report, markdown(report))
+    save(args.out / "conv_layers.json", report, markdown(report), TITLE)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,10 @@ one after the other; the load of the machine before each is written down. Times 
 masked trainings need no five seeds: two. Test images are looked at once a training.
 """
 
-import argparse
 import json
 import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,8 +26,8 @@ import torch
 from apps.classify.train import Config, train
 from apps.common.provenance import stored_provenance
 from apps.common.statistics import mean_interval
-from benchmarks.per_sample_norms import ROOT
-from sparsekit import atomic
+from benchmarks import reports
+from benchmarks.reports import table, write
 
 DENSITIES = (0.25, 0.1, 0.05, 0.02)
 SEEDS, MASKED_SEEDS = 5, 2
@@ -117,40 +115,34 @@ def summary(trainings: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def markdown(report: dict[str, Any]) -> str:
+TITLE = "Quality and wall clock against density"
+
+
+def markdown(report: dict[str, Any]) -> list[str]:
     origin = report["provenance"]
     lines = [
-        "# Quality and wall clock against density",
-        "",
         f"MLP, {report['width']} units a layer, {report['dataset']}, "
         f"{report['epochs']} epochs, {origin['device']}, torch "
         f"{origin['versions']['torch']}. Means, 95 % intervals over seeds.",
         "",
-        "| arm | density | seeds | test accuracy (%) | seconds |",
-        "|---|---|---|---|---|",
     ]
-    for row in report["rows"]:
-        cells = []
-        for name, scale in (("accuracy", 100), ("seconds", 1)):
-            found = {k: f"{scale * v:.2f}" for k, v in row[name].items()}
-            ends = f" [{found['low']}, {found['high']}]" if "low" in found else ""
-            cells.append(found["value"] + ends)
-        lines.append(
-            f"| {row['arm']} | {row['density']:.0%} | {row['seeds']} | "
-            f"{' | '.join(cells)} |"
-        )
-    return "\n".join(lines) + "\n"
+    rows = (
+        f"{row['arm']} | {row['density']:.0%} | {row['seeds']} | "
+        f"{shown(row['accuracy'], 100)} | {shown(row['seconds'])}"
+        for row in report["rows"]
+    )
+    return lines + table("arm | density | seeds | test accuracy (%) | seconds", rows)
+
+
+def shown(interval: dict[str, float], scale: float = 1) -> str:
+    found = {k: f"{scale * v:.2f}" for k, v in interval.items()}
+    ends = f" [{found['low']}, {found['high']}]" if "low" in found else ""
+    return found["value"] + ends
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = reports.parser(__doc__, out="density.json", quick="small, one seed")
     parser.add_argument("--minutes", type=float, help="stop before a training after so")
-    parser.add_argument("--quick", action="store_true", help="small, one seed")
-    parser.add_argument(
-        "--out", type=Path, default=ROOT / "build/benchmarks/density.json",
-        help="JSON, with a table in Markdown beside it; goes on with what it has "
-        "(default: %(default)s)",
-    )  # fmt: skip
     args = parser.parse_args()
     began, base = time.perf_counter(), QUICK if args.quick else BASE
     known = json.loads(args.out.read_text("utf-8")) if args.out.is_file() else {}
@@ -173,8 +165,7 @@ def main() -> None:
             "trainings": done,
             "provenance": origin,
         }
-        atomic.write_text(args.out, json.dumps(report, indent=1) + "\n")
-        atomic.write_text(args.out.with_suffix(".md"), markdown(report))
+        write(args.out, report, markdown(report), TITLE)
     print(args.out.with_suffix(".md").read_text("utf-8"))
     left = len(list(plan(args.quick))) - len(done)
     if left:

@@ -12,11 +12,9 @@ raises is reported with its message. Weights and inputs are random.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apps.common.provenance import provenance
+from benchmarks import reports
 from benchmarks.networks import Encoder
+from benchmarks.reports import table, write
 from benchmarks.rounds import race
 from sparsekit.execution.blocks import BlockLinear
 from sparsekit.execution.semi_structured import (
@@ -34,7 +34,6 @@ from sparsekit.execution.semi_structured import (
 )
 from sparsekit.patterns import NM
 
-ROOT = Path(__file__).parents[1]
 REPEATS = 10  # calls in one graph
 
 Make = Callable[[nn.Linear], nn.Module]
@@ -251,41 +250,38 @@ def encoder(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def markdown(report: dict[str, Any]) -> str:
+TITLE = "Sparse layers on a GPU"
+
+
+def markdown(report: dict[str, Any]) -> list[str]:
     lines = [
-        "# Sparse layers on a GPU",
-        "",
         f"{report['device']}, torch {torch.__version__}, medians of "
         f"{report['rounds']} rounds. Speed-up over dense in the same mode. In `32 MB` "
         "the blocks' inputs are gathered in parts of that size.",
     ]
     for case in report["cases"]:
-        lines += ["", f"## {case['case']}", ""]
-        lines += [
-            "| form | density | eager ms | speed-up | graph ms | speed-up | error |"
-        ]
-        lines += ["|---|---|---|---|---|---|---|"]
-        for name, row in case["forms"].items():
-            cells = [name, f"{row['density']:.1%}" if "density" in row else "–"]
-            for mode in ("eager", "graph"):
-                got = row.get(mode)
-                cells += [f"{got['ms']:.3f}" if got else "–"]
-                cells += [f"{got['speedup']:.2f}" if got else "–"]
-            cells.append(f"{row['error']:.1e}" if "error" in row else "–")
-            lines.append("| " + " | ".join(cells) + " |")
+        titles = "form | density | eager ms | speed-up | graph ms | speed-up | error"
+        rows = (cells(name, row) for name, row in case["forms"].items())
+        lines += ["", f"## {case['case']}", "", *table(titles, rows)]
         lines += [f"\n{name}: {why}" for name, why in case["failures"].items()]
-    return "\n".join(lines) + "\n"
+    return lines
+
+
+def cells(name: str, row: dict[str, Any]) -> str:
+    found = [name, f"{row['density']:.1%}" if "density" in row else "–"]
+    for mode in ("eager", "graph"):
+        got = row.get(mode)
+        found += [f"{got['ms']:.3f}" if got else "–"]
+        found += [f"{got['speedup']:.2f}" if got else "–"]
+    return " | ".join([*found, f"{row['error']:.1e}" if "error" in row else "–"])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--sizes", type=int, nargs="+")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
-    parser.add_argument("--quick", action="store_true", help="n = 256, two rounds")
-    parser.add_argument(
-        "--out", type=Path, default=ROOT / "build/benchmarks/gpu_sparse.json"
+    parser = reports.parser(
+        __doc__, out="gpu_sparse.json", quick="n = 256, two rounds", rounds=15
     )
+    parser.add_argument("--sizes", type=int, nargs="+")
+    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("no NVIDIA GPU here; --device cpu --quick runs the script itself")
@@ -306,7 +302,6 @@ def main() -> None:
     planned += [(layers, (n, torch.float32, args)) for n in sizes if n in (256, 4096)]
     planned += [(training, (n, args)) for n in sizes if n >= 4096 or args.quick]
     planned += [(encoder, (args,))]
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     for measure, values in planned:
         began = time.perf_counter()
         failures: dict[str, str] = {}
@@ -318,11 +313,10 @@ def main() -> None:
             )
         took = time.perf_counter() - began
         print(f"{report['cases'][-1]['case']}: {took:.0f} s", flush=True)
-        args.out.write_text(json.dumps(report, indent=2) + "\n")  # as it goes
+        page = write(args.out, report, markdown(report), TITLE)  # as it goes
         if gpu:
             torch.cuda.empty_cache()
-    args.out.with_suffix(".md").write_text(markdown(report), "utf-8")
-    print(markdown(report))
+    print(page)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ largest output. Memory is the peak of a fresh process that loads the file and ru
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -34,12 +33,12 @@ from torch import Tensor, nn
 
 from apps.classify import efficientnet
 from apps.common.provenance import stored_provenance
+from benchmarks import reports
 from benchmarks.networks import resnet18
-from benchmarks.reports import save
+from benchmarks.reports import ROOT, save, table
 from sparsekit.execution import export, reader
 from sparsekit.masks import count_active, topk_mask
 
-ROOT = Path(__file__).parents[1]
 PAUSE = 0.05  # seconds
 ROUND = 0.1  # seconds that a method runs in a round
 Call = Callable[[], Any]
@@ -223,16 +222,11 @@ def peak_in_fresh_process(engine: str, path: Path, x: Tensor, folder: Path) -> f
 
 def in_fresh_process(name: str, threads: int, rounds: int) -> dict[str, Any]:
     """Threads of BLAS and OpenMP are counted when they are loaded."""
-    command = [sys.executable, "-m", "benchmarks.inference", "--measure", name]
-    command += ["--rounds", str(rounds), "--threads", str(threads)]
-    env = os.environ | dict.fromkeys(
-        ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)
-    )
-    done = subprocess.run(
-        command, cwd=ROOT, check=True, stdout=subprocess.PIPE, env=env
-    )
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    pools = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    return reports.fresh(
+        "inference", "--measure", name, "--rounds", rounds, "--threads", threads,
+        **dict.fromkeys(pools, str(threads)),
+    )  # fmt: skip
 
 
 def recognised() -> dict[str, dict[str, int]]:
@@ -255,11 +249,12 @@ def recognised() -> dict[str, dict[str, int]]:
 # ---- the report ----------------------------------------------------------------------
 
 
-def markdown(report: dict[str, Any]) -> str:
+TITLE = "Inference of sparse networks"
+
+
+def markdown(report: dict[str, Any]) -> list[str]:
     origin = report["provenance"]
     lines = [
-        "# Inference of sparse networks",
-        "",
         f"{origin['device']}, torch {origin['versions']['torch']}, float32 unless it "
         f"says otherwise, {report['rounds']} interleaved rounds.",
     ]
@@ -274,29 +269,24 @@ def markdown(report: dict[str, Any]) -> str:
             f"Dense: {dense}. Peak MB of a process: {peak}."
             + (f" Not available: {missing}." if missing else ""),
             "",
-            f"| sparsity | ms | times faster than {result['fastest']} | file MB | "
-            "dense MB | error |",
-            "|---|---|---|---|---|---|",
         ]
-        for sparsity, row in result["sparse"].items():
-            lines.append(
-                f"| {float(sparsity):.0%} | {row['ms']:.2f} | {row['speedup']:.2f} | "
-                f"{row['megabytes']:.2f} | {row['dense_megabytes']:.2f} | "
-                f"{row['error']:.0e} |"
-            )
-    return "\n".join(lines) + "\n"
+        rows = (
+            f"{float(sparsity):.0%} | {row['ms']:.2f} | {row['speedup']:.2f} | "
+            f"{row['megabytes']:.2f} | {row['dense_megabytes']:.2f} | "
+            f"{row['error']:.0e}"
+            for sparsity, row in result["sparse"].items()
+        )
+        faster = f"times faster than {result['fastest']}"
+        lines += table(f"sparsity | ms | {faster} | file MB | dense MB | error", rows)
+    return lines
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = reports.parser(
+        __doc__, out="inference.json", quick="the small one, one round", rounds=9
+    )
     parser.add_argument("--network", choices=SUBJECTS, help="default: all")
     parser.add_argument("--threads", type=int, help="default: 1 and 2")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--quick", action="store_true", help="the small one, one round")
-    parser.add_argument(
-        "--out", type=Path, default=ROOT / "build/benchmarks/inference.json",
-        help="JSON, with a table in Markdown beside it (default: %(default)s)",
-    )  # fmt: skip
     parser.add_argument("--measure", choices=SUBJECTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -320,7 +310,7 @@ def main() -> None:
     }
     if "efficientnet-lite0" in networks:
         report["recognised_of_20"] = recognised()
-    save(args.out, report, markdown(report))
+    save(args.out, report, markdown(report), TITLE)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,6 @@ import argparse
 import copy
 import json
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -40,13 +39,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apps.common.provenance import stored_provenance
-from benchmarks.reports import save
+from benchmarks import reports
+from benchmarks.reports import save, table
 from benchmarks.rounds import milliseconds, race
 from sparsekit.execution.linear import SparseLinear, linear, weight_gradient
 from sparsekit.methods.static import Static
 from sparsekit.sparsifier import Sparsifier
 
-ROOT = Path(__file__).parents[1]
 SPARSITIES = (0.75, 0.8, 0.9, 0.95, 0.98, 0.99)
 DENSE = ("multi-tensor Adam", "fused Adam", "compiled, fused Adam")
 BFLOAT16 = ("bfloat16 autocast, fused Adam", "compiled bfloat16 autocast, fused Adam")
@@ -291,62 +290,63 @@ def measure_products(
     }
 
 
-def markdown(report: dict[str, Any]) -> str:
+TITLE = "Training step of a sparse MLP"
+
+
+def markdown(report: dict[str, Any]) -> list[str]:
     origin = report["provenance"]
-    lines = [
-        "# Training step of a sparse MLP",
-        "",
+    return [
         f"{LAYERS} square layers without biases, batch {report['batch']}, Adam, "
         f"{report['threads']} thread(s), {origin['device']}, torch "
         f"{origin['versions']['torch']}, medians of {report['rounds']} rounds. "
         "Speed-ups over the fastest dense arm of the row.",
         "",
-        "| width | sparsity | dense ms | fastest | masked | MKL | ours | "
-        "dense bfloat16 ms | ours over it | ours ms | state | error |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in report["steps"]:
-        speedup = row["speedup"]
-        lines.append(
-            f"| {row['width']} | {row['sparsity']:.0%} "
-            f"| {row['ms'][row['dense']]:.1f} | {row['dense']} "
-            f"| {speedup['masked']:.2f} | {speedup['mkl']:.2f} "
-            f"| **{speedup['ours']:.2f}** | {row['ms'][row['bfloat16']]:.1f} "
-            f"| **{row['speedup_over_bfloat16']:.2f}** | {row['ms']['ours']:.1f} "
-            f"| {row['state']:.3f} | {row['error']:.0e} |"
-        )
-    lines += [
+        *table(
+            "width | sparsity | dense ms | fastest | masked | MKL | ours | "
+            "dense bfloat16 ms | ours over it | ours ms | state | error",
+            map(step_cells, report["steps"]),
+        ),
         "",
         "## One layer: forward, and weight gradient in brackets, over dense",
         "",
-        "| width | batch | sparsity | dense ms | MKL | scipy | ours |",
-        "|---|---|---|---|---|---|---|",
+        *table(
+            "width | batch | sparsity | dense ms | MKL | scipy | ours",
+            map(product_cells, report["products"]),
+        ),
     ]
-    for row in report["products"]:
-        forward, gradient = row["forward"], row["weight gradient"]
-        scipy = forward.get("scipy", {"speedup": float("nan")})["speedup"]
-        lines.append(
-            f"| {row['width']} | {row['batch']} | {row['sparsity']:.0%} "
-            f"| {forward['dense']['ms']:.2f} ({gradient['dense']['ms']:.2f}) "
-            f"| {forward['mkl']['speedup']:.2f} ({gradient['mkl']['speedup']:.2f}) "
-            f"| {scipy:.2f} "
-            f"| {forward['ours']['speedup']:.2f} ({gradient['ours']['speedup']:.2f}) |"
-        )
-    return "\n".join(lines) + "\n"
+
+
+def step_cells(row: dict[str, Any]) -> str:
+    speedup = row["speedup"]
+    return (
+        f"{row['width']} | {row['sparsity']:.0%} "
+        f"| {row['ms'][row['dense']]:.1f} | {row['dense']} "
+        f"| {speedup['masked']:.2f} | {speedup['mkl']:.2f} "
+        f"| **{speedup['ours']:.2f}** | {row['ms'][row['bfloat16']]:.1f} "
+        f"| **{row['speedup_over_bfloat16']:.2f}** | {row['ms']['ours']:.1f} "
+        f"| {row['state']:.3f} | {row['error']:.0e}"
+    )
+
+
+def product_cells(row: dict[str, Any]) -> str:
+    forward, gradient = row["forward"], row["weight gradient"]
+    scipy = forward.get("scipy", {"speedup": float("nan")})["speedup"]
+    return (
+        f"{row['width']} | {row['batch']} | {row['sparsity']:.0%} "
+        f"| {forward['dense']['ms']:.2f} ({gradient['dense']['ms']:.2f}) "
+        f"| {forward['mkl']['speedup']:.2f} ({gradient['mkl']['speedup']:.2f}) "
+        f"| {scipy:.2f} "
+        f"| {forward['ours']['speedup']:.2f} ({gradient['ours']['speedup']:.2f})"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--width", type=int, nargs="+", default=[4096, 2048, 1024])
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--sparsities", type=float, nargs="+", default=SPARSITIES)
-    parser.add_argument("--quick", action="store_true", help="width 256, one round")
-    parser.add_argument(
-        "--out", type=Path, default=ROOT / "build/benchmarks/mlp_training.json",
-        help="JSON, with a table in Markdown beside it (default: %(default)s)",
+    parser = reports.parser(
+        __doc__, out="mlp_training.json", quick="width 256, one round",
+        batch=128, rounds=9, threads=1,
     )  # fmt: skip
+    parser.add_argument("--width", type=int, nargs="+", default=[4096, 2048, 1024])
+    parser.add_argument("--sparsities", type=float, nargs="+", default=SPARSITIES)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     cases = [(n, b) for n in (1024, 4096) for b in (1, 32, 128, 256)]
@@ -367,7 +367,7 @@ def main() -> None:
         ],
         "provenance": origin,
     }
-    save(args.out, report, markdown(report))
+    save(args.out, report, markdown(report), TITLE)
 
 
 if __name__ == "__main__":

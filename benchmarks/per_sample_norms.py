@@ -13,12 +13,10 @@ torch it needs numpy.
 """
 
 import argparse
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -28,12 +26,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from apps.common.provenance import stored_provenance
+from benchmarks import reports
 from benchmarks.networks import NETWORKS
-from benchmarks.reports import save
+from benchmarks.reports import save, table
 from sparsekit.data_pruning.per_sample import gradient_norms
 from sparsekit.memory import peak_rss, restart_peak
-
-ROOT = Path(__file__).parents[1]
 
 
 def plain(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -139,11 +136,10 @@ def peak_bytes(network: str, batch: int, device: str, method: str) -> int:
 
 
 def peak_in_fresh_process(network: str, args: argparse.Namespace, method: str) -> int:
-    command = [sys.executable, "-m", "benchmarks.per_sample_norms", "--peak", method]
-    command += ["--network", network, "--batch", str(args.batch)]
-    command += ["--device", args.device, "--threads", str(args.threads)]
-    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE)
-    return int(done.stdout.split()[-1])
+    return reports.fresh(
+        "per_sample_norms", "--peak", method, "--network", network,
+        "--batch", args.batch, "--device", args.device, "--threads", args.threads,
+    )  # fmt: skip
 
 
 def errors(network: str, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
@@ -190,45 +186,35 @@ def measure(network: str, args: argparse.Namespace) -> dict[str, dict[str, float
     }
 
 
-def markdown(report: dict[str, Any]) -> str:
+TITLE = "Per-sample gradient norms"
+
+
+def markdown(report: dict[str, Any]) -> list[str]:
     lines = [
-        "# Per-sample gradient norms",
-        "",
         f"Batch {report['batch']} of 3x32x32, {report['provenance']['device']}, torch "
         f"{report['provenance']['versions']['torch']}, medians of {report['rounds']} "
         f"rounds. {report['opacus']}",
     ]
     for network, rows in report["networks"].items():
-        lines += [
-            "",
-            f"## {network}",
-            "",
-            "| method | ms | over plain | over ours | peak MB | over plain | error |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        for name, row in rows.items():
-            error = "–" if name == "plain" else f"{row['error']:.1e}"
-            ms = 1000 * row["seconds"]
-            lines.append(
-                f"| {name} | {ms:.1f} | {row['time_over_plain']:.2f} | "
-                f"{row['times_ours']:.2f} | {row['peak_mb']:.0f} | "
-                f"{row['peak_over_plain']:.2f} | {error} |"
-            )
-    return "\n".join(lines) + "\n"
+        cells = (
+            f"{name} | {1000 * row['seconds']:.1f} | {row['time_over_plain']:.2f} | "
+            f"{row['times_ours']:.2f} | {row['peak_mb']:.0f} | "
+            f"{row['peak_over_plain']:.2f} | "
+            + ("–" if name == "plain" else f"{row['error']:.1e}")
+            for name, row in rows.items()
+        )
+        titles = "method | ms | over plain | over ours | peak MB | over plain | error"
+        lines += ["", f"## {network}", "", *table(titles, cells)]
+    return lines
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--network", choices=NETWORKS, help="default: all")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--quick", action="store_true", help="batch 16, one round")
-    parser.add_argument(
-        "--out", type=Path, default=ROOT / "build/benchmarks/per_sample_norms.json",
-        help="JSON, with a table in Markdown beside it (default: %(default)s)",
+    parser = reports.parser(
+        __doc__, out="per_sample_norms.json", quick="batch 16, one round",
+        batch=128, rounds=5, threads=1,
     )  # fmt: skip
+    parser.add_argument("--network", choices=NETWORKS, help="default: all")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--commit", help="of the code, where there is no checkout")
     parser.add_argument("--peak", choices=METHODS, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -249,7 +235,7 @@ def main() -> None:
         "networks": measured,
         "provenance": origin,
     }
-    save(args.out, report, markdown(report))
+    save(args.out, report, markdown(report), TITLE)
 
 
 if __name__ == "__main__":

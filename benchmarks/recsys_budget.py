@@ -13,7 +13,6 @@ are chosen on the validation part; the test part is ranked once for each. The ta
 much the interval over seeds clears it. Set OMP_NUM_THREADS=1 for times of queries.
 """
 
-import argparse
 import json
 import os
 from pathlib import Path
@@ -27,8 +26,8 @@ from apps.recsys.curve import Curve
 from apps.recsys.evaluation import select
 from apps.recsys.models.als import ALS
 from apps.recsys.models.factors import Factors
+from benchmarks import reports
 
-ROOT = Path(__file__).parents[1]
 EIGHTH, TARGET = 0.125, 0.98
 QUICK = (38_224, 9_556)  # bytes: a half and an eighth of 8 dimensions
 ALS_GRID = tuple(
@@ -77,13 +76,10 @@ def target(curve: Curve) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true")
+    parser = reports.parser(__doc__, quick="small, two seeds", seeds=5)
     parser.add_argument("--trained", action="store_true")
-    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--factors", type=Path, nargs="*", default=[])
     parser.add_argument("--datasets", nargs="*", default=["ml100k", "gowalla"])
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "benchmarks")
     args = parser.parse_args()
     seeds = range(2 if args.quick else args.seeds)
     folder = args.out / "recsys_budget"
@@ -104,9 +100,7 @@ def main() -> None:
     for curve in curves:
         curve.draw(folder / f"{curve.dataset}.png")
     text = "\n".join(curve.table() for curve in curves)
-    (args.out / "recsys_budget.json").write_text(json.dumps(report, indent=1) + "\n")
-    (args.out / "recsys_budget.md").write_text(f"```text\n{text}```\n", "utf-8")
-    print(text)
+    reports.save(args.out / "recsys_budget.json", report, ["```text", f"{text}```"])
     print(json.dumps(report["target"], indent=1))
 
 

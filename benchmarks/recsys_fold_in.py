@@ -26,11 +26,9 @@ Each seed draws split, users, items and initial vectors anew; intervals (95 %) a
 seeds. A ratio is to "trained" of the same seed.
 """
 
-import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,9 +51,9 @@ from apps.recsys.splits import Dataset
 from apps.recsys.topk import top_k_factors, top_k_scores
 from apps.recsys.train import train
 from apps.recsys.updates import updated
-from benchmarks.reports import save
+from benchmarks import reports
+from benchmarks.reports import save, table
 
-ROOT = Path(__file__).parents[1]
 MODELS = ("als", "mf", "lightgcn")
 LEFT_OUT_USERS, LEFT_OUT_ITEMS = 0.2, 0.1
 LEAST_USERS = 10  # of an item that is left out
@@ -258,20 +256,17 @@ def summary(runs: list[dict[str, dict[str, float]]]) -> list[dict[str, Any]]:
     return rows
 
 
-def markdown(report: dict[str, Any]) -> str:
+def markdown(report: dict[str, Any]) -> list[str]:
     lines = []
     for title in ("new users", "new items"):
-        lines += [
-            f"## {title}: {report['dataset']}, {report['seeds']} seeds", "",
-            "| model | way | NDCG@20 | to trained |", "|---|---|---|---|",
-        ]  # fmt: skip
-        for row in report[title]:
-            ratio = shown(row["ratio"]) if "ratio" in row else ""
-            lines.append(
-                f"| {row['model']} | {row['way']} | {shown(row['ndcg@20'])} | {ratio} |"
-            )
-        lines.append("")
-    return "\n".join(lines)
+        rows = (
+            f"{row['model']} | {row['way']} | {shown(row['ndcg@20'])} | "
+            + (shown(row["ratio"]) if "ratio" in row else "")
+            for row in report[title]
+        )
+        lines += ["", f"## {title}: {report['dataset']}, {report['seeds']} seeds", ""]
+        lines += table("model | way | NDCG@20 | to trained", rows)
+    return lines[1:]
 
 
 def shown(interval: dict[str, float]) -> str:
@@ -281,12 +276,9 @@ def shown(interval: dict[str, float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = reports.parser(__doc__, quick="small, two seeds", seeds=5)
     parser.add_argument("--dataset", default="ml100k", choices=sources.NAMES)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="small, two seeds")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "benchmarks")
     args = parser.parse_args()
     n = 2 if args.quick else args.seeds
     users, items = [], []

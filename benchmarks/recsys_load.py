@@ -10,16 +10,14 @@ in a process of its own; its peak is that of the resident memory of the whole pr
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.per_sample_norms import ROOT
-from benchmarks.reports import save
+from benchmarks import reports
+from benchmarks.reports import save, table
 from sparsekit.memory import peak_rss
 
 ROWS = 10_000_000
@@ -76,38 +74,29 @@ def measure(path: Path) -> dict[str, float]:
     }
 
 
-def markdown(rows: list[dict[str, float]]) -> str:
-    lines = [
-        "| file | MB | rows | users x items | read, s | with duplicates and split, s "
-        "| peak of the process, MB |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {row['file']} | {row['file_mb']:.0f} | {row['rows']:,} | "
-        f"{row['users']:,} x {row['items']:,} | {row['read_seconds']:.1f} | "
-        f"{row['seconds']:.1f} | {row['peak_mb']:,.0f} |"
-        for row in rows
-    ]
-    return "\n".join(lines) + "\n"
+def markdown(rows: list[dict[str, float]]) -> list[str]:
+    return table(
+        "file | MB | rows | users x items | read, s | with duplicates and split, s "
+        "| peak of the process, MB",
+        (
+            f"{row['file']} | {row['file_mb']:.0f} | {row['rows']:,} | "
+            f"{row['users']:,} x {row['items']:,} | {row['read_seconds']:.1f} | "
+            f"{row['seconds']:.1f} | {row['peak_mb']:,.0f}"
+            for row in rows
+        ),
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", type=int, default=ROWS)
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "benchmarks")
+    parser = reports.parser(__doc__, rows=ROWS)
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one is not None:
         print(json.dumps(measure(args.one)))
         return
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        paths = write(Path(folder), args.rows)
-        for path in paths.values():
-            command = [sys.executable, "-m", "benchmarks.recsys_load"]
-            command += ["--one", str(path)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            rows.append(json.loads(done.stdout))
+        paths = write(Path(folder), args.rows).values()
+        rows = [reports.fresh("recsys_load", "--one", path) for path in paths]
     save(args.out / "recsys_load.json", rows, markdown(rows))
 
 

@@ -17,7 +17,6 @@ Gowalla is measured if gowalla_lightgcn.npz is in $SPARSEKIT_DATA. OMP_NUM_THREA
 holds for all; OPENBLAS_NUM_THREADS=1 is set, as implicit asks.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -37,8 +36,9 @@ from apps.recsys.metrics import ranking_metrics
 from apps.recsys.models.factors import Factors
 from apps.recsys.splits import PARTS, Dataset
 from apps.recsys.topk import top_k_factors
-from benchmarks.recsys_ranking import ROOT, normalised_factors
-from benchmarks.reports import save
+from benchmarks import reports
+from benchmarks.recsys_ranking import normalised_factors
+from benchmarks.reports import ROOT, THREADS, save, table
 
 DIM, K = 64, 20
 PEERS = ("recbole", "implicit", "cornac")
@@ -233,44 +233,39 @@ def means(case: Case, found: Evaluation, whole: bool) -> dict[str, float]:
     return {name: float(value) for name, value in means.items()}
 
 
-def markdown(report: dict[str, Any]) -> str:
+def markdown(report: dict[str, Any]) -> list[str]:
     lines = []
     for name, part in report["evaluation"].items():
+        times = (
+            f"{row['method']} | {row['seconds']:.4f} | {row['seconds to ours']:.1f} "
+            f"| {row['cpu']:.4f} | {row['cpu to ours']:.1f}"
+            for row in part["times"]
+        )
+        equal = (
+            f"{row['library']} | {row['metric']} | {row['theirs']:.9f} | "
+            f"{row['ours']:.9f} | {abs(row['theirs'] - row['ours']):.0e} | "
+            f"{row['definition']}"
+            for row in part["metrics"]
+        )
+        titles = "library | its metric | theirs | ours | difference | ours is"
         lines += [
             f"## {name}: {part['users']:,} users, {part['items']:,} items",
             "",
-            "| method | seconds | times ours | CPU seconds | times ours |",
-            "|---|---|---|---|---|",
-        ]
-        lines += [
-            f"| {row['method']} | {row['seconds']:.4f} | {row['seconds to ours']:.1f} "
-            f"| {row['cpu']:.4f} | {row['cpu to ours']:.1f} |"
-            for row in part["times"]
-        ]
-        lines += [
+            *table("method | seconds | times ours | CPU seconds | times ours", times),
             "",
-            "| library | its metric | theirs | ours | difference | ours is |",
-            "|---|---|---|---|---|---|",
+            *table(titles, equal),
+            "",
         ]
-        lines += [
-            f"| {row['library']} | {row['metric']} | {row['theirs']:.9f} | "
-            f"{row['ours']:.9f} | {abs(row['theirs'] - row['ours']):.0e} | "
-            f"{row['definition']} |"
-            for row in part["metrics"]
-        ]
-        lines.append("")
-    return "\n".join([*lines, f"Threads: {report['threads']}.", ""])
+    return [*lines, f"Threads: {report['threads']}."]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = reports.parser(__doc__, rounds=5)
     parser.add_argument("--data", nargs="+", choices=("ml100k", "gowalla"))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "benchmarks")
     args = parser.parse_args()
     names = args.data or ["ml100k"] + ["gowalla"] * ("SPARSEKIT_DATA" in os.environ)
     report: dict[str, Any] = {
-        "threads": int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
+        "threads": THREADS,
         "evaluation": {
             name: measure_evaluation(written(name), args.rounds) for name in names
         },

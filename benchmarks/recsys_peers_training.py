@@ -12,11 +12,8 @@ The chosen settings are trained anew with every seed. RecBole's environment is t
 `recsys_peers`.
 """
 
-import argparse
-import os
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -26,9 +23,9 @@ from apps.common.statistics import mean_interval, paired_interval
 from apps.common.tables import shown
 from apps.recsys.config import Config
 from apps.recsys.train import train
+from benchmarks import reports
 from benchmarks.recsys_peers import Peer, written
-from benchmarks.recsys_ranking import ROOT
-from benchmarks.reports import save
+from benchmarks.reports import THREADS, save, table
 
 RATES = (0.001, 0.002, 0.005, 0.01)
 # Shipped, and larger. RecBole's is the norm of a batch's vectors, not squared, over the
@@ -84,37 +81,35 @@ def quality(peer: Peer, seeds: int) -> dict[str, Any]:
     return report
 
 
-def markdown(report: dict[str, Any]) -> str:
+def markdown(report: dict[str, Any]) -> list[str]:
     times = report["seconds an epoch"]
-    lines = ["| | seconds an epoch | chosen lr, penalty | test NDCG@10 |"]
-    lines += ["|---|---|---|---|"]
-    found = report.get("quality")
+    found, rows = report.get("quality"), []
     for who in PENALTIES:
-        row = f"| {who} | {times[who]:.3f} |"
+        row = f"{who} | {times[who]:.3f} | "
         if found:
             best = found[who]["best"]
             interval = mean_interval(found[who]["tests"])
-            row += f" {best['lr']}, {best['l2']} | {shown(interval, 4)} |"
+            row += f"{best['lr']}, {best['l2']} | {shown(interval, 4)}"
         else:
-            row += " | |"
-        lines.append(row)
+            row += "|"
+        rows.append(row)
+    lines = table(
+        "library | seconds an epoch | chosen lr, penalty | test NDCG@10", rows
+    )
     lines += ["", f"RecBole's epoch takes {times['times ours']:.1f} times as long."]
     if found:
         gap = paired_interval(*(found[who]["tests"] for who in PENALTIES))
         lines += [f"NDCG@10, ours - RecBole: {shown(gap, 4, sign=True)}, over seeds."]
-    return "\n".join([*lines, f"Threads: {report['threads']}.", ""])
+    return [*lines, f"Threads: {report['threads']}."]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = reports.parser(__doc__, rounds=5, seeds=5)
     parser.add_argument("--tune", action="store_true", help="quality too: 32 trainings")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "benchmarks")
     args = parser.parse_args()
     peer = Peer("recbole", written("ml100k").folder)
     report: dict[str, Any] = {
-        "threads": int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
+        "threads": THREADS,
         "seconds an epoch": speed(peer, args.rounds),
     }
     if args.tune:

@@ -12,12 +12,9 @@ swap two nearly equal items. Whole evaluations, beside those of other libraries,
 `recsys_peers`.
 """
 
-import argparse
-import os
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -28,13 +25,12 @@ from scipy.sparse.linalg import svds
 
 from apps.recsys.data import load
 from apps.recsys.topk import top_k_factors
-from benchmarks.reports import save
+from benchmarks import reports
+from benchmarks.reports import THREADS, save, table
 
-ROOT = Path(__file__).parents[1]
 SIZES = {"MovieLens-100k": (943, 1682, 63), "Gowalla": (29_858, 40_981, 27)}
 QUICK = {"small": (211, 1009, 13)}
 DIM, K, BLOCK = 64, 20, 500
-THREADS = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
 Case = tuple[np.ndarray, np.ndarray, sp.csr_array]  # users, items, known
 Ranked = Callable[[np.ndarray, np.ndarray, sp.csr_array], np.ndarray]
 
@@ -137,25 +133,19 @@ def timed(calls: dict[str, Callable[[], Any]], rounds: int) -> list[dict]:
     ]
 
 
-def markdown(report: dict[str, Any]) -> str:
-    lines = [
-        "| size | method | seconds | times ours | same lists |",
-        "|---|---|---|---|---|",
-    ]
-    for size, rows in report["sizes"].items():
-        for row in rows:
-            lines.append(
-                f"| {size} | {row['method']} | {row['seconds']:.3f} | "
-                f"{row['times ours']:.1f} | {row['same lists']:.2%} |"
-            )
-    return "\n".join([*lines, "", f"Threads: {report['threads']}.", ""])
+def markdown(report: dict[str, Any]) -> list[str]:
+    cells = (
+        f"{size} | {row['method']} | {row['seconds']:.3f} | "
+        f"{row['times ours']:.1f} | {row['same lists']:.2%}"
+        for size, rows in report["sizes"].items()
+        for row in rows
+    )
+    lines = table("size | method | seconds | times ours | same lists", cells)
+    return [*lines, "", f"Threads: {report['threads']}."]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "benchmarks")
+    parser = reports.parser(__doc__, quick="small, one round", rounds=3)
     args = parser.parse_args()
     sizes, rounds = (QUICK, 1) if args.quick else (SIZES, args.rounds)
     found = {name: measure(made_up(*size), rounds) for name, size in sizes.items()}

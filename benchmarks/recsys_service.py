@@ -11,7 +11,6 @@ are random, d = 64; each list has 20 items of all, with titles; a history has 30
 Timings want a quiet machine: the load average before each run is written down.
 """
 
-import argparse
 import asyncio
 import json
 import os
@@ -33,8 +32,8 @@ from apps.recsys.recommender import Recommender
 from apps.recsys.scoring import FactorScorer, FoldIn
 from apps.recsys.tables import encode
 from benchmarks import reports
+from benchmarks.reports import ROOT, table
 
-ROOT = Path(__file__).parents[1]
 KINDS = ("float32", "int8")
 PERCENTILES = (50, 95, 99, 99.9)
 K, HISTORY = 20, 30
@@ -231,39 +230,37 @@ def alone(path: Path, ask: Ask, size: Size) -> dict[str, float]:
     return {f"p{p}": float(v) for p, v in zip(PERCENTILES, found, strict=True)}
 
 
-def markdown(report: dict[str, Any]) -> str:
+def markdown(report: dict[str, Any]) -> list[str]:
     size = report["size"]
-    lines = [
+    loads = [row["load average before"] for row in report["rows"]]
+    return [
         f"{size['items']:,} items, d = {size['dim']}, {size['rate']:g} requests/s for "
         f"{size['seconds']:g} s a row, one core; milliseconds",
         "",
-        "| table | question | p50 | p95 | p99 | p99.9 | max | errors | core busy | "
-        "alone p50 | alone p99 |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in report["rows"]:
-        times = " | ".join(f"{row[f'p{p}']:.2f}" for p in PERCENTILES)
-        own = row["alone"]
-        own_times = f"{own['p50']:.2f} | {own['p99']:.2f}" if own else "– | –"
-        lines.append(
-            f"| {row['table']} | {row['question']} | {times} | {row['max']:.2f} | "
-            f"{row['failed']} of {row['requests']:,} | {row['busy']:.0%} | "
-            f"{own_times} |"
-        )
-    loads = [row["load average before"] for row in report["rows"]]
-    lines += [
+        *table(
+            "table | question | p50 | p95 | p99 | p99.9 | max | errors | core busy | "
+            "alone p50 | alone p99",
+            map(cells, report["rows"]),
+        ),
         "",
         f"Load average before the runs: {min(loads):.1f} to {max(loads):.1f}.",
     ]
-    return "\n".join([*lines, ""])
+
+
+def cells(row: dict[str, Any]) -> str:
+    times = " | ".join(f"{row[f'p{p}']:.2f}" for p in PERCENTILES)
+    own = row["alone"]
+    own_times = f"{own['p50']:.2f} | {own['p99']:.2f}" if own else "– | –"
+    return (
+        f"{row['table']} | {row['question']} | {times} | {row['max']:.2f} | "
+        f"{row['failed']} of {row['requests']:,} | {row['busy']:.0%} | {own_times}"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true")
+    parser = reports.parser(__doc__, quick="a small model, a second a row")
     parser.add_argument("--rate", type=float, help="requests a second")
     parser.add_argument("--seconds", type=float, help="of each row")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "benchmarks")
     args = parser.parse_args()
     base = QUICK if args.quick else Size()
     size = Size(

@@ -21,12 +21,8 @@ have the same masks.
 import argparse
 import hashlib
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -43,12 +39,12 @@ from apps.recsys.models.mf import MF
 from apps.recsys.models.network import Network
 from apps.recsys.sampling import Pairs
 from apps.recsys.train import in_values_mode
-from benchmarks.reports import save
+from benchmarks import reports
+from benchmarks.reports import THREADS, save, table
 from sparsekit import Sparsifier
 from sparsekit.memory import peak_rss, restart_peak
 from sparsekit.methods.dsl import DSL
 
-ROOT = Path(__file__).parents[1]
 MODELS, ENGINES = ("mf", "lightgcn"), ("dense", "masked", "values")
 SIZE, QUICK = (29_858, 40_981, 810_128), (300, 500, 6_000)  # users, items, pairs
 DIM, LAYERS, BATCH = 64, 3, 2048
@@ -76,7 +72,7 @@ def interactions(quick: bool) -> tuple[str, sp.csr_array]:
 
 def turn(model: str, engine: str, density: float, steps: int, quick: bool) -> dict:
     """What one process measures."""
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+    torch.set_num_threads(THREADS)
     trained(model, engine, density, 4, interactions(True)[1])  # loads and compiles
     name, train = interactions(quick)
     return {"data": name} | trained(model, engine, density, steps, train)
@@ -178,13 +174,8 @@ def measure(density: float, steps: int, turns: int, quick: bool) -> list[dict]:
 
 def in_a_process(settings: list[str], memory: bool) -> dict:
     """One turn. For its memory, freed blocks are unmapped, which takes time."""
-    command = [sys.executable, "-m", "benchmarks.recsys_sparse_training", "--turn"]
-    env = os.environ | ({"MALLOC_MMAP_THRESHOLD_": "65536"} if memory else {})
-    done = subprocess.run(
-        [*command, *settings], cwd=ROOT, check=True, capture_output=True, text=True,
-        env=env,
-    )  # fmt: skip
-    return json.loads(done.stdout.splitlines()[-1])
+    env = {"MALLOC_MMAP_THRESHOLD_": "65536"} if memory else {}
+    return reports.fresh("recsys_sparse_training", "--turn", *settings, **env)
 
 
 def row(
@@ -206,30 +197,25 @@ def row(
     } | {f"{kind} MB": memory[kind] / 1e6 for kind in kinds}
 
 
-def markdown(report: dict[str, Any]) -> str:
-    lines = [
-        "| model | engine | density | ms a step | speed | state, MB | training, MB "
-        "| move, MB | start, MB |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for r in report["rows"]:
-        move = f"{r['move MB']:.1f}" if r["engine"] != "dense" else ""
-        lines.append(
-            f"| {r['model']} | {r['engine']} | {r['density']:g} | {r['ms a step']:.1f} "
+def markdown(report: dict[str, Any]) -> list[str]:
+    lines = table(
+        "model | engine | density | ms a step | speed | state, MB | training, MB "
+        "| move, MB | start, MB",
+        (
+            f"{r['model']} | {r['engine']} | {r['density']:g} | {r['ms a step']:.1f} "
             f"| {r['times dense']:.2f}x | {r['state MB']:.1f} | {r['training MB']:.1f} "
-            f"| {move} | {r['start MB']:.1f} |"
-        )
+            f"| {format(r['move MB'], '.1f') if r['engine'] != 'dense' else ''} "
+            f"| {r['start MB']:.1f}"
+            for r in report["rows"]
+        ),
+    )
     end = f"Interactions: {report['rows'][0]['data']}. Threads: {report['threads']}."
-    return "\n".join([*lines, "", end, ""])
+    return [*lines, "", end]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true")
+    parser = reports.parser(__doc__, quick="small, one density", steps=40, turns=3)
     parser.add_argument("--densities", type=float, nargs="+", default=[0.2, 0.1])
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "benchmarks")
     parser.add_argument("--turn", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.turn:
@@ -240,9 +226,8 @@ def main() -> None:
     steps, turns = (8, 0) if args.quick else (args.steps, args.turns)
     densities = args.densities[:1] if args.quick else args.densities
     rows = [r for d in densities for r in measure(d, steps, turns, args.quick)]
-    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
     report = {
-        "threads": threads,
+        "threads": THREADS,
         "rows": rows,
         "provenance": provenance("smoke" if args.quick else "full"),
     }

@@ -27,13 +27,9 @@ sparsity makes smaller, are a quarter of a step at density 0.1 and a third at 0.
 
 import argparse
 import copy
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from statistics import median
 from typing import Any
 from unittest import mock
@@ -42,8 +38,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks import reports
 from benchmarks.networks import resnet18
-from benchmarks.reports import save
+from benchmarks.reports import save, table
 from sparsekit.execution.conv import SparseConv2d
 from sparsekit.execution.kernels import conv, norm
 from sparsekit.execution.layer import SparseLayer
@@ -51,7 +48,6 @@ from sparsekit.execution.network import blocked_network
 from sparsekit.flops import forward_flops
 from sparsekit.memory import peak_rss, restart_peak
 
-ROOT = Path(__file__).parents[1]
 DENSITIES = (0.25, 0.1, 0.05, 0.02)
 DENSE = ("nchw", "channels last", "compiled nchw", "compiled channels last")
 BFLOAT16 = ("bfloat16 nchw", "bfloat16 channels last")
@@ -202,11 +198,10 @@ def peak_bytes(width: int, density: float, engine: str, x: Tensor, y: Tensor) ->
 def peak_in_fresh_process(
     width: int, density: float, engine: str, args: argparse.Namespace
 ) -> int:
-    command = [sys.executable, "-m", "benchmarks.resnet_training", "--peak", engine]
-    command += ["--widths", str(width), "--densities", str(density)]
-    command += ["--batch", str(args.batch), "--side", str(args.side)]
-    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE)
-    return int(done.stdout.split()[-1])
+    return reports.fresh(
+        "resnet_training", "--peak", engine, "--widths", width,
+        "--densities", density, "--batch", args.batch, "--side", args.side,
+    )  # fmt: skip
 
 
 def seconds(call: Callable[[], Any]) -> float:
@@ -264,10 +259,11 @@ def measure(width: int, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def markdown(report: dict[str, Any]) -> str:
+TITLE = "Training step of a sparse ResNet-18"
+
+
+def markdown(report: dict[str, Any]) -> list[str]:
     lines = [
-        "# Training step of a sparse ResNet-18",
-        "",
         f"Batch {report['batch']} of 3x{report['side']}x{report['side']}, "
         f"{report['machine']}, {report['threads']} thread(s), torch {report['torch']}, "
         f"medians of {report['rounds']} rounds; in brackets, 80 % of the rounds.",
@@ -282,37 +278,37 @@ def markdown(report: dict[str, Any]) -> str:
             f"Dense: {shown}. Peak {result['dense_peak_bytes'] / 1e6:.0f} MB, state "
             f"{result['dense_state_bytes'] / 1e6:.1f} MB.",
             "",
-            f"| density | ms | over {result['fastest']} | over "
-            f"{result['fastest_bfloat16']} | conv (GFLOP/s) | input gradient | "
-            "weight gradient | norm | rest | error (torch's) | peak MB | state MB |",
-            "|---|---|---|---|---|---|---|---|---|---|---|---|",
+            *table(
+                f"density | ms | over {result['fastest']} | over "
+                f"{result['fastest_bfloat16']} | conv (GFLOP/s) | input gradient | "
+                "weight gradient | norm | rest | error (torch's) | peak MB | state MB",
+                (cells(density, row) for density, row in result["sparse"].items()),
+            ),
         ]
-        for density, row in result["sparse"].items():
-            p, rate = row["parts"], row["gflops"]
-            norm = p["norm"] + p["norm gradient"]
-            lines.append(
-                f"| {density} | {row['seconds'] * 1e3:.1f} | {row['speedup']:.2f}x "
-                f"({row['speedup_low']:.2f}–{row['speedup_high']:.2f}) | "
-                f"{row['speedup_over_bfloat16']:.2f}x | "
-                f"{' | '.join(f'{p[part]:.0%} ({r:.0f})' for part, r in rate.items())} "
-                f"| {norm:.0%} | {p['rest']:.0%} | "
-                f"{row['errors']['sparse']:.0e} ({row['errors']['dense']:.0e}) | "
-                f"{row['peak_bytes'] / 1e6:.0f} | {row['state_bytes'] / 1e6:.1f} |"
-            )
-    return "\n".join(lines) + "\n"
+    return lines
+
+
+def cells(density: str, row: dict[str, Any]) -> str:
+    p, rate = row["parts"], row["gflops"]
+    norm = p["norm"] + p["norm gradient"]
+    return (
+        f"{density} | {row['seconds'] * 1e3:.1f} | {row['speedup']:.2f}x "
+        f"({row['speedup_low']:.2f}–{row['speedup_high']:.2f}) | "
+        f"{row['speedup_over_bfloat16']:.2f}x | "
+        f"{' | '.join(f'{p[part]:.0%} ({r:.0f})' for part, r in rate.items())} "
+        f"| {norm:.0%} | {p['rest']:.0%} | "
+        f"{row['errors']['sparse']:.0e} ({row['errors']['dense']:.0e}) | "
+        f"{row['peak_bytes'] / 1e6:.0f} | {row['state_bytes'] / 1e6:.1f}"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = reports.parser(
+        __doc__, quick="width 4, one round", batch=32, side=32, rounds=11, threads=1
+    )
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 16])
     parser.add_argument("--densities", type=float, nargs="+", default=DENSITIES)
     parser.add_argument("--dense", nargs="+", choices=DENSE, default=DENSE)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--side", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="width 4, one round")
-    parser.add_argument("--out", type=Path, default=ROOT / "build/benchmarks")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -323,16 +319,9 @@ def main() -> None:
     if args.quick:
         args.widths, args.densities, args.dense = [4], [0.1], DENSE[:2]
         args.batch, args.side, args.rounds = 8, 16, 1
-    report = {
-        "batch": args.batch,
-        "side": args.side,
-        "rounds": args.rounds,
-        "threads": args.threads,
-        "machine": platform.machine(),
-        "torch": torch.__version__,
-        "widths": {str(width): measure(width, args) for width in args.widths},
-    }
-    save(args.out / "resnet_training.json", report, markdown(report))
+    widths = {str(width): measure(width, args) for width in args.widths}
+    report = {**reports.setting(args), "widths": widths}
+    save(args.out / "resnet_training.json", report, markdown(report), TITLE)
 
 
 if __name__ == "__main__":

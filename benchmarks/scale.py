@@ -17,17 +17,14 @@ linear.
 import argparse
 import json
 import math
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.per_sample_norms import ROOT
-from benchmarks.reports import save
+from benchmarks import reports
+from benchmarks.reports import save, table
 from sparsekit.memory import peak_rss
 
 DIM, BATCH, EACH = 64, 2048, 20  # of vectors; of steps; interactions a user
@@ -203,12 +200,7 @@ def run(name: str, size: int) -> dict[str, float]:
 
 
 def measure(name: str, sizes: tuple[int, ...]) -> list[dict[str, float]]:
-    points = []
-    for size in sizes:
-        command = [sys.executable, "-m", "benchmarks.scale", "--one", name, str(size)]
-        done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE)
-        points.append(json.loads(done.stdout.decode().strip().splitlines()[-1]))
-    return points
+    return [reports.fresh("scale", "--one", name, size) for size in sizes]
 
 
 def growth(points: list[dict[str, float]], key: str) -> float:
@@ -218,20 +210,14 @@ def growth(points: list[dict[str, float]], key: str) -> float:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    lines = [
-        "| what | grows with | largest here | a unit of work | time of it | growth "
-        "| state | growth |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, points in report.items():
-        x, unit, *_ = SERIES[name]
-        last = points[-1]
-        lines.append(
-            f"| {name} | {x} | {last['x']:,} | {unit} | {duration(last['seconds'])} | "
-            f"{growth(points, 'seconds'):.2f} | {size(last['bytes'])} | "
-            f"{growth(points, 'bytes'):.2f} |"
-        )
-    return "\n".join(lines)
+    rows = (
+        f"{name} | {SERIES[name][0]} | {points[-1]['x']:,} | {SERIES[name][1]} | "
+        f"{duration(points[-1]['seconds'])} | {growth(points, 'seconds'):.2f} | "
+        f"{size(points[-1]['bytes'])} | {growth(points, 'bytes'):.2f}"
+        for name, points in report.items()
+    )
+    titles = "what | grows with | largest here | a unit of work | time of it | growth"
+    return "\n".join(table(f"{titles} | state | growth", rows))
 
 
 def beyond(report: dict[str, Any]) -> str:
@@ -239,7 +225,7 @@ def beyond(report: dict[str, Any]) -> str:
     rows, items, pairs = USERS + ITEMS, ITEMS, USERS * EACH
     factor, graph = report["matrix factorisation"][-1], report["LightGCN"][-1]
     best = report["ranking"][-1]["seconds"] * items / report["ranking"][-1]["x"]
-    table = [
+    found = [
         ("interactions, two integers each", size(8 * pairs), f"{EACH} a user"),
         (f"vectors of {DIM} numbers, float32", size(4 * DIM * rows), ""),
         ("the same and Adam's moments", size(factor["bytes"] * rows / factor["x"]),
@@ -253,9 +239,7 @@ def beyond(report: dict[str, Any]) -> str:
          beyond_by(items, report["ranking"][-1])),
         ("the same for all users", duration(best * USERS), "one thread; splits freely"),
     ]  # fmt: skip
-    lines = ["| what | bytes or time | remark |", "|---|---|---|"]
-    lines += [f"| {what} | {value} | {remark} |" for what, value, remark in table]
-    return "\n".join(lines)
+    return "\n".join(table("what | bytes or time | remark", map(" | ".join, found)))
 
 
 def beyond_by(target: int, point: dict[str, float]) -> str:
@@ -293,10 +277,8 @@ def size(n_bytes: float) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="the two smallest sizes")
+    parser = reports.parser(__doc__, quick="the two smallest sizes")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "benchmarks")
     args = parser.parse_args()
     if args.one:
         print(json.dumps(run(args.one[0], int(args.one[1]))))
@@ -305,7 +287,7 @@ def main() -> None:
     for name, (_, _, sizes, _) in SERIES.items():
         report[name] = measure(name, sizes[:2] if args.quick else sizes)
         print(name, report[name], flush=True)
-    save(args.out / "scale.json", report, markdown(report) + "\n")
+    save(args.out / "scale.json", report, [markdown(report)])
 
 
 if __name__ == "__main__":

@@ -10,17 +10,14 @@ that of the resident memory above the warm process.
 
 import argparse
 import json
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from benchmarks.per_sample_norms import ROOT
-from benchmarks.reports import save
+from benchmarks import reports
+from benchmarks.reports import save, table
 from sparsekit.data_pruning import el2n, score
 from sparsekit.memory import peak_rss, restart_peak
 
@@ -62,39 +59,24 @@ def measure(size: int) -> dict[str, float]:
     }
 
 
-def markdown(rows: list[dict[str, float]]) -> str:
-    lines = [
-        "| examples | peak, MB | bytes an example | seconds |",
-        "|---|---|---|---|",
-    ]
-    lines += [
-        f"| {row['examples']:,} | {row['peak_mb']:.1f} | "
-        f"{row['bytes_an_example']:.1f} | {row['seconds']:.1f} |"
+def markdown(rows: list[dict[str, float]]) -> list[str]:
+    cells = (
+        f"{row['examples']:,} | {row['peak_mb']:.1f} | "
+        f"{row['bytes_an_example']:.1f} | {row['seconds']:.1f}"
         for row in rows
-    ]
-    return "\n".join(lines) + "\n"
+    )
+    return table("examples | peak, MB | bytes an example | seconds", cells)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = reports.parser(__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "benchmarks")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one is not None:
         print(json.dumps(measure(args.one)))
         return
-    rows = []
-    for size in args.sizes:
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.streamed_scores",
-            "--one",
-            str(size),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        rows.append(json.loads(done.stdout))
+    rows = [reports.fresh("streamed_scores", "--one", size) for size in args.sizes]
     save(args.out / "streamed_scores.json", rows, markdown(rows))
 
 

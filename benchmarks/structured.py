@@ -12,23 +12,21 @@ over the largest output; density is the share of the weights that is stored. Wei
 and inputs are random.
 """
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from apps.common.provenance import provenance
-from benchmarks.reports import save
+from benchmarks import reports
+from benchmarks.reports import save, table
 from benchmarks.rounds import race
 from sparsekit.execution.blocks import BlockLinear
 from sparsekit.execution.compact import compact
 from sparsekit.execution.shared_columns import SharedColumnsLinear
 from sparsekit.patterns import NM
 
-ROOT = Path(__file__).parents[1]
 DENSITIES = (0.5, 0.2, 0.1)
 RATIOS = ((2, 4), (1, 4), (1, 8))
 
@@ -129,33 +127,29 @@ def measure(
     return {"case": f"{what} {n} x {n}, batch {batch}, {mode}", "forms": rows}
 
 
-def markdown(report: dict[str, Any]) -> str:
+TITLE = "Structured sparsity on a CPU"
+
+
+def markdown(report: dict[str, Any]) -> list[str]:
     lines = [
-        "# Structured sparsity on a CPU",
-        "",
         f"{report['provenance']['device']}, {report['threads']} thread(s), float32, "
         f"torch {torch.__version__}, medians of {report['rounds']} rounds.",
     ]
     for case in report["cases"]:
         lines += ["", f"## {case['case'].capitalize()}", ""]
-        lines += ["| form | density | ms | speed-up | error |", "|---|---|---|---|---|"]
-        for name, row in case["forms"].items():
-            error = "–" if name == "dense" else f"{row['error']:.0e}"
-            lines.append(
-                f"| {name} | {row['density']:.1%} | {row['ms']:.3f} | "
-                f"{row['speedup']:.2f} | {error} |"
-            )
-    return "\n".join(lines) + "\n"
+        rows = (
+            f"{name} | {row['density']:.1%} | {row['ms']:.3f} | {row['speedup']:.2f} | "
+            + ("–" if name == "dense" else f"{row['error']:.0e}")
+            for name, row in case["forms"].items()
+        )
+        lines += table("form | density | ms | speed-up | error", rows)
+    return lines
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = reports.parser(__doc__, quick="256 wide, two rounds", rounds=9, threads=1)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 4096])
     parser.add_argument("--batches", type=int, nargs="+", default=[32, 256])
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="256 wide, two rounds")
-    parser.add_argument("--out", type=Path, default=ROOT / "build/benchmarks")
     args = parser.parse_args()
     if args.quick:
         args.sizes, args.batches, args.rounds = [256], [16], 2
@@ -172,7 +166,7 @@ def main() -> None:
             for training in (False, True)
         ],
     }
-    save(args.out / "structured.json", report, markdown(report))
+    save(args.out / "structured.json", report, markdown(report), TITLE)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,28 +13,33 @@ import pytest
 from apps.recsys.evaluation import evaluate
 from apps.recsys.interactions import Interactions
 from apps.recsys.splits import random_ratio
-from benchmarks import scale, unlearning_settings
+from benchmarks import reports, scale, unlearning_settings
 
 ROOT = Path(__file__).parents[1]
+FILES = ("density", "gpu_sparse", "inference", "mlp_training", "per_sample_norms")
+
+
+def made(
+    folder: Path, name: str, *arguments: str, report: str = "", **environment: str
+) -> tuple[Any, str]:
+    """What a benchmark writes: its numbers, and the page for people."""
+    path = folder / f"{report or name}.json"
+    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
+    command += ["--out", str(path if name in FILES else folder)]
+    env = {**os.environ, **environment}
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env=env)
+    return json.loads(path.read_text()), path.with_suffix(".md").read_text()
 
 
 def test_streamed_scores(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.streamed_scores"]
-    command += ["--sizes", "2000", "5000", "--out", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    rows = json.loads((tmp_path / "streamed_scores.json").read_text())
+    rows, page = made(tmp_path, "streamed_scores", "--sizes", "2000", "5000")
     assert [row["examples"] for row in rows] == [2000, 5000]
-    table = (tmp_path / "streamed_scores.md").read_text()
-    assert "| 5,000 |" in table
+    assert "| 5,000 |" in page
 
 
 def test_density(tmp_path):
     """A training an arm; the same masks give the same accuracy on either engine."""
-    out = tmp_path / "density.json"
-    command = [sys.executable, "-m", "benchmarks.density", "--quick"]
-    command += ["--out", str(out)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    report = json.loads(out.read_text())
+    report, page = made(tmp_path, "density", "--quick")
     weights = {row["arm"]: row["weights"] for row in report["trainings"]}
     assert set(weights) == {"dense", "bfloat16", "rigl", "static", "masked", "narrow"}
     assert weights["dense"] == weights["bfloat16"]
@@ -42,119 +48,88 @@ def test_density(tmp_path):
     accuracy = {row["arm"]: row["accuracy"]["value"] for row in report["rows"]}
     assert abs(accuracy["rigl"] - accuracy["masked"]) < 0.02  # the same up to rounding
     assert abs(accuracy["bfloat16"] - accuracy["dense"]) < 0.1
-    assert "| rigl | 10% | 1 |" in out.with_suffix(".md").read_text()
+    assert "| rigl | 10% | 1 |" in page
 
 
 def test_per_sample_norms(tmp_path):
     """Methods agree with a loop in float64, and numba and pandas are not needed."""
     (tmp_path / "numba.py").write_text("raise ImportError('not on this machine')\n")
     (tmp_path / "pandas.py").write_text("raise ImportError('not on this machine')\n")
-    out = tmp_path / "a" / "norms.json"
-    command = [sys.executable, "-m", "benchmarks.per_sample_norms", "--batch", "3"]
-    command += ["--rounds", "1", "--network", "vit-w96-d4", "--out", str(out)]
-    env = os.environ | {"PYTHONPATH": str(tmp_path)}
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env=env)
-    report = json.loads(out.read_text())
+    report, page = made(
+        tmp_path / "a", "per_sample_norms", "--batch", "3", "--rounds", "1",
+        "--network", "vit-w96-d4", PYTHONPATH=str(tmp_path),
+    )  # fmt: skip
     rows = report["networks"]["vit-w96-d4"]
     assert {"plain", "ours", "vmap", "loop"} <= set(rows)
     assert max(row["error"] for row in rows.values()) < 1e-4
     assert report["provenance"]["device"]
-    assert "| ours |" in out.with_suffix(".md").read_text()
+    assert "| ours |" in page
 
 
 def test_structured(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.structured", "--quick"]
-    subprocess.run(
-        [*command, "--out", str(tmp_path)], cwd=ROOT, check=True, capture_output=True
-    )
-    cases = json.loads((tmp_path / "structured.json").read_text())["cases"]
-    assert [case["case"].split()[0] for case in cases] == ["layer"] * 2 + [
-        "network"
-    ] * 2
+    report, page = made(tmp_path, "structured", "--quick")
+    cases = report["cases"]
+    kinds = [case["case"].split()[0] for case in cases]
+    assert kinds == ["layer"] * 2 + ["network"] * 2
     for case in cases:
         for form in case["forms"].values():
             assert form["error"] < 1e-5
             assert form["speedup"] > 0
     assert cases[2]["forms"]["25% of the units"]["density"] == 0.25
-    table = (tmp_path / "structured.md").read_text()
-    assert "| 2:4 shared | 50.0% |" in table
+    assert "| 2:4 shared | 50.0% |" in page
 
 
 def test_gpu_sparse_without_a_gpu(tmp_path):
-    out = tmp_path / "gpu.json"
-    command = [sys.executable, "-m", "benchmarks.gpu_sparse", "--device", "cpu"]
-    subprocess.run(
-        [*command, "--quick", "--out", str(out)],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    )
-    cases = json.loads(out.read_text())["cases"]
+    report, page = made(tmp_path, "gpu_sparse", "--device", "cpu", "--quick")
+    cases = report["cases"]
     assert len(cases) == 4
     assert "NVIDIA GPUs only" in cases[0]["failures"]["2:4 cuSPARSELt"]
     for form in cases[1]["forms"].values():  # float32
         assert form["error"] < 1e-5
-    assert "| blocks 128, 30% |" in out.with_suffix(".md").read_text()
+    assert "| blocks 128, 30% |" in page
 
 
 def test_conv_layers(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.conv_layers", "--quick"]
-    command += ["--out", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    (row,) = json.loads((tmp_path / "conv_layers.json").read_text())["rows"]
+    report, page = made(tmp_path, "conv_layers", "--quick")
+    (row,) = report["rows"]
     assert row["error"] < 1e-5
     for product in ("forward", "input gradient", "weight gradient"):
         assert row[product]["speedup"] > 0
-    assert "| 16→16, 8x8, 3x3 /1 |" in (tmp_path / "conv_layers.md").read_text()
+    assert "| 16→16, 8x8, 3x3 /1 |" in page
 
 
 def test_continual_training(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.continual_training", "--quick"]
-    subprocess.run(
-        [*command, "--out", str(tmp_path)], cwd=ROOT, check=True, capture_output=True
-    )
-    report = json.loads((tmp_path / "continual_training.json").read_text())
+    report, page = made(tmp_path, "continual_training", "--quick")
     row = report["widths"]["4"]["sparse"]["0.9"]
     assert row["speedup"] > 0
     whole, later = row["peak_bytes"]
     assert 0 < later <= whole
     assert sum(row["parts"].values()) == pytest.approx(row["seconds"], rel=0.5)
-    assert "## Width 4" in (tmp_path / "continual_training.md").read_text()
+    assert "## Width 4" in page
 
 
 def test_resnet_training(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.resnet_training", "--quick"]
-    subprocess.run(
-        [*command, "--out", str(tmp_path)], cwd=ROOT, check=True, capture_output=True
-    )
-    report = json.loads((tmp_path / "resnet_training.json").read_text())
+    report, page = made(tmp_path, "resnet_training", "--quick")
     row = report["widths"]["4"]["sparse"]["0.1"]
     assert row["speedup"] > 0
     assert sum(row["parts"].values()) == pytest.approx(1)
     assert all(rate > 0 for rate in row["gflops"].values())
     assert row["errors"]["sparse"] < 2 * row["errors"]["dense"] + 1e-5
-    assert "## Width 4" in (tmp_path / "resnet_training.md").read_text()
+    assert "## Width 4" in page
 
 
 def test_mlp_training(tmp_path):
-    out = tmp_path / "mlp.json"
-    command = [sys.executable, "-m", "benchmarks.mlp_training", "--quick"]
-    command += ["--out", str(out)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    report = json.loads(out.read_text())
+    report, page = made(tmp_path, "mlp_training", "--quick")
     (row,) = report["steps"]
     assert row["error"] < 1e-5
     assert 0.2 < row["state"] < 0.21  # 24 bytes a value, of 12 a dense weight, at 90 %
     assert {"masked", "mkl", "ours"} == set(row["speedup"])
     assert {"dense", "mkl", "ours"} <= set(report["products"][1]["forward"])
-    assert "| 256 | 90% |" in out.with_suffix(".md").read_text()
+    assert "| 256 | 90% |" in page
 
 
 def test_recsys_load(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.recsys_load"]
-    command += ["--rows", "3000", "--out", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    rows = json.loads((tmp_path / "recsys_load.json").read_text())
+    rows, _ = made(tmp_path, "recsys_load", "--rows", "3000")
     assert [row["file"] for row in rows] == ["csv", "parquet"]
     assert rows[0]["rows"] == rows[1]["rows"] == 3000
     assert rows[0]["pairs"] == rows[1]["pairs"] < 3000
@@ -162,11 +137,8 @@ def test_recsys_load(tmp_path):
 
 def test_recsys_ranking(tmp_path):
     """All methods give the same lists, up to rounding."""
-    command = [sys.executable, "-m", "benchmarks.recsys_ranking", "--quick"]
-    subprocess.run(
-        [*command, "--out", str(tmp_path)], cwd=ROOT, check=True, capture_output=True
-    )
-    rows = json.loads((tmp_path / "recsys_ranking.json").read_text())["sizes"]["small"]
+    report, _ = made(tmp_path, "recsys_ranking", "--quick")
+    rows = report["sizes"]["small"]
     assert {"ours", "argpartition", "torch.topk"} <= {row["method"] for row in rows}
     assert min(row["same lists"] for row in rows) > 0.95
 
@@ -196,39 +168,33 @@ def test_a_peer_finds_the_same_metrics(tmp_path):
 
 def test_inference(tmp_path):
     """Ours and the dense engines run, and agree."""
-    command = [sys.executable, "-m", "benchmarks.inference", "--quick"]
-    command += ["--out", str(tmp_path / "inference.json")]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    report = json.loads((tmp_path / "inference.json").read_text())
+    report, page = made(tmp_path, "inference", "--quick")
     (result,) = report["networks"].values()
     assert {"torch", "onnxruntime"} <= set(result["dense_ms"])
     assert set(result["sparse"]) == {"0.75", "0.9", "0.95", "0.98"}
     for row in result["sparse"].values():
         assert row["error"] < 1e-5
         assert row["megabytes"] < row["dense_megabytes"] / 2
-    assert "| 98% |" in (tmp_path / "inference.md").read_text()
+    assert "| 98% |" in page
 
 
 def test_recsys_service(tmp_path):
     """A real service answers a real client, without an error."""
-    command = [sys.executable, "-m", "benchmarks.recsys_service", "--quick"]
-    subprocess.run(
-        [*command, "--out", str(tmp_path)], cwd=ROOT, check=True, capture_output=True
-    )
-    rows = json.loads((tmp_path / "recsys_service.json").read_text())["rows"]
+    report, page = made(tmp_path, "recsys_service", "--quick")
+    rows = report["rows"]
     assert {row["table"] for row in rows} == {"float32", "int8"}
     assert {row["question"] for row in rows} >= {"known user", "new user"}
     assert all(row["failed"] == 0 < row["p50"] <= row["p99"] for row in rows)
-    assert "| int8 | known user |" in (tmp_path / "recsys_service.md").read_text()
+    assert "| int8 | known user |" in page
 
 
 def test_recsys_fold_in(tmp_path):
     """Users and items that are added are far better than chance and popularity."""
     pytest.importorskip("implicit")
-    command = [sys.executable, "-m", "benchmarks.recsys_fold_in", "--quick"]
-    command += ["--models", "als", "--out", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    report = json.loads((tmp_path / "recsys_fold_in_ml100k.json").read_text())
+    report, page = made(
+        tmp_path, "recsys_fold_in", "--quick", "--models", "als",
+        report="recsys_fold_in_ml100k",
+    )  # fmt: skip
     value = {
         (row["model"], row["way"]): row["ndcg@20"]["value"]
         for row in report["new users"] + report["new items"]
@@ -237,18 +203,12 @@ def test_recsys_fold_in(tmp_path):
     assert folded > 1.5 * value["popularity", "folded"] > 5 * value["random", "folded"]
     updated = value["als", "updated, all items"]
     assert updated > 1.5 * value["popularity", "trained, all items"]
-    assert "| als | folded |" in (tmp_path / "recsys_fold_in_ml100k.md").read_text()
+    assert "| als | folded |" in page
 
 
 def test_recsys_budget(tmp_path):
     """Every recipe fits its budgets, files are measured, the target is judged."""
-    command = [sys.executable, "-m", "benchmarks.recsys_budget", "--quick"]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [*command, "--out", str(tmp_path)], cwd=ROOT, check=True, capture_output=True,
-        env=env,
-    )  # fmt: skip
-    report = json.loads((tmp_path / "recsys_budget.json").read_text())
+    report, page = made(tmp_path, "recsys_budget", "--quick", OMP_NUM_THREADS="1")
     (curve,), (target,) = report["curves"], report["target"]
     assert len(curve["budgets"]) == 2
     for entry in curve["budgets"]:
@@ -259,25 +219,19 @@ def test_recsys_budget(tmp_path):
             assert point["milliseconds"] > 0
     assert target["bytes"] == round(curve["bytes_dense"] / 8)
     assert target["low"] <= target["value"] <= target["high"]
-    assert "% of dense" in (tmp_path / "recsys_budget.md").read_text()
+    assert "% of dense" in page
 
 
 def test_recsys_sparse_training(tmp_path):
     """Masked and values mode make the same masks; values mode keeps less."""
-    command = [sys.executable, "-m", "benchmarks.recsys_sparse_training", "--quick"]
-    subprocess.run(
-        [*command, "--out", str(tmp_path)], cwd=ROOT, check=True, capture_output=True
-    )
-    report = json.loads((tmp_path / "recsys_sparse_training.json").read_text())
+    report, _ = made(tmp_path, "recsys_sparse_training", "--quick")
     state = {(r["model"], r["engine"]): r["state MB"] for r in report["rows"]}
     assert state["lightgcn", "values"] < state["lightgcn", "dense"] / 3
     assert state["lightgcn", "values"] < state["lightgcn", "masked"] / 5
 
 
 def test_scale():
-    command = [sys.executable, "-m", "benchmarks.scale", "--one", "ranking", "20000"]
-    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    point = json.loads(done.stdout)
+    point = reports.fresh("scale", "--one", "ranking", 20_000)
     assert point["bytes"] == 20_000 * scale.DIM * 4
     assert point["seconds"] > 0
     points = [{"x": x, "seconds": 3e-6 * x**2, "bytes": 70} for x in (10, 40, 90)]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.front.keep import KEPT
-from benchmarks.per_sample_norms import ROOT
+from benchmarks.reports import ROOT
 
 RECIPES = ROOT / "book" / "results" / "full" / "dynamic-sparse-learning-recipes.json"
 Kept = dict[str, Any]

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.common.provenance import provenance
-from benchmarks.per_sample_norms import ROOT
+from benchmarks.reports import ROOT
 from sparsekit import atomic
 
 BUILT, KEPT = ROOT / "build" / "benchmarks", ROOT / "benchmarks" / "results"
