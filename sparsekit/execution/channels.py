@@ -129,7 +129,7 @@ class Layer:
         """Batch norm of a constant, by the running statistics if there are any."""
         module = self.module
         if module.running_mean is None:
-            result = torch.where(constant.isnan(), NAN, 0.0)
+            result = torch.where(constant.isnan(), constant, 0.0)
         else:
             scale = (exact(module.running_var) + module.eps).rsqrt()
             result = (constant - exact(module.running_mean)) * scale

@@ -271,3 +271,173 @@ def test_who_pads_with_zeros(padding: object, kernel: int, mode: str) -> None:
 
 def test_only_convolutions_pad() -> None:
     assert channels.pads_with_zeros(nn.Linear(2, 2)) is False
+
+
+# ---- layers --------------------------------------------------------------------------
+
+
+def sized(name: str) -> nn.Module:
+    """A layer of which rows, columns and parameters are zero, in float64."""
+    torch.manual_seed(len(name))
+    module = (
+        {
+            "linear": lambda: nn.Linear(6, 8),
+            "linear, no bias": lambda: nn.Linear(6, 8, bias=False),
+            "point": lambda: nn.Conv2d(6, 8, 1),
+            "padded": lambda: nn.Conv2d(6, 8, 3, padding=1),
+            "not padded": lambda: nn.Conv2d(6, 8, 3, bias=False),
+            "two groups": lambda: nn.Conv2d(6, 8, 1, groups=2),
+            "three groups": lambda: nn.Conv2d(6, 9, 3, groups=3, bias=False),
+            "depthwise": lambda: nn.Conv2d(6, 6, 3, groups=6),
+            "depthwise, padded": lambda: nn.Conv2d(6, 12, 3, padding=1, groups=6),
+            "norm": lambda: nn.BatchNorm2d(6),
+            "norm of rows": lambda: nn.BatchNorm1d(6),
+            "no statistics": lambda: nn.BatchNorm2d(6, track_running_stats=False),
+            "not affine": lambda: nn.BatchNorm2d(6, affine=False),
+            "neither": lambda: nn.BatchNorm1d(
+                6, affine=False, track_running_stats=False
+            ),
+        }[name]()
+        .double()
+        .eval()
+    )
+    with torch.no_grad():
+        if getattr(module, "running_mean", None) is not None:
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.weight[1] = 0
+            module.weight[2:, ::2] = 0
+        elif module.weight is not None:
+            module.weight.normal_()[[0, 2]] = 0
+            module.bias.normal_()
+    return module
+
+
+SIZED = (
+    "linear", "linear, no bias", "point", "padded", "not padded", "two groups",
+    "three groups", "depthwise", "depthwise, padded", "norm", "norm of rows",
+    "no statistics", "not affine", "neither",
+)  # fmt: skip
+
+
+def noted(module: nn.Module, value: Value) -> channels.Layer:
+    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        return channels.Layer("a", module, value.units)
+    alive = module.weight.detach() != 0
+    alive = alive.flatten(2).any(2) if alive.dim() > 2 else alive
+    return channels.Layer("a", module, torch.arange(len(alive)), alive)
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_what_layers_make_of_constants(name: str) -> None:
+    """Nothing that is no constant is called one, and no constant is missed."""
+    module = sized(name)
+    value = ROW if isinstance(module, nn.Linear | nn.BatchNorm1d) else IMAGE
+    layer = noted(module, value)
+    found = layer.call(value)
+    results = [module(like(value, seed)) for seed in (1, 2)]
+    same = constant_channels(torch.cat(results))
+    known = ~found.isnan()
+    assert not (known & ~same).any()
+    rows = results[0].transpose(0, 1).reshape(len(found), -1)
+    torch.testing.assert_close(rows[known, 0], found[known])
+    if "padded" not in name or name == "not padded":
+        assert torch.equal(known, same)
+    else:  # constants other than 0 stand beside zeros
+        zero = Value(value.units, torch.where(CONSTANTS == 0, 0.0, NAN), True)
+        again = noted(module, zero).call(zero)
+        assert torch.equal(known, ~again.isnan())
+    assert layer.groups == getattr(module, "groups", 1)
+
+
+def test_a_contribution_is_the_sum_of_what_is_known() -> None:
+    for name in ("linear", "not padded", "two groups", "three groups"):
+        module = sized(name)
+        layer = noted(module, IMAGE)
+        known = torch.tensor([0.0, 2.0, NAN, -1.0, 0.0, 3.0]).double()
+        x = known.nan_to_num().view(1, 6, *[1] * (module.weight.dim() - 2))
+        x = x.expand(1, 6, *module.weight.shape[2:])
+        bias = 0 if module.bias is None else module.bias
+        expected = module(x).flatten() - bias
+        torch.testing.assert_close(layer.contribution(known), expected)
+        nothing = layer.contribution(torch.full_like(known, NAN))
+        assert torch.equal(nothing, torch.zeros(len(expected)).double())
+
+
+def test_a_layer_called_twice_knows_what_both_calls_share() -> None:
+    module = nn.Linear(6, 6).double()
+    with torch.no_grad():
+        module.weight.copy_(torch.eye(6))
+        module.bias.zero_()
+    layer = noted(module, ROW)
+    other = replace(ROW, constant=torch.tensor([1, 0.0, 1.5, 2, NAN, NAN]).double())
+    layer.call(ROW)
+    assert torch.equal(layer.known().isnan(), CONSTANTS.isnan())
+    second = layer.call(other)
+    assert second.tolist()[:4] == [1.0, 0.0, 1.5, 2.0]
+    both = torch.tensor([NAN, 0.0, 1.5, NAN, NAN, NAN]).double()
+    torch.testing.assert_close(layer.known(), both, equal_nan=True)
+    torch.testing.assert_close(layer.constant, both, equal_nan=True)
+    assert layer.inputs == [ROW, other]
+
+
+def test_infinite_constants_vary() -> None:
+    constant = torch.tensor([1.0, torch.inf, -torch.inf, NAN, 0.0, 2.0]).double()
+    found = IMAGE.with_constant(constant)
+    expected = torch.tensor([1.0, NAN, NAN, NAN, 0.0, 2.0]).double()
+    torch.testing.assert_close(found.constant, expected, equal_nan=True)
+    assert (found.image, found.spread) == (True, "")
+    assert torch.equal(found.units, IMAGE.units)
+
+
+def test_exact_numbers_are_copies_without_a_graph() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    found = channels.exact(weight)
+    assert found.dtype == torch.float64
+    assert not found.requires_grad
+
+
+def exclusive(call: Callable[[Tensor], Tensor]) -> bool:
+    graph = fx.symbolic_trace(call).graph
+    (output,) = graph.find_nodes(op="output")
+    return channels.is_exclusive(output.args[0], lambda node: None)
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (lambda x: F.relu(x), True), (lambda x: x + 1, True), (lambda x: x, True),
+        (lambda x: F.max_pool2d(x, 2), True),
+        (lambda x: x.view(4, -1) + 0 * x.sum(), True),
+        (lambda x: F.relu_(x), True), (lambda x: x.contiguous(), True),
+    ],
+)  # fmt: skip
+def test_who_owns_a_result(call: Callable[[Tensor], Tensor], expected: bool) -> None:
+    assert exclusive(call) is expected
+
+
+def test_a_view_of_what_others_read_is_not_its_own() -> None:
+    for call in (
+        lambda x: (x.view(4, -1), F.relu(x)), lambda x: (x.detach(), x + 1),
+        lambda x: (F.relu_(x), x + 1), lambda x: (F.dropout(x, 0.0), x * 2),
+    ):  # fmt: skip
+        graph = fx.symbolic_trace(call).graph
+        (output,) = graph.find_nodes(op="output")
+        first, second = output.args[0]
+        assert channels.is_exclusive(first, lambda node: None) is False
+        assert channels.is_exclusive(second, lambda node: None) is True
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (lambda x: x.size(0), True), (lambda x: x.shape[0], True),
+        (lambda x: x.size(1), False), (lambda x: x.shape[1], False),
+        (lambda x: x.size(), False), (lambda x: x[0], False), (lambda x: 4, False),
+        (lambda x: x.size()[0], True), (lambda x: (x + 1)[0], False),
+    ],
+)  # fmt: skip
+def test_numbers_of_images(call: Callable[[Tensor], Tensor], expected: bool) -> None:
+    (output,) = fx.symbolic_trace(call).graph.find_nodes(op="output")
+    assert channels.is_batch_size(output.args[0]) is expected

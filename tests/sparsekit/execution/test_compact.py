@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from benchmarks.networks import resnet18
-from sparsekit.execution.compact import Kept, compact, load_compact
+from sparsekit.execution.compact import Kept, Resized, compact, load_compact
 
 
 def settled(model):
@@ -924,3 +924,154 @@ def test_random_networks(steps, seed):
     assert_same(model, torch.randn(2, 3, 5, 5, generator=generator).double(), small)
     again = load_compact(model, small.state_dict())
     assert str(again) == str(small)
+
+
+# ---- what is told, and what is loaded ------------------------------------------------
+
+
+class Mixed(nn.Module):
+    def __init__(self, affine=True, track=True):
+        super().__init__()
+        self.table, self.a, self.b = (
+            nn.Embedding(9, 6),
+            nn.Linear(6, 5),
+            nn.Linear(5, 4),
+        )
+        self.norm = nn.BatchNorm1d(5, affine=affine, track_running_stats=track)
+
+    def forward(self, x):
+        return self.b(self.norm(self.a(self.table(x))))
+
+
+def mixed(**options):
+    model = settled(Mixed(**options))
+    with torch.no_grad():
+        model.table.weight[:, :2] = 0
+        model.a.weight[1] = model.a.bias[1] = 0
+    return model
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("track", [True, False])
+def test_every_layer_is_told_and_loaded_with_its_sizes(affine, track):
+    model = mixed(affine=affine, track=track)
+    indices = torch.arange(9)
+    small = assert_same(model, indices)
+    n = (10, 8) if affine else (0, 0)
+    assert small.compaction.layers == [
+        Resized("table", (6, 4), (0, 0), (54, 36)),
+        Resized("a", (5, 4), (6, 4), (35, 20)),
+        Resized("norm", (5, 4), (5, 4), n),
+        Resized("b", (4, 4), (5, 4), (24, 20)),
+    ]
+    lines = str(small.compaction).splitlines()
+    assert lines[0] == "layer  outputs  inputs  parameters"
+    assert lines[1] == "table  6 -> 4   0 -> 0  54 -> 36"
+    assert lines[5].split() == ["all", str(113 + n[0]), "->", str(76 + n[1])]
+    again = load_compact(model, small.state_dict())
+    assert torch.equal(again(indices), small(indices))
+    assert again.table.embedding_dim == 4
+    assert again.norm.num_features == 4 or not (affine or track)
+    assert (again.a.in_features, again.a.out_features) == (4, 4)
+    assert (again.b.in_features, again.b.out_features) == (4, 4)
+    assert model.table.embedding_dim == 6
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_convolutions_are_loaded_with_their_groups(groups):
+    model = settled(
+        nn.Sequential(
+            nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=groups), nn.BatchNorm2d(6),
+            nn.Conv2d(6, 2, 1, bias=False),
+        )
+    )  # fmt: skip
+    with torch.no_grad():
+        model[3].weight[:, :3] = 0
+    small = assert_same(model, images())
+    again = load_compact(model, small.state_dict())
+    assert str(again) == str(small)
+    assert again[1].groups == small[1].groups == max(1, groups // 2)
+    assert torch.equal(again(images()), small(images()))
+
+
+def test_what_is_loaded_keeps_types_and_what_is_trained():
+    model = mixed().float()
+    model.a.weight.requires_grad_(False)
+    model.b.bias.requires_grad_(False)
+    small = compact(model)
+    again = load_compact(model, small.state_dict())
+    for name, p in again.named_parameters():
+        assert p.dtype == torch.float32
+        assert p.requires_grad is (name not in ("a.weight", "b.bias")), name
+    assert not small.a.weight.requires_grad
+    assert not small.b.bias.requires_grad
+
+
+def test_a_bias_that_a_layer_got_is_trained_and_loaded():
+    model = settled(
+        nn.Sequential(nn.Linear(3, 4), nn.Sigmoid(), nn.Linear(4, 2, bias=False))
+    )
+    kill(model[0])
+    small = compact(model)
+    again = load_compact(model, small.state_dict())
+    for made in (small, again):
+        assert made[2].bias.requires_grad
+        assert made[2].bias.dtype == torch.float64
+    x = torch.randn(5, 3).double()
+    assert torch.equal(again(x), small(x))
+    model[2].bias = nn.Parameter(torch.zeros(2).double(), requires_grad=False)
+    assert not compact(model)[2].bias.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("1.weight", (6, 6, 3)), ("1.weight", (7, 6, 3, 3)), ("1.weight", (6, 7, 3, 3)),
+        ("1.weight", (6, 6, 1, 1)), ("2.weight", (7,)), ("2.running_var", (7,)),
+    ],
+)  # fmt: skip
+def test_entries_that_are_no_part_of_the_model_are_named(name, shape):
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3), nn.BatchNorm2d(6))
+    state = model.state_dict() | {name: torch.zeros(shape)}
+    with pytest.raises(ValueError, match=rf"{name} is .*: no part of this model's"):
+        load_compact(model, state)
+    norm = nn.BatchNorm1d(6, affine=False)
+    with pytest.raises(
+        ValueError, match=r"weight is .*no part of this model's nothing"
+    ):
+        load_compact(norm, {"weight": torch.ones(6), **norm.state_dict()})
+
+
+def test_an_example_may_be_a_tuple_of_anything():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.a, self.b = (
+                nn.Embedding(9, 6),
+                nn.Linear(6, 5),
+                nn.Linear(5, 4),
+            )
+
+        def forward(self, i, x):
+            return self.b(self.a(self.table(i)) + x)
+
+    model = Two()
+    with torch.no_grad():
+        model.table.weight[:, :2] = 0
+    small = compact(model, example=(torch.arange(9), torch.randn(9, 5)))
+    assert small.table.embedding_dim == 4
+    masks = {"a.weight": torch.ones(5, 6) > 0}
+    masks["a.weight"][:, 3] = False
+    before = model.a.weight.detach().clone()
+    small = compact(model, masks, (torch.arange(9), torch.randn(9, 5)))
+    assert small.table.embedding_dim == 3
+    assert torch.equal(model.a.weight, before)
+
+
+def test_a_mask_names_what_the_model_has():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=r"those are 0.weight, 0.bias, 1.weight"):
+        compact(model, {"9.weight": torch.ones(4, 3) > 0})
+    for mask in (torch.ones(4, 3), torch.ones(3, 4) > 0):
+        with pytest.raises(ValueError, match=r"'0.weight' is bool of shape \(4, 3\)"):
+            compact(model, {"0.weight": mask})
