@@ -13,6 +13,7 @@ import sparsekit
 
 FILE = Path(__file__).with_name("defaults.json")
 LEFT_OUT = (
+    "sparsekit.__main__",  # which runs the command line
     "sparsekit.testing",
     "sparsekit.execution.kernels",
     "sparsekit.integrations",
