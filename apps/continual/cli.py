@@ -215,7 +215,8 @@ def export_command(argv: list[str]) -> None:
     device = written.device
     text = [
         f"{device.path}: {device.bytes_on_disk:,} bytes, of {device.dense_bytes:,} "
-        f"dense; differs from the model by {device.error:.0e}"
+        f"dense; differs from the model by {device.error:.0e}",
+        f"{written.about}: how inputs are standardised, what the classes are called",
     ]
     if written.onnx is not None:
         size = written.onnx.stat().st_size
@@ -223,6 +224,7 @@ def export_command(argv: list[str]) -> None:
     content = {
         "file": device.path, "bytes": device.bytes_on_disk,
         "dense_bytes": device.dense_bytes, "error": device.error, "onnx": written.onnx,
+        "about": written.about,
     }  # fmt: skip
     verbs.tell(content, *text)
 

@@ -3,8 +3,9 @@
     sparsekit continual export --run runs/sparcl
     python -m sparsekit.execution.reader runs/sparcl/device.safetensors x.npy y.npy
 
-Both take standardised inputs, as `Stream.view` makes them. ONNX stores zeros like any
-number, so that its file is not smaller.
+Both take standardised inputs, as `Stream.view` makes them: device.json tells the mean
+and the deviation of each channel, and what the classes are called. ONNX stores zeros
+like any number, so that its file is not smaller.
 """
 
 import json
@@ -15,23 +16,29 @@ import torch
 
 from apps.common.runs import RunFolder
 from apps.continual.result import load_result
+from sparsekit import atomic
 from sparsekit.execution.export import Exported, save, save_onnx
 
 
 @dataclass(frozen=True)
 class Exports:
-    """What was written: the file of the reader, and the ONNX file if there is one."""
+    """What was written: the file of the reader, what is to be done before and after it,
+    and the ONNX file if there is one."""
 
     device: Exported
+    about: Path
     onnx: Path | None
 
 
 def export(
     run: Path, out: Path | None = None, values: str = "float32", onnx: bool = False
 ) -> Exports:
-    """Writes device.safetensors, and device.onnx if asked for, beside the run.
+    """Writes device.safetensors, .json and, if asked for, .onnx beside the run.
 
-    Each is checked: it computes what the run's model does, or it is not written.
+    device.json: {"input": shape, "standardise": {"mean", "std"}, one number a channel,
+    null for counts of words c, which become log(1 + c), scaled to length sqrt(D);
+    "classes": names, in the order of the outputs}. Each model is checked: it computes
+    what the run's does, or it is not written.
 
     Args:
         run: folder of a finished run.
@@ -46,7 +53,8 @@ def export(
     """
     result = load_result(run)
     _, described = RunFolder(run).read_tensors("samples.safetensors")
-    shape = json.loads(described["run"])["shape"]
+    facts = json.loads(described["run"])
+    shape = facts["shape"]
     folder = run if out is None else out
     folder.mkdir(parents=True, exist_ok=True)
     example = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
@@ -54,5 +62,13 @@ def export(
     written = save(
         model, example, folder / "device.safetensors", result.masks or None, values
     )
+    moments = {name: facts[name] for name in ("mean", "std")}
+    about = {
+        "input": shape,
+        "standardise": None if facts["counts"] else moments,
+        "classes": facts["names"],
+    }
+    told = folder / "device.json"
+    atomic.write_text(told, json.dumps(about, indent=1) + "\n")
     path = save_onnx(model, example, folder / "device.onnx") if onnx else None
-    return Exports(written, path)
+    return Exports(written, told, path)

@@ -110,7 +110,7 @@ def logits_of(state: Training, part: Part, task: int) -> Tensor:
 
 def described(stream: Stream) -> dict[str, Any]:
     """What tells a stream from another: classes, sizes, a checksum of all labels and
-    inputs."""
+    inputs; and how a model sees the inputs, which a device has to know."""
     parts = [[getattr(task, part) for part in PARTS] for task in stream.tasks]
     checksum = 0
     for part in chain(*parts):
@@ -124,6 +124,9 @@ def described(stream: Stream) -> dict[str, Any]:
         "tasks": [list(task.classes) for task in stream.tasks],
         "examples": [[len(part) for part in task] for task in parts],
         "checksum": checksum,
+        "mean": stream.mean.flatten().tolist(),
+        "std": stream.std.flatten().tolist(),
+        "counts": stream.counts,
     }
 
 

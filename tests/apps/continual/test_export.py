@@ -1,11 +1,13 @@
 """A run's model without torch and as ONNX computes what the run's model does."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from apps.common.runs import RunFolder
 from apps.continual import streams
 from apps.continual.cli import main
 from apps.continual.export import export
@@ -42,6 +44,40 @@ def test_both_files_compute_what_the_model_does(done, tmp_path, values) -> None:
     (found,) = session.run(None, {name: inputs})
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     assert written.device.bytes_on_disk < written.onnx.stat().st_size
+
+
+def test_a_device_needs_no_more_than_the_files(done, tmp_path) -> None:
+    """From raw bytes to the name of a class, with numpy, as the model answers."""
+    config, result = done
+    written = export(config.out, tmp_path)
+    about = json.loads(written.about.read_text())
+    stream = streams.load(config)
+    test = stream.tasks[1].test
+    raw = test.raw(slice(0, 9))
+    assert about["input"] == list(raw.shape[1:])
+    mean, std = (
+        np.array(about["standardise"][name], np.float32)[:, None, None]
+        for name in ("mean", "std")
+    )
+    logits = reader.load(tmp_path / "device.safetensors")((raw.numpy() - mean) / std)
+    with torch.no_grad():
+        expected = result.model(stream.view(raw)).argmax(1)
+    found = [about["classes"][i] for i in logits.argmax(1)]
+    assert found == [stream.names[i] for i in expected]
+
+
+def test_counts_of_words_are_not_standardised(done, tmp_path, monkeypatch) -> None:
+    config, _ = done
+    plain = RunFolder.read_tensors
+
+    def of_words(self, name):
+        tensors, metadata = plain(self, name)
+        facts = json.loads(metadata.get("run", "{}")) | {"counts": True}
+        return tensors, metadata | {"run": json.dumps(facts)}
+
+    monkeypatch.setattr(RunFolder, "read_tensors", of_words)
+    written = export(config.out, tmp_path)
+    assert json.loads(written.about.read_text())["standardise"] is None
 
 
 def test_the_command_writes_beside_the_run(done, capsys) -> None:
