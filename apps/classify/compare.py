@@ -16,7 +16,6 @@ from apps.classify.config import Config
 from apps.classify.result import Result
 from apps.classify.train import train
 from apps.common import comparison as common
-from sparsekit.spelling import choice
 
 COLUMNS = (
     ("params_active", 1, "active"), ("bytes_on_disk", 1e3, "kB"),
@@ -73,21 +72,15 @@ def compare(
         watch: called as watch(label, result) after each run.
     """
     seeds, configs = common.checked(configs, seeds, out)
-    added = []
-    if add_baselines:
-        first = next(iter(configs.values()))
-        methods = [c.method for c in configs.values()]
-        for method in ("static", "dense"):
-            if method not in methods:
-                label = method if method not in configs else f"{method} baseline"
-                configs = {label: replace(first, method=method, options={}), **configs}
-                added.append(label)
-    if baseline not in configs:
-        raise ValueError(choice(f"no baseline {baseline!r}", baseline, configs))
+    first, known = next(iter(configs.values())), {c.method for c in configs.values()}
+    baselines = {
+        method: replace(first, method=method, options={})
+        for method in ("static", "dense")
+        if add_baselines and method not in known
+    }
+    configs, added = common.with_baselines(configs, baselines, "baseline", baseline)
     values = common.measured(configs, seeds, out, train, watch)
-    comparison = Comparison(
-        seeds, values, common.described(configs), baseline, tuple(added)
-    )
+    comparison = Comparison(seeds, values, common.described(configs), baseline, added)
     if out is not None:
         comparison.save(out)
     return comparison

@@ -15,7 +15,6 @@ from apps.common import comparison as common
 from apps.continual.config import Config
 from apps.continual.result import Result
 from apps.continual.train import train
-from sparsekit.spelling import choice
 
 BOUNDS = ("finetune", "joint")
 
@@ -78,18 +77,14 @@ def compare(
         watch: called as watch(label, result) after each run.
     """
     seeds, configs = common.checked(configs, seeds, out)
-    added = []
-    if add_bounds:
-        first = next(iter(configs.values()))
-        strategies = [c.strategy for c in configs.values()]
-        for name in reversed(BOUNDS):
-            if name in strategies or (name == "joint" and first.online):
-                continue
-            label = name if name not in configs else f"{name} bound"
-            configs = {label: bound(first, name), **configs}
-            added.append(label)
-    if baseline not in configs:
-        raise ValueError(choice(f"no baseline {baseline!r}", baseline, configs))
+    first, known = next(iter(configs.values())), {c.strategy for c in configs.values()}
+    known |= {"joint"} if first.online else set()
+    bounds = {
+        name: bound(first, name)
+        for name in reversed(BOUNDS)
+        if add_bounds and name not in known
+    }
+    configs, added = common.with_baselines(configs, bounds, "bound", baseline)
     matrices: dict[str, list[list[list[float]]]] = {label: [] for label in configs}
 
     def keep(label: str, result: Result) -> None:
@@ -100,7 +95,7 @@ def compare(
     values = common.measured(configs, seeds, out, train, keep)
     comparison = Comparison(
         seeds=seeds, values=values, matrices=matrices,
-        configs=common.described(configs), baseline=baseline, added=tuple(added),
+        configs=common.described(configs), baseline=baseline, added=added,
     )  # fmt: skip
     if out is not None:
         comparison.save(out)

@@ -40,18 +40,6 @@ def learning_accuracy(a: Matrix) -> float:
     return float(np.diag(_matrix(a)).mean())
 
 
-def incremental_accuracy(a: Matrix) -> float:
-    """Mean over the lower triangle with the diagonal: Continuum's accuracy A.
-
-    >>> round(incremental_accuracy([[0.9, 0.1], [0.5, 0.8]]), 4)
-    0.7333
-
-    Source: Díaz-Rodríguez et al. 2018.
-    """
-    a = _matrix(a)
-    return float(a[np.tril_indices(len(a))].mean())
-
-
 def backward_transfer(a: Matrix, definition: str = "gem") -> float:
     """What learning later tasks did to earlier ones; negative is forgetting.
 

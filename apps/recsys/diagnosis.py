@@ -1,7 +1,6 @@
 """What is wrong with a file of interactions, in words: which row, which field."""
 
 import csv
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,7 @@ class BadTable:
         return np.flatnonzero(kept)
 
 
-def diagnose(file: Any, roles: Mapping[str, str]) -> str | None:
+def diagnose(file: Any) -> str | None:
     """Why a text file (path, separator, encoding, quotes) is no table; None if unknown.
 
     Reads it line by line, so the line numbers are those of an editor.

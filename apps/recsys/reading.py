@@ -202,7 +202,7 @@ class TextFile:
         except (pa.ArrowInvalid, UnicodeDecodeError) as error:
             if "codec" in str(error) or "UTF8" in str(error):
                 raise ValueError(self._not_decodable()) from None
-            raise ValueError(diagnose(self, roles) or f"{self.path}: {error}") from None
+            raise ValueError(diagnose(self) or f"{self.path}: {error}") from None
         except OSError as error:  # a packed file that is cut off
             raise ValueError(f"{self.path}: {error}") from None
         return _by_role(table, roles, where), dropped

@@ -79,7 +79,7 @@ def train(config: Config, watch: Watch | None = None, *, part: str = "test") -> 
             params=masked,
             moments=config.moments,
             seed=config.seed if config.mask_seed is None else config.mask_seed,
-            objective=objective(network, sampler),
+            objective=objective(sampler),
         )
     # Rewinding starts the training again, and the learning rate with it.
     cycle = total if method is None or method.rewind_to is None else method.every
@@ -161,9 +161,7 @@ def in_values_mode(network: Network, names: list[str]) -> Network:
     return convert(network, to="values", where=layers)
 
 
-def objective(
-    network: Network, sampler: Pairs | Users
-) -> Callable[[nn.Module], Tensor]:
+def objective(sampler: Pairs | Users) -> Callable[[nn.Module], Tensor]:
     """The loss of one batch, for methods that score weights before training."""
     batch = next(sampler.epoch(torch.Generator().manual_seed(0)))
     return lambda model: model.loss(batch)

@@ -26,13 +26,13 @@ def ease(subject: Subject, budget: int) -> Iterator[Candidate]:
     """Ridge regression, its l2 chosen on validation, then pruned."""
     if subject.data.shape[1] > MOST_ITEMS or not subject.data.valid.nnz:
         return
-    yield from _pruned(*fitted_ease(subject), subject, budget)
+    yield from _pruned(*fitted_ease(subject), budget)
 
 
 def item_knn(subject: Subject, budget: int) -> Iterator[Candidate]:
     """Neighbours by cosine, their number and shrinkage chosen, then pruned."""
     if subject.data.valid.nnz:
-        yield from _pruned(*_fitted("item knn", KNN, subject), subject, budget)
+        yield from _pruned(*_fitted("item knn", KNN, subject), budget)
 
 
 def fitted_ease(subject: Subject) -> tuple[Linear, Recommender]:
@@ -50,9 +50,7 @@ def _fitted(
     return subject.once(name, fit, any_seed=True)
 
 
-def _pruned(
-    model: Linear, best: Recommender, subject: Subject, budget: int
-) -> Iterator[Candidate]:
+def _pruned(model: Linear, best: Recommender, budget: int) -> Iterator[Candidate]:
     chosen_settings = {k: v for k, v in asdict(best).items() if k != "most_items"}
     weights = sp.coo_array(model.weights)
     n = weights.shape[0]

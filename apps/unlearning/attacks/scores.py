@@ -55,12 +55,3 @@ def logit_confidence(logits: Tensor, y: Tensor) -> Tensor:
     own = logits.gather(1, y[:, None]).squeeze(1)
     others = logits.scatter(1, y[:, None], -torch.inf).logsumexp(1)
     return own - others
-
-
-SCORES = {
-    "confidence": confidence,
-    "correctness": correctness,
-    "entropy": entropy,
-    "modified_entropy": modified_entropy,
-    "logit_confidence": logit_confidence,
-}

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from apps.classify import figure
 from apps.classify.compare import Comparison, compare, load_comparison
 from apps.classify.config import Config
 from apps.classify.train import train
+from tests.apps.drawings import check_drawing
 
 TINY = Config(model="mlp", width=7, depth=1, epochs=1, method="rigl", sparsity=0.8)
 
@@ -92,12 +94,7 @@ def test_an_interrupted_comparison_goes_on(tmp_path: Path) -> None:
 
 
 def test_the_figure_shows_every_label(comparison, tmp_path: Path) -> None:
-    figure.draw(comparison, tmp_path / "figure.svg")
-    figure.draw(comparison, tmp_path / "figure.png")
-    assert (tmp_path / "figure.svg").read_text().count("<svg") == 1
-    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match=r"ends in \.png or \.svg"):
-        figure.draw(comparison, tmp_path / "figure.pdf")
+    check_drawing(partial(figure.draw, comparison), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from apps.data_pruning.cost import break_even
 from apps.data_pruning.experiment import compare
 from apps.data_pruning.strategy import choose, parse
 from apps.data_pruning.train import predict, train
+from tests.apps.drawings import check_drawing
 
 
 @pytest.fixture(scope="module")
@@ -147,12 +149,7 @@ def test_the_table_names_every_run(comparison) -> None:
 
 
 def test_figures_show_every_strategy(comparison, tmp_path: Path) -> None:
-    figure.draw(comparison, tmp_path / "compare.svg")
-    figure.draw(comparison, tmp_path / "compare.png")
-    assert (tmp_path / "compare.svg").read_text().count("<svg") == 1
-    assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match=r"ends in \.png or \.svg"):
-        figure.draw(comparison, tmp_path / "compare.pdf")
+    check_drawing(partial(figure.draw, comparison), tmp_path)
 
 
 def test_parts_merge_into_the_whole(comparison) -> None:
