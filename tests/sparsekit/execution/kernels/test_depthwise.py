@@ -11,59 +11,50 @@ from sparsekit.execution.kernels import depthwise as depthwise_blocks
 from sparsekit.execution.kernels import pixels
 from sparsekit.execution.kernels.pixels import Finish, Window
 from sparsekit.execution.kernels.vectors import VECTORS
-from tests.sparsekit.execution.kernels.planes import (
-    SMALL,
-    Case,
-    check_zeros,
-    floats_of,
-    guess,
-    kernel_of,
-    padded,
-    sparse,
-)
+from tests.sparsekit.execution.kernels import planes
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("window", SMALL)
+@pytest.mark.parametrize("window", planes.SMALL)
 @pytest.mark.parametrize("ending", [0, 1, 2])
 def test_small_depthwise(window: Window, ending: int) -> None:
-    case = Case(window, 5, 5, ending=ending)
-    weight = case.room.copy(kernel_of(5, 1, *window.kernel))
+    case = planes.Case(window, 5, 5, ending=ending)
+    weight = case.room.copy(planes.kernel_of(5, 1, *window.kernel))
     flat = weight.reshape(5, -1)
     call = pixels.small_depthwise(case.x, flat, case.y, window, case.to)
-    image = padded(case.images, window)
+    image = planes.padded(case.images, window)
     kernels = torch.from_numpy(weight).double()
     expected = F.conv2d(image, kernels, stride=window.stride, groups=5)
-    check_zeros(call, window.width)
+    planes.check_zeros(call, window.width)
     case.check(call, expected, 2 * 5)
-    row = window.out[0] * floats_of(window.out[1])
-    assert guess(call) == 2 * weight.size * 2 * row
+    row = window.out[0] * planes.floats_of(window.out[1])
+    assert planes.guess(call) == 2 * weight.size * 2 * row
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("window", SMALL)
+@pytest.mark.parametrize("window", planes.SMALL)
 @pytest.mark.parametrize("ending", [0, 1, 2])
 def test_expanded_depthwise(window: Window, ending: int) -> None:
-    case = Case(window, 7, 5, ending=ending)
-    matrix = kernel_of(5, 7, density=0.6, seed=2)
+    case = planes.Case(window, 7, 5, ending=ending)
+    matrix = planes.kernel_of(5, 7, density=0.6, seed=2)
     inner = Finish(case.room.copy(np.linspace(-1, 1, 5, dtype=np.float32)), None,
                    (-0.25, 6.0))  # fmt: skip
-    weight = case.room.copy(kernel_of(5, 1, *window.kernel))
+    weight = case.room.copy(planes.kernel_of(5, 1, *window.kernel))
     flat = weight.reshape(5, -1)
     call = pixels.expanded_depthwise(
-        case.x, sparse(matrix), inner, flat, case.y, window, case.to
+        case.x, planes.sparse(matrix), inner, flat, case.y, window, case.to
     )
     between = torch.einsum("oc,nchw->nohw", torch.from_numpy(matrix).double(),
                            case.images.double())  # fmt: skip
     between = between + torch.from_numpy(inner.bias).view(-1, 1, 1)
-    image = padded(between.clamp(*inner.clip), window)
+    image = planes.padded(between.clamp(*inner.clip), window)
     kernels = torch.from_numpy(weight).double()
     expected = F.conv2d(image, kernels, stride=window.stride, groups=5)
-    check_zeros(call, window.width)
+    planes.check_zeros(call, window.width)
     case.check(call, expected, 2 * 5)
-    row = window.out[0] * floats_of(window.out[1])
-    inside = np.count_nonzero(matrix) * floats_of(window.height * window.width)
-    assert guess(call) == 2 * 2 * (weight.size * row + inside)
+    row = window.out[0] * planes.floats_of(window.out[1])
+    inside = np.count_nonzero(matrix) * planes.floats_of(window.height * window.width)
+    assert planes.guess(call) == 2 * 2 * (weight.size * row + inside)
 
 
 @pytest.mark.parametrize("height", range(1, 40))

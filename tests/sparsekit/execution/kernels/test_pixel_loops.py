@@ -7,16 +7,7 @@ import torch.nn.functional as F
 
 from sparsekit.execution.kernels import pixels
 from sparsekit.execution.kernels.pixels import Window
-from tests.sparsekit.execution.kernels.planes import (
-    WINDOWS,
-    Case,
-    cut,
-    floats_of,
-    guess,
-    kernel_of,
-    padded,
-    sparse,
-)
+from tests.sparsekit.execution.kernels import planes
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -25,11 +16,13 @@ from tests.sparsekit.execution.kernels.planes import (
 @pytest.mark.parametrize("ending", [0, 1, 2])
 def test_pointwise(size: tuple[int, int], outputs: int, ending: int) -> None:
     images = 1 + outputs % 2
-    case = Case(Window(*size, (1, 1), (1, 1), (0,) * 4), 23, outputs, images, ending)
+    case = planes.Case(
+        Window(*size, (1, 1), (1, 1), (0,) * 4), 23, outputs, images, ending
+    )
     pixels_ = size[0] * size[1]
-    weight = kernel_of(outputs, 23, density=0.6)
-    rows = pixels.pointwise_weight(*sparse(weight), 23, pixels_)
-    tiles, vectors = cut(pixels_)
+    weight = planes.kernel_of(outputs, 23, density=0.6)
+    rows = pixels.pointwise_weight(*planes.sparse(weight), 23, pixels_)
+    tiles, vectors = planes.cut(pixels_)
     nnz = np.count_nonzero(weight)
     width = pixels.block_width(nnz, outputs, 23, 4096 // (64 * vectors))
     assert rows.starts.shape == (-(-23 // width) + 1, outputs)
@@ -38,18 +31,18 @@ def test_pointwise(size: tuple[int, int], outputs: int, ending: int) -> None:
     expected = torch.einsum("oc,nchw->nohw", torch.from_numpy(weight).double(),
                             case.images.double())  # fmt: skip
     case.check(call, expected, images * tiles * parts)
-    assert guess(call) == 2 * nnz * images * floats_of(pixels_)
+    assert planes.guess(call) == 2 * nnz * images * planes.floats_of(pixels_)
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("window", planes.WINDOWS)
 @pytest.mark.parametrize("outputs", [3, 17, 26])
 @pytest.mark.parametrize("ending", [0, 1, 2])
 def test_direct(window: Window, outputs: int, ending: int) -> None:
     images, channels = 1 + outputs % 2, 11
-    case = Case(window, channels, outputs, images, ending)
-    weight = kernel_of(outputs, channels, *window.kernel, density=0.5)
-    rows = pixels.direct_weight(*sparse(weight), channels, window)
+    case = planes.Case(window, channels, outputs, images, ending)
+    weight = planes.kernel_of(outputs, channels, *window.kernel, density=0.5)
+    rows = pixels.direct_weight(*planes.sparse(weight), channels, window)
     tall, wide = pixels._tile(window)
     nnz = np.count_nonzero(weight)
     near = 4096 // (4 * (tall + 2) * (16 * wide + 2))
@@ -59,27 +52,27 @@ def test_direct(window: Window, outputs: int, ending: int) -> None:
     pad, conv = pixels.direct(case.x, rows, case.y, window, copy, case.to)
     pad()
     expected = F.conv2d(
-        padded(case.images, window), torch.from_numpy(weight).double(),
+        planes.padded(case.images, window), torch.from_numpy(weight).double(),
         stride=window.stride,
     )  # fmt: skip
     parts = max(1, min(outputs // 8, 8 // images))
     case.check(conv, expected, images * parts)
-    assert guess(pad) == images * channels * window.copy_floats
-    row = window.out[0] * floats_of(window.out[1])
-    assert guess(conv) == 2 * nnz * images * row
+    assert planes.guess(pad) == images * channels * window.copy_floats
+    row = window.out[0] * planes.floats_of(window.out[1])
+    assert planes.guess(conv) == 2 * nnz * images * row
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("window", planes.WINDOWS)
 @pytest.mark.parametrize("ending", [0, 1, 2])
 def test_depthwise(window: Window, ending: int) -> None:
-    case = Case(window, 5, 5, ending=ending)
-    weight = kernel_of(5, 1, *window.kernel, density=0.6)
-    rows = pixels.depthwise_weight(*sparse(weight), window)
+    case = planes.Case(window, 5, 5, ending=ending)
+    weight = planes.kernel_of(5, 1, *window.kernel, density=0.6)
+    rows = pixels.depthwise_weight(*planes.sparse(weight), window)
     call = pixels.depthwise(case.x, rows, case.y, window, case.to)
-    image = padded(case.images, window)
+    image = planes.padded(case.images, window)
     kernels = torch.from_numpy(weight).double()
     expected = F.conv2d(image, kernels, stride=window.stride, groups=5)
     case.check(call, expected, 2 * 5)
-    row = window.out[0] * floats_of(window.out[1])
-    assert guess(call) == 2 * np.count_nonzero(weight) * 2 * row
+    row = window.out[0] * planes.floats_of(window.out[1])
+    assert planes.guess(call) == 2 * np.count_nonzero(weight) * 2 * row
