@@ -187,8 +187,6 @@ def test_sizes_are_integers_of_at_least_one():
         NM(3, 2)
     for shape in ((6,), (0, 6), ()):
         with pytest.raises(ValueError, match=r"a weight \(out, in, \.\.\.\), got"):
-            ValueError, match=r"needs a weight \(out, in, \.\.\.\), got"
-        ):
             Rows().count(shape, 0.5)
     for sparsity in (1.0, -0.1):
         with pytest.raises(ValueError, match="share of zeros"):
