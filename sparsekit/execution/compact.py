@@ -175,8 +175,9 @@ def _kept(dependencies: Dependencies) -> list[Kept]:
     """Constant units that are needed."""
     kept = []
     for layer in dependencies.layers.values():
-        if layer.alive is None or layer.constant is None:
+        if layer.alive is None:
             continue
+        assert layer.constant is not None  # it was called
         dead = ~layer.constant.isnan() & dependencies.needed(layer.units)
         reasons = Counter(dependencies.why(u) for u in layer.units[dead].tolist())
         kept += [Kept(layer.name, n, why) for why, n in reasons.items()]

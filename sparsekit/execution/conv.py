@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 from sparsekit.execution import blocked
 from sparsekit.execution.blocked import LANES, from_blocked, to_blocked
@@ -314,12 +315,9 @@ def _rows(columns: Tensor, starts: Tensor) -> Rows:
 def _dense_gradient(x: Tensor, grad: Tensor, probe: Any, stride: int) -> Tensor:
     """Of the whole weight, by one dense call; spare lanes have gradient 0."""
     images = x.shape[0] * LANES
-    side = probe.shape[2]
-    _, gradient, _ = torch.ops.aten.convolution_backward(
-        from_blocked(grad, images), from_blocked(x, images), probe, None,
-        [stride] * 2, [side // 2] * 2, [1, 1], False, [0, 0], 1, [False, True, False],
-    )  # fmt: skip
-    return gradient
+    inputs, outputs = from_blocked(x, images), from_blocked(grad, images)
+    shape, side = probe.shape, probe.shape[2]
+    return conv2d_weight(inputs, shape, outputs, stride, side // 2)
 
 
 def gradients(

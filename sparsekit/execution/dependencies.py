@@ -153,9 +153,8 @@ class Dependencies:
             empty = self._empty(reasons)
             if empty is None:
                 return reasons
-            best = 0
-            if empty.constant is not None:  # one that reads nothing, if possible
-                best = int((~empty.constant.isnan()).int().argmax())
+            assert empty.constant is not None  # it was called
+            best = int((~empty.constant.isnan()).int().argmax())  # it reads nothing
             reasons[int(self._roots[empty.units[best]])] = "a layer keeps a unit"
 
     def _needed_by(self, layer: Layer, reasons: dict[int, str]) -> None:

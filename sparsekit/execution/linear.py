@@ -258,9 +258,7 @@ def weight_gradient(grad: Tensor, x: Tensor, col: Tensor, starts: Tensor) -> Ten
         return out.zero_()
     if not _ours(x):
         csr = _csr(torch.zeros_like(out), col, starts, x.shape[1])
-        dense = torch.sparse.sampled_addmm(
-            csr, grad.t().contiguous(), x.contiguous(), beta=0.0
-        )
+        dense = torch.sparse.sampled_addmm(csr, grad.t().contiguous(), x.contiguous())
         return dense.values()
     kernels.weight_gradient(
         _numpy(grad), _numpy(x), _numpy(starts), _numpy(col), _numpy(out)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sparsekit.execution.blocked import from_blocked, new, to_blocked
+from sparsekit.execution.blocked import chunks, from_blocked, new, to_blocked
 from sparsekit.execution.kernels import buffers
 
 
@@ -92,3 +92,48 @@ def test_a_spoilt_border_is_cleaned():
     assert again.data_ptr() == place
     again[:, :, 1:-1, 1:-1] = 0.0
     assert again.count_nonzero() == 0
+
+
+def test_images_without_pixels_and_without_channels():
+    for shape in ((3, 2, 0, 5), (3, 2, 5, 0), (3, 0, 4, 5)):
+        x = torch.zeros(shape)
+        assert from_blocked(to_blocked(x), 3).shape == shape
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.zeros(1, 3, 5, 16), torch.zeros(1, 3, 5, 7, 15),
+        torch.zeros(1, 3, 1, 7, 16), torch.zeros(1, 3, 5, 1, 16),
+        torch.zeros(1, 3, 5, 7, 16).double(), torch.zeros(1, 3, 5, 7, 16).half(),
+        torch.zeros(1, 3, 5, 7, 16, device="meta"),
+    ],
+)  # fmt: skip
+def test_what_is_not_blocked(x):
+    with pytest.raises(ValueError, match=r"expected a blocked tensor \[G, C, H \+ 2"):
+        from_blocked(x, 3)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.zeros(3, 5, 7), torch.zeros(1, 3, 5, 7, 16),
+        torch.zeros(2, 3, 5, 7).half(), torch.zeros(2, 3, 5, 7, device="meta"),
+    ],
+)  # fmt: skip
+def test_what_is_no_image(x):
+    with pytest.raises(ValueError, match=r"expected images \[N, C, H, W\], float32"):
+        to_blocked(x)
+
+
+def test_a_gradient_of_any_layout():
+    x = torch.randn(19, 2, 5, 3, requires_grad=True)
+    grad = torch.randn(2, 2, 7, 5, 16).permute(0, 1, 3, 2, 4)
+    to_blocked(x.transpose(2, 3)).backward(grad)
+    expected = from_blocked(grad, 19).transpose(2, 3)
+    torch.testing.assert_close(x.grad, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("batch", "n"), [(0, 0), (1, 1), (16, 1), (17, 2), (32, 2)])
+def test_chunks(batch, n):
+    assert chunks(batch) == n
