@@ -106,7 +106,5 @@ def of_zeros(model: nn.Module) -> Masks:
     >>> of_zeros(layer)
     {}
     """
-    found = {
-        name: p.detach() != 0 for name, p in model.named_parameters() if p.dim() > 1
-    }
+    found = {name: p != 0 for name, p in model.named_parameters() if p.dim() > 1}
     return {name: mask for name, mask in found.items() if not mask.all()}

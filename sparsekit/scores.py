@@ -13,7 +13,7 @@ def magnitude(weight: Tensor) -> Tensor:
     >>> magnitude(torch.tensor([-2.0, 0.5]))
     tensor([2.0000, 0.5000])
     """
-    return weight.detach().abs()
+    return weight.abs()
 
 
 @torch.no_grad()
@@ -23,7 +23,7 @@ def gradient(grad: Tensor) -> Tensor:
     >>> gradient(torch.tensor([-2.0, 0.5]))
     tensor([2.0000, 0.5000])
     """
-    return grad.detach().abs()
+    return grad.abs()
 
 
 @torch.no_grad()
@@ -41,7 +41,7 @@ def saliency(weight: Tensor, grad: Tensor) -> Tensor:
         raise ValueError(
             f"weight {tuple(weight.shape)} and grad {tuple(grad.shape)} differ in shape"
         )
-    return (weight.detach() * grad.detach()).abs()
+    return (weight * grad).abs()
 
 
 @torch.no_grad()
@@ -62,8 +62,8 @@ def activation_aware(weight: Tensor, activation_norm: Tensor) -> Tensor:
             f"activation_norm has one entry an input of weight {tuple(weight.shape)}, "
             f"(out, in, ...), got shape {tuple(activation_norm.shape)}"
         )
-    norm = activation_norm.detach().view(1, -1, *[1] * (weight.dim() - 2))
-    return weight.detach().abs() * norm
+    norm = activation_norm.view(1, -1, *[1] * (weight.dim() - 2))
+    return weight.abs() * norm
 
 
 def random(shape: Sequence[int], generator: torch.Generator) -> Tensor:

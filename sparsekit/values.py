@@ -154,7 +154,7 @@ class ValuesWeight(Weight):
     def before_step(self) -> None:
         self._start = None
         if self._trainable is not None:
-            self._frozen = self.parameter.detach()[~self._trainable]
+            self._frozen = self.parameter[~self._trainable]
             if self.parameter.grad is not None:
                 self.parameter.grad.masked_fill_(~self._trainable, 0)
 
@@ -194,7 +194,7 @@ class _Start:
 
     def __init__(self, weight: ValuesWeight):
         self.mask = pack(weight.layer.mask())
-        self.values = weight.parameter.detach().clone()
+        self.values = weight.parameter.clone()
         states = moment_policy.shaped_state(weight.optimizer, weight.parameter)
         self.states = {name: state.clone() for name, state in states}
 

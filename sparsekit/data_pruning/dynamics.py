@@ -54,7 +54,7 @@ class TrainingTrace:
         self._require_batch(epoch, index, logits, targets)
         with torch.no_grad():
             label, finite = targets.unsqueeze(1), torch.isfinite(logits).all(1)
-            p = logits.detach().float().softmax(1)
+            p = logits.float().softmax(1)
             own = p.gather(1, label).squeeze(1)
             other = p.scatter(1, label, -torch.inf).amax(1)
             # Reading from an accelerator waits for it: once.

@@ -42,7 +42,7 @@ class GraSP(Method):
             flow = torch.stack([(g.detach() * g).sum() for g in grads]).sum()
             products = torch.autograd.grad(flow, values, materialize_grads=True)
         scores = {
-            name: (weight * product).detach()
+            name: weight * product
             for (name, weight), product in zip(weights.items(), products, strict=True)
         }
         return prune(scores, self.sparsity, Unstructured(), across_layers=True)

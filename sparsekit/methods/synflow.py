@@ -15,6 +15,7 @@ from sparsekit.method import (
     require_steps,
 )
 from sparsekit.patterns import Unstructured
+from sparsekit.scores import saliency
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,12 @@ class SynFlow(Method):
                 for name, mask in masks.items()
             }
             flow = context.objective(positive | weights, training=False)
-            _require_flow(float(flow.detach()), dense=i == 1)
+            _require_flow(flow.item(), dense=i == 1)
             grads = torch.autograd.grad(
                 flow, list(weights.values()), materialize_grads=True
             )
             scores = {
-                name: (weight * grad).detach().abs()
+                name: saliency(weight, grad)
                 for (name, weight), grad in zip(weights.items(), grads, strict=True)
             }
             sparsity = self.sparsity

@@ -729,3 +729,128 @@ def test_snip_names_a_parameter_without_gradient() -> None:
     with pytest.raises(ValueError, match=r"'2\.weight' has none in step 0"):
         sparsifier.before_step()
     assert sparsifier.density == 1.0
+
+
+class Branches(nn.Module):
+    """A layer that takes part, and one that does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.used, self.idle = nn.Linear(7, 5), nn.Linear(7, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.used(x)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [RigL(0.5, every=2, end=9), DSL(0.5, every=2, end=9), SET(0.5, every=2),
+     DSL(0.5, every=2, end=9, by_row=True), MEST(0.5, every=2, end=9),
+     TDM(0.5, every=2, end=9, inter=0.1, intra=0.1)],
+    ids=lambda method: str(method)[:12],
+)  # fmt: skip
+def test_a_layer_that_takes_no_part_is_no_error(method) -> None:
+    """Who chooses by gradients leaves its connections where they are."""
+    model = Branches()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    sparsifier = Sparsifier(model, optimizer, method)
+    before = {name: mask.clone() for name, mask in sparsifier.alive.items()}
+    for step in range(8):
+        x = torch.randn(6, 7, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        sparsifier.before_step()
+        optimizer.step()
+        sparsifier.after_step()
+    assert not torch.equal(sparsifier.alive["used.weight"], before["used.weight"])
+    if isinstance(method, RigL | DSL):
+        assert torch.equal(sparsifier.alive["idle.weight"], before["idle.weight"])
+    for name, mask in sparsifier.alive.items():
+        if not isinstance(method, TDM):
+            assert mask.sum() == before[name].sum()
+        assert not model.get_parameter(name)[~mask].any()
+
+
+def test_grasp_of_a_weight_that_the_gradient_does_not_depend_on() -> None:
+    """Of what enters the loss linearly Hg is 0, less than that of a convex part."""
+    model = Branches()
+    x = torch.ones(1, 7)
+    sparsifier = Sparsifier(
+        model, torch.optim.SGD(model.parameters(), 0.1), GraSP(0.5),
+        objective=lambda m: m.used(x).square().sum() + m.idle(x).sum(),
+    )  # fmt: skip
+    weight = model.used.weight
+    assert int(sum(mask.sum() for mask in sparsifier.alive.values())) == 35
+    assert 0 < int(sparsifier.alive["used.weight"].sum()) < weight.numel()
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_synflow_refuses_an_objective_that_ignores_the_weights(rounds: int) -> None:
+    model = Branches()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(ValueError, match=r"the synaptic flow is 0\.0: a product"):
+        Sparsifier(model, optimizer, SynFlow(0.5, rounds=rounds),
+                   objective=lambda m: 0 * m(torch.ones(1, 7)).sum())  # fmt: skip
+
+
+def test_synflow_reads_batch_norm_as_if_it_did_nothing() -> None:
+    """Mean 0 and variance 1, whatever the model has seen."""
+    masks = []
+    for scale in (1.0, 1000.0):
+        model = nn.Sequential(nn.Linear(7, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
+        with torch.no_grad():
+            generator = torch.Generator().manual_seed(0)
+            for place in (0, 2):
+                model[place].weight.normal_(generator=generator)
+                model[place].bias.zero_()
+            model[1].running_mean.fill_(scale)
+            model[1].running_var.copy_(scale * torch.arange(1.0, 7) ** 4)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        method = SynFlow(0.7, rounds=5)
+        masks.append(
+            Sparsifier(
+                model, optimizer, method, objective=lambda m: m(torch.ones(1, 7)).sum()
+            ).alive
+        )
+        assert float(model[1].running_mean[0]) == scale
+    for name, mask in masks[0].items():
+        assert torch.equal(mask, masks[1][name])
+
+
+def test_times_at_which_methods_are_due() -> None:
+    def times(method) -> list[int]:
+        return [step for step in range(14) if method.due(step)]
+
+    assert times(IMP(0.5, rounds=3, every=1)) == [1, 2, 3]
+    assert times(IMP(0.5, rounds=2, every=5)) == [5, 10]
+    assert times(RigL(0.5, every=3, end=10)) == [3, 6, 9]
+    assert times(RigL(0.5, every=3, end=9)) == [3, 6]  # moves nothing any more
+    assert times(SET(0.5, every=4)) == [4, 8, 12]
+    assert times(DSL(0.5, every=3, end=6)) == [3, 6]
+    assert times(MEST(0.5, every=4, end=10)) == [4, 8, 10]
+    assert times(Gradual(0.5, begin=2, end=9, every=3)) == [2, 5, 8, 9]
+    assert times(OneShot(0.5, at=4)) == [4]
+    assert times(Static(0.5)) == []
+    assert times(TDM(0.5, begin=2, every=3, end=10)) == [2, 5, 8, 10]
+    assert times(TDM(0.5, begin=2, every=3, end=10, inter=0)) == [5, 8, 10]
+    assert times(TDM(0.5, begin=2, every=(3, 4), end=12)) == [2, 5, 9, 12]
+
+
+def test_sparsity_over_time_by_hand() -> None:
+    def at(method, *steps: int) -> list[float]:
+        return [round(method.sparsity_at(step), 6) for step in steps]
+
+    assert at(IMP(0.75, rounds=2, every=5), 0, 4, 5, 9, 10, 99) == [
+        0, 0, 0.5, 0.5, 0.75, 0.75,
+    ]  # fmt: skip
+    soft = MEST(0.5, every=4, end=20, extra=0.1, soft=True)
+    assert at(soft, 0, 3, 4, 15, 16, 19, 20, 30) == [
+        0.5, 0.5, 0.4, 0.4, 0.45, 0.45, 0.5, 0.5,
+    ]  # fmt: skip
+    assert at(MEST(0.5, every=4, end=20, extra=0.1), 4, 16) == [0.5, 0.5]
+    assert at(replace(soft, sparsity=0.05), 4) == [0.0]
+    task = TDM(0.5, begin=2, every=3, end=10, inter=0.1)
+    assert at(task, 1, 2, 4, 5, 10) == [0.5, 0.4, 0.4, 0.5, 0.5]
+    assert at(replace(task, every=9), 2, 9, 10) == [0.4, 0.4, 0.5]
+    assert at(replace(task, every=(2, 5), sparsity=0.05), 2, 3, 4) == [0, 0, 0.05]

@@ -119,3 +119,59 @@ def test_refused(options):
         InfoBatch(**{"n_examples": 5, "epochs": 5, **options})
     with pytest.raises(ValueError, match="diverged"):
         InfoBatch(5, 5).record(torch.tensor([0]), torch.tensor([torch.nan]))
+
+
+def test_losses_are_kept_without_their_graph_and_loaded_as_a_copy():
+    sampler = InfoBatch(4, 9)
+    weight = torch.ones(4, requires_grad=True)
+    sampler.record(torch.tensor([3, 1]), (weight * 2)[:2].double())
+    assert not sampler.losses.requires_grad
+    assert sampler.losses.tolist() == [3.0, 2.0, 3.0, 2.0]
+    state = sampler.state_dict()
+    other = InfoBatch(4, 9)
+    other.load_state_dict(state)
+    assert other.losses.tolist() == [3.0, 2.0, 3.0, 2.0]
+    other.record(torch.arange(4), torch.zeros(4))
+    assert state["losses"].tolist() == [3.0, 2.0, 3.0, 2.0]
+    for wrong in (torch.nan, torch.inf):
+        with pytest.raises(ValueError, match="the training diverged"):
+            sampler.record(torch.arange(2), torch.tensor([0.0, wrong]))
+    assert sampler.losses.tolist() == [3.0, 2.0, 3.0, 2.0]
+
+
+def test_epochs_of_two_seeds_never_draw_alike():
+    """Seeds are apart by more than any number of epochs."""
+
+    def draw(seed, epoch):
+        sampler = InfoBatch(40, 10**7, seed=seed)
+        sampler.record(torch.arange(40), torch.arange(40.0))
+        sampler.set_epoch(epoch)
+        return sampler.indices.tolist()
+
+    assert draw(0, 1_000_003) == draw(1, 0)
+    assert draw(0, 1_000_002) != draw(1, 0)
+    assert draw(2, 5) != draw(1, 5)
+
+
+def test_steps_of_an_epoch_are_rounded_up():
+    sampler = InfoBatch(10, 4)
+    assert [sampler.steps(n) for n in (1, 3, 5, 10, 11)] == [10, 4, 2, 1, 1]
+    sampler.record(torch.arange(10), torch.tensor([0.0] * 6 + [9.0] * 4))
+    sampler.set_epoch(1)
+    assert len(sampler) == 7
+    assert [sampler.steps(n) for n in (7, 4)] == [1, 2]
+    assert sorted(sampler) == sorted(sampler.indices.tolist())
+    assert sampler.weights(sampler.indices).unique().tolist() == [1.0, 2.0]
+    assert float(sampler.all_weights.sum()) == 10
+
+
+@pytest.mark.parametrize("full_after", [0.0, 0.5, 0.875, 1.0])
+def test_the_last_epochs_use_everything(full_after):
+    sampler = InfoBatch(20, 8, full_after=full_after)
+    sampler.record(torch.arange(20), torch.arange(20.0))
+    lengths = []
+    for epoch in range(8):
+        sampler.set_epoch(epoch)
+        lengths.append(len(sampler))
+    full = round(8 * full_after)
+    assert lengths == [15] * full + [20] * (8 - full)
