@@ -50,6 +50,17 @@ def test_the_page_has_both_tables():
         contracts.page("no mark", BOOK / "results" / "contracts")
 
 
+def test_code_stays_code_and_intervals_hold_together():
+    assert contracts.said("`a_b.c *d*` in [79 %, 82 %] | *e*") == (
+        "`a_b.c *d*` in \\[79\xa0%,\xa082\xa0%\\] \\| \\*e\\*"
+    )
+
+
+def test_no_flag_becomes_a_dash(mini_site):
+    for page in mini_site.glob("*.html"):
+        assert not re.search(r"–[a-z]+\b", page.read_text("utf-8")), page.name
+
+
 def test_the_page_of_commands_names_every_key_of_a_result():
     schema = json.loads((BOOK.parent / "apps/common/result.schema.json").read_text())
     page = (BOOK / "commands.md").read_text("utf-8").split("(commands-result)=")[1]

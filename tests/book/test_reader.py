@@ -51,6 +51,14 @@ NAMELESS = """() => [...document.querySelectorAll(
   .map(e => e.outerHTML.slice(0, 80))"""
 
 
+# How light the ground is that elements stand on, 0 to 255.
+GROUND = """selector => [...document.querySelectorAll(selector)].map(e => {
+  for (; e; e = e.parentElement) {
+    const c = getComputedStyle(e).backgroundColor.match(/[\\d.]+/g).map(Number);
+    if (c.length < 4 || c[3] > 0.5) return (c[0] + c[1] + c[2]) / 3; }
+  return 255; })"""
+
+
 class Visit:
     """A page of a browser that writes down everything that goes wrong."""
 
@@ -107,6 +115,8 @@ def test_pages_load_without_a_complaint(site, serve, browser, scheme):
             page.add_style_tag(content="* { transition: none !important }")
             assert page.evaluate(FAINT) == [], path
             assert page.evaluate(NAMELESS) == [], path
+            for light in page.evaluate(GROUND, ".cell_output table td"):
+                assert (light < 60) is (scheme == "dark"), path
             assert visit.problems == [], path
 
 
