@@ -19,6 +19,7 @@ from sparsekit.columns import aligned
 from sparsekit.execution.calibration import machine
 from sparsekit.execution.export import onnx_content
 from sparsekit.execution.layer import SparseLayer
+from sparsekit.execution.reasons import first_line
 from sparsekit.fixed import Fixed
 from sparsekit.memory import peak_rss, restart_peak, rss
 from sparsekit.sparsifier import Sparsifier
@@ -125,7 +126,7 @@ def benchmark(
         except Exception as error:
             if engine in ("dense", "masked", "sparse"):
                 raise
-            notes[engine] = f"not available: {_first_line(error)}"
+            notes[engine] = f"not available: {first_line(error)}"
     errors = _errors(dense, sparse, batch)
     if not errors["sparse"] < 1e-2:
         raise ValueError(
@@ -259,10 +260,6 @@ def _disk_bytes(model: nn.Module) -> int:
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
     return file.tell()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0][:100]
 
 
 def _shown(value: float | None, form: str) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from sparsekit.execution import channels
 from sparsekit.execution.channels import NAN, Layer, Value
+from sparsekit.execution.reasons import first_line
 
 SIZED = (nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.Embedding)
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -71,8 +72,7 @@ class Dependencies:
                 graph = _trace(module)
                 _refuse_shared_changes(graph, module)
             except Exception as error:  # whatever a forward does with a proxy
-                lines = str(error).strip().splitlines() or [type(error).__name__]
-                self.untraced[prefix or "the model"] = lines[0][:100]
+                self.untraced[prefix or "the model"] = first_line(error)
             else:
                 _Walk(self, module, prefix, graph).run()
                 return

@@ -14,7 +14,9 @@ from torch import fx, nn
 
 from sparsekit.execution.layer import SparseLayer
 from sparsekit.execution.norm import BlockedBatchNorm2d
+from sparsekit.execution.reasons import first_line
 from sparsekit.execution.rewriting import KEEP_ZERO_MODULES, Rewriting
+from sparsekit.modes import in_mode
 
 
 def blocked_network(model: nn.Module) -> tuple[nn.Module, str | None]:
@@ -33,17 +35,13 @@ def blocked_network(model: nn.Module) -> tuple[nn.Module, str | None]:
         return model, f"module {hooked!r} has hooks, which need every activation"
     if isinstance(model, SparseLayer):
         return model, "it is one layer"
-    mode = {module: module.training for module in model.modules()}
+    graphs = []
     try:
-        graphs = []
         for training in (True, False):  # `forward` may ask for self.training
-            model.train(training)
-            graphs.append(Rewriting(model, _trace(model)).run())
+            with in_mode(model, training):
+                graphs.append(Rewriting(model, _trace(model)).run())
     except Exception as error:  # whatever the traced code raises
-        return model, f"torch.fx cannot trace it: {str(error).splitlines()[0]}"
-    finally:
-        for module, training in mode.items():
-            module.training = training
+        return model, f"torch.fx cannot trace it: {first_line(error)}"
     return BlockedNetwork(model, *graphs), None
 
 

@@ -334,12 +334,6 @@ def test_a_hundredth_of_the_largest_output_is_the_limit(pair, off, refused):
         assert table["sparse"].error == pytest.approx(off, rel=1e-3)
 
 
-def test_an_error_without_words_gives_its_kind():
-    assert comparison._first_line(ValueError()) == "ValueError"
-    assert comparison._first_line(ValueError("\n one\ntwo")) == "one"
-    assert comparison._first_line(ValueError("x" * 101)) == "x" * 100
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_unknown_where_the_system_does_not_tell(monkeypatch):
     monkeypatch.setattr(comparison, "restart_peak", lambda: False)

@@ -423,6 +423,28 @@ def test_tensors_that_are_no_buffers_and_constants_of_the_forward_go_along():
     assert set(network.state_dict()) == set(Constants().state_dict())
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (AssertionError(), "AssertionError"),
+        (ValueError("\n one \ntwo"), "one"),
+        (ValueError("x" * 101), "x" * 100),
+    ],
+)
+def test_a_forward_that_fails_says_why_in_a_line(error, reason):
+    class Fails(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.norm = sparse(3, 4), nn.BatchNorm2d(4).eval()
+
+        def forward(self, x):
+            raise error
+
+    model = Fails()
+    assert blocked_network(model) == (model, f"torch.fx cannot trace it: {reason}")
+    assert [m.training for m in model.modules()] == [True, True, False]
+
+
 @pytest.mark.parametrize("pixel", [True, False])
 def test_sums_of_blocked_tensors(pixel):
     x = torch.randn(18, 4, 6, 7)
