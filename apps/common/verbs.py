@@ -274,11 +274,15 @@ def measured(result: Any) -> dict[str, Any]:
 
 
 def cost_lines(cost: Mapping[str, float | None]) -> list[str]:
-    """A line for each cost that was counted."""
+    """A line for each cost that was counted.
+
+    >>> cost_lines({"train_seconds": 1.5, "params_active": 747, "train_flops": None})
+    ['train_seconds     1.50', 'params_active     747']
+    """
+    counted = {name: value for name, value in cost.items() if value is not None}
     return [
-        f"{name:18}{value:,.2f}" if value < 1000 else f"{name:18}{value:,.0f}"
-        for name, value in cost.items()
-        if value is not None
+        f"{name:18}{value:,.{0 if isinstance(value, int) or value >= 1000 else 2}f}"
+        for name, value in counted.items()
     ]
 
 
