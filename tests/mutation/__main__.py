@@ -256,7 +256,9 @@ def _groups(file: str, mutant: dict[str, Any], lines: Lines) -> list[list[str]]:
     if file.startswith(KERNELS):
         users |= lines.indirect(file)
     own = {t for t in users if t.split("::")[0].endswith(f"test_{Path(file).stem}.py")}
-    more = users if file.startswith(KERNELS) else own if len(tests) < FEW else set()
+    more = own if len(tests) < FEW else set()
+    if file.startswith(KERNELS):
+        tests, more = tests | own, users
     if mutant["operator"] == "constant":  # perhaps a default, which no line shows
         more = more | {t for t in users if t.startswith(DEFAULTS)}
     groups, spent = [], 0.0
