@@ -274,8 +274,7 @@ def markdown(report: dict[str, Any]) -> list[str]:
         "least and the largest.",
     ]
     for width, result in report["widths"].items():
-        times = result["dense_seconds"]
-        shown = ", ".join(f"{name} {times[name] * 1e3:.0f} ms" for name in times)
+        shown = reports.milliseconds(result["dense_seconds"], 0)
         lines += [
             "",
             f"## Width {width}",

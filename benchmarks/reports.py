@@ -53,6 +53,15 @@ def fresh(name: str, *arguments: object, **environment: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def milliseconds(times: dict[str, float], digits: int) -> str:
+    """Times in seconds as text.
+
+    >>> milliseconds({"eager": 0.0123, "compiled": 0.01}, 1)
+    'eager 12.3 ms, compiled 10.0 ms'
+    """
+    return ", ".join(f"{name} {1e3 * t:.{digits}f} ms" for name, t in times.items())
+
+
 def table(titles: str, rows: Iterable[str]) -> list[str]:
     """Lines of a Markdown table; cells have bars between them.
 

@@ -269,8 +269,7 @@ def markdown(report: dict[str, Any]) -> list[str]:
         f"medians of {report['rounds']} rounds; in brackets, 80 % of the rounds.",
     ]
     for width, result in report["widths"].items():
-        times = result["dense_seconds"]
-        shown = ", ".join(f"{name} {times[name] * 1e3:.1f} ms" for name in times)
+        shown = reports.milliseconds(result["dense_seconds"], 1)
         lines += [
             "",
             f"## Width {width}",

@@ -67,15 +67,9 @@ def head(width: int, classes: int) -> list[nn.Module]:
 
 
 def build(
-    name: str,
-    width: int,
-    depth: int,
-    classes: int,
-    channels: int = 1,
-    size: int = 28,
-    seed: int = 0,
-    norm: bool = False,
-) -> nn.Module:
+    name: str, width: int, depth: int, classes: int, channels: int = 1,
+    size: int = 28, seed: int = 0, norm: bool = False,
+) -> nn.Module:  # fmt: skip
     """Model `name` with an initialisation that depends on `seed` alone.
 
     Raises ValueError for an unknown name, `width` or `depth` below 1 (an MLP may have

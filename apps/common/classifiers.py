@@ -117,14 +117,9 @@ class ResNet18(nn.Module):
 
 
 def build(
-    name: str,
-    width: int,
-    depth: int,
-    classes: int,
-    channels: int = 1,
-    size: int = 28,
-    seed: int = 0,
-) -> nn.Module:
+    name: str, width: int, depth: int, classes: int, channels: int = 1,
+    size: int = 28, seed: int = 0,
+) -> nn.Module:  # fmt: skip
     """Model `name` with an initialisation that depends on `seed` alone.
 
     Raises ValueError for an unknown name, a depth below 1 (an MLP may have 0), an image

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from apps.common.images import Split
 
@@ -70,6 +71,13 @@ def evaluate(model: nn.Module, split: Split, batch: int = 1000) -> Tensor:
     """Logits [N, K] in evaluation mode, in the order of the samples."""
     model.eval()
     return torch.cat([model(x) for x in split.x.split(batch)])
+
+
+def freeze_batchnorm(model: nn.Module) -> None:
+    """Batch norm by its running statistics, which then do not change."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
 
 
 def clones(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

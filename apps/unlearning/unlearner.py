@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from apps.common.images import Split
 from apps.common.options import field_values
 from apps.common.seeds import mixed
+from apps.common.training import freeze_batchnorm
 from apps.unlearning.fitting import Loss, Recipe, batches
 from apps.unlearning.stages import Stage, Stages
 from sparsekit import fixed
@@ -89,13 +90,6 @@ class Problem:
     def record(self, **row: float) -> None:
         """One row of the log."""
         self.stage.rows.append({"stage": self.stage.name, **row})
-
-
-def freeze_batchnorm(model: nn.Module) -> None:
-    """Batch norm by its running statistics, which then do not change."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            module.eval()
 
 
 class Unlearner:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from apps.common.training import freeze_batchnorm
 from apps.continual.config import Config
 from apps.continual.strategy import Batch, Plan, Strategy
 from sparsekit.masks import topk_mask
@@ -78,9 +78,7 @@ class PackNet(Strategy):
 
     def loss_terms(self, batch: Batch) -> Iterator[Tensor]:
         if self.task:
-            for module in self.training.model.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
+            freeze_batchnorm(self.training.model)
         yield self.current_loss(batch)
 
     def after_backward(self, batch: Batch) -> None:

@@ -13,9 +13,8 @@ import torch
 from torch import nn
 
 from apps.common.images import Split
-from apps.common.training import evaluate
+from apps.common.training import evaluate, freeze_batchnorm
 from apps.unlearning.fitting import batches
-from apps.unlearning.unlearner import freeze_batchnorm
 from sparsekit.data_pruning.per_sample import cross_entropy
 
 

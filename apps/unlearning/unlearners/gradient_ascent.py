@@ -7,8 +7,8 @@ from typing import Literal
 from torch import nn
 
 from apps.common.images import Split
-from apps.common.training import evaluate
-from apps.unlearning.unlearner import Descent, Problem, freeze_batchnorm
+from apps.common.training import evaluate, freeze_batchnorm
+from apps.unlearning.unlearner import Descent, Problem
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,9 @@ from apps.classify import cli
 from apps.classify.config import Config
 from apps.classify.result import load_result
 from tests.apps.readme import blocks, run_readme
+from tests.apps.words import runner
 
-
-def run(*arguments: object) -> int:
-    return cli.main([str(argument) for argument in arguments])
+run = runner(cli)
 
 
 def test_the_readme_runs_as_it_stands(tmp_path: Path, monkeypatch, capsys) -> None:

@@ -5,30 +5,21 @@ from pathlib import Path
 
 import pytest
 
-from apps.common.full import (
-    Script,
-    add_merge_flags,
-    add_run_flags,
-    kept,
-    read_rows,
-    read_runs,
-    write_json,
-    write_runs,
-)
+from apps.common import full
 
 
-def script(called: list) -> Script:
+def script(called: list) -> full.Script:
     def run(arguments) -> None:
         if arguments.minutes < 0:
             raise ValueError(f"--minutes must be at least 0, got {arguments.minutes}")
         called.append(arguments)
 
     def merge(arguments) -> None:
-        called.append([read_rows(part) for part in arguments.parts])
+        called.append([full.read_rows(part) for part in arguments.parts])
 
-    found = Script("apps.example.full")
-    add_run_flags(found.verb("run", run, "train, within the time"))
-    add_merge_flags(found.verb("merge", merge, "parts into the book's results"))
+    found = full.Script("apps.example.full")
+    full.add_run_flags(found.verb("run", run, "train, within the time"))
+    full.add_merge_flags(found.verb("merge", merge, "parts into the book's results"))
     return found
 
 
@@ -63,9 +54,9 @@ def test_an_unknown_verb_is_a_usage_error(capsys) -> None:
 
 
 def test_runs_are_read_back_without_the_command(tmp_path: Path) -> None:
-    write_runs(tmp_path, {"rows": [{"seed": 1}], "timing": []}, "c0ffee")
-    found = read_runs(tmp_path)
-    assert found["rows"] == read_rows(tmp_path) == [{"seed": 1}]
+    full.write_runs(tmp_path, {"rows": [{"seed": 1}], "timing": []}, "c0ffee")
+    found = full.read_runs(tmp_path)
+    assert found["rows"] == full.read_rows(tmp_path) == [{"seed": 1}]
     assert found["timing"] == []
     origin = found["provenance"]
     assert (origin["commit"], origin["dirty"]) == ("c0ffee", False)
@@ -77,10 +68,10 @@ def test_runs_are_read_back_without_the_command(tmp_path: Path) -> None:
 def test_damaged_runs_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "runs.json").write_text(text)
     with pytest.raises(ValueError, match=r"runs\.json"):
-        read_runs(tmp_path)
+        full.read_runs(tmp_path)
 
 
 def test_a_table_lies_beside_the_measurements(tmp_path: Path) -> None:
-    path = write_json(kept(tmp_path, "sparcl-runs"), {"rows": [1]})
+    path = full.write_json(full.kept(tmp_path, "sparcl-runs"), {"rows": [1]})
     assert path == tmp_path / "full" / "sparcl-runs.json"
     assert json.loads(path.read_text()) == {"rows": [1]}

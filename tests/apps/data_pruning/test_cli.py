@@ -14,10 +14,9 @@ from apps.common.toml import read_toml
 from apps.data_pruning import cli
 from apps.data_pruning.config import PRESETS, Config, from_file, preset
 from tests.apps.readme import run_readme
+from tests.apps.words import runner
 
-
-def run(*arguments: object) -> int:
-    return cli.main([str(argument) for argument in arguments])
+run = runner(cli)
 
 
 def test_the_readme_runs_as_it_stands(tmp_path: Path, monkeypatch, capsys) -> None:

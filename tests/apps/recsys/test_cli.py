@@ -13,12 +13,12 @@ from apps.recsys import cli
 from apps.recsys.config import PRESETS, Config, preset
 from apps.recsys.result import load_result
 from tests.apps.readme import run_readme
+from tests.apps.words import runner
 
 SMOKE = ("--config", "lightgcn-ml100k", "--profile", "smoke")
 
 
-def run(*arguments: object) -> int:
-    return cli.main([str(argument) for argument in arguments])
+run = runner(cli)
 
 
 def test_the_readme_runs_as_it_stands(tmp_path: Path, monkeypatch, capsys):

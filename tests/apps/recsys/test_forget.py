@@ -28,13 +28,13 @@ from apps.recsys.scoring import FoldIn
 from apps.recsys.tables import LowRank, encode
 from apps.recsys.train import train
 from tests.apps.recsys.artefacts import dataset, vectors
+from tests.apps.words import runner
 
 SMALL = {"dim": 4, "layers": 1, "batch": 64, "epochs": 4, "every": 2, "l2": 0.01}
 GONE = ("u1", "u4", "u6", "u9", "u20")
 
 
-def run(*arguments: object) -> int:
-    return cli.main([str(argument) for argument in arguments])
+run = runner(cli)
 
 
 @pytest.fixture(scope="module")

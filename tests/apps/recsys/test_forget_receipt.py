@@ -14,10 +14,9 @@ from apps.recsys.config import Config
 from apps.recsys.result import load_result
 from apps.recsys.train import train
 from apps.unlearning import cli as unlearning
+from tests.apps.words import runner
 
-
-def run(*arguments: object) -> int:
-    return cli.main([str(argument) for argument in arguments])
+run = runner(cli)
 
 
 def verify(*arguments: object) -> int:
