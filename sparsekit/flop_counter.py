@@ -188,13 +188,10 @@ class FlopCounter(TorchDispatchMode):
         from_input = any(_storage(t) in self.from_input for t in tensors)
         sources = tuple({v: None for t in tensors for v in self._sources(t)})
         for output in outputs:
-            storage = _storage(output)
-            if storage in self.own:
-                continue
             if from_input:
-                self.from_input.add(storage)
+                self.from_input.add(_storage(output))
             elif sources:
-                self.derived[storage] = sources
+                self.derived[_storage(output)] = sources
 
     def _require_light(self, func: Any, tensors: list[Tensor]) -> None:
         """Refuse an unknown operation that may multiply matrices."""

@@ -243,11 +243,9 @@ def _gather(per_run: Tensor, problem: RuntimeError | None, seconds: float) -> fl
         return seconds
     reports: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(reports, (seconds, problem and str(problem)))
-    if problem is not None:
-        raise problem
     for rank, (_, text) in enumerate(reports):
         if text is not None:
-            raise RuntimeError(f"on rank {rank}: {text}")
+            raise RuntimeError(f"on rank {rank}: {text}") from problem
     on_gpu = dist.get_backend() == "nccl"
     shared = per_run.cuda() if on_gpu else per_run
     dist.all_reduce(shared)

@@ -22,6 +22,7 @@ from tests.mutation.operators import mutants
 BOOK = Path("book/results/contracts/mutation.json")
 SUITE = ("tests/sparsekit", "tests/mutants")
 COPIED = ("sparsekit", "apps", "tests", "benchmarks", "pyproject.toml")
+INSTALLED = "sparsekit.egg-info"  # if it is there: names of commands and extras
 BUDGET = 40.0  # seconds of tests a fault; the fastest come first
 PART = 15.0  # seconds of tests that one process runs when lines are recorded
 DEFAULTS = "tests/sparsekit/test_defaults.py"
@@ -88,7 +89,7 @@ def copy_tree(source: Path, tree: Path) -> Path:
     shutil.rmtree(tree, ignore_errors=True)
     tree.mkdir()
     ignored = shutil.ignore_patterns("__pycache__")
-    for name in COPIED:
+    for name in (*COPIED, *([INSTALLED] if (source / INSTALLED).exists() else [])):
         if (source / name).is_dir():
             shutil.copytree(source / name, tree / name, ignore=ignored)
         else:

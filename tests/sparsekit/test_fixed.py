@@ -136,3 +136,12 @@ def test_a_mask_that_fits_nothing_is_refused(masks, words):
     ):
         with pytest.raises(ValueError, match=words):
             refuses()
+
+
+def test_its_sparsity_is_that_of_its_masks_at_any_time() -> None:
+    masks = masks_of(network())
+    method = fixed.Fixed.of(masks)
+    alive = sum(int(mask.sum()) for mask in masks.values())
+    for step in (0, 1, 1000):
+        assert method.sparsity_at(step) == 1 - alive / 56
+        assert not method.due(step)

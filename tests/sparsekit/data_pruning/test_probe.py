@@ -228,3 +228,41 @@ def test_the_answer_is_plain_numbers() -> None:
         found = gradient_norms(model.double(), x.double(), y, one_by_one=one_by_one)
         assert found.dtype == torch.float64
         model.float()
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+@pytest.mark.parametrize("outside", [torch.no_grad, torch.inference_mode])
+def test_it_may_be_called_where_gradients_are_off(outside, one_by_one: bool) -> None:
+    model, x, y = mlp()
+    expected = gradient_norms(model, x, y, one_by_one=one_by_one)
+    with outside():
+        found = gradient_norms(model, x, y, one_by_one=one_by_one)
+        assert not torch.is_grad_enabled()
+    assert torch.equal(found, expected)
+
+
+class Noisy(nn.Module):
+    """Draws, without its result being of use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch.rand(3)
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_the_random_state_is_as_it_was(one_by_one: bool) -> None:
+    _, x, y = mlp()
+    state = torch.get_rng_state()
+    gradient_norms(Noisy(), x, y, one_by_one=one_by_one)
+    torch.set_rng_state(state)
+    expected = torch.rand(1)
+    torch.set_rng_state(state)
+    model = Noisy()
+    state = torch.get_rng_state()
+    gradient_norms(model, x, y, one_by_one=one_by_one)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert expected.shape == (1,)
