@@ -29,6 +29,7 @@ MOST_VALUES = 1000  # of a column to filter by
 FEW = 20  # items, each of which may well have another value
 LIST_COLUMNS = ("class", "genre", "genres", "category", "categories", "tags")
 SEPARATORS = ("|", ";", ",")
+NUMBERS = 0.9  # of the cells of a column to filter by range
 
 
 def artefact_of(
@@ -252,28 +253,25 @@ def columns_of(
 
 
 def numbers_of(table: Any) -> dict[str, np.ndarray]:
-    """{column: [I] float64} of an item table (pandas), NaN where a cell is empty.
+    """{column: [I] float64} of an item table (pandas), NaN where no number is known.
 
-    Of columns all of whose other cells are numbers, or texts that say one: a column of
-    whole numbers, as a year, is one to filter by value and by range.
+    Of columns nine tenths of whose cells, empty ones aside, are finite numbers or texts
+    that say one: a column of whole numbers, as a year, is one to filter by value and by
+    range, whatever a few cells hold.
     """
     import pandas as pd
 
     found: dict[str, np.ndarray] = {}
     for column in [] if table is None else table.columns[1:]:
         cells = table[column]
-        if pd.api.types.is_bool_dtype(cells) or not cells.map(_says_a_number).all():
+        if pd.api.types.is_bool_dtype(cells):
             continue
         values = pd.to_numeric(cells, errors="coerce").to_numpy(np.float64)
-        missing = (cells.isna() | (cells == "")).to_numpy(bool)
-        if (np.isfinite(values) | missing).all() and not missing.all():
-            found[column] = np.where(missing, np.nan, values)
+        values = np.where(np.isfinite(values), values, np.nan)
+        known, filled = np.isfinite(values).sum(), (cells.notna() & (cells != "")).sum()
+        if known and known >= NUMBERS * filled:
+            found[column] = values
     return found
-
-
-def _says_a_number(cell: Any) -> bool:
-    """A number, a text that may say one, or nothing."""
-    return cell is None or isinstance(cell, str | float | int | np.number)
 
 
 def tags_of(cells: Sequence[str], separator: str | None) -> Tags:

@@ -47,7 +47,12 @@ BUCKETS = (0.0005, 0.001, 0.002, 0.004, 0.006, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0)
 
 Id = Annotated[str, StringConstraints(max_length=512)]
 Ids = Annotated[list[Id], Field(max_length=MOST_IDS)]
-Values = Id | Annotated[list[Id], Field(max_length=100)]
+Number = (
+    Annotated[int, Field(ge=-(2**53), le=2**53)]
+    | Annotated[float, Field(allow_inf_nan=False)]
+)
+Value = Id | Number
+Values = Value | Annotated[list[Value], Field(max_length=100)]
 K = Annotated[int, Field(ge=1, le=MOST_K)]
 
 
@@ -66,7 +71,13 @@ class Question(BaseModel):
     def filters(self) -> Filters | None:
         if self.only is None and not self.without and not self.where:
             return None
-        return Filters(self.only, self.without, self.where)
+        where = {
+            column: [str(v) for v in values]
+            if isinstance(values, list)
+            else str(values)
+            for column, values in self.where.items()
+        }
+        return Filters(self.only, self.without, where)
 
 
 class Recommend(Question):

@@ -221,6 +221,7 @@ def test_numbers_are_read_from_numbers_and_from_texts_that_say_one():
             "year": ["1999", "", "2001"],
             "mixed": ["1", "two", "3"],
             "endless": [1.0, np.inf, 2.0],
+            "listed": [[1], [2], [3]],
             "sold": [True, False, True],
             "nothing": [None, None, None],
         }
@@ -231,4 +232,9 @@ def test_numbers_are_read_from_numbers_and_from_texts_that_say_one():
     np.testing.assert_array_equal(found["year"], [1999, np.nan, 2001])
     assert all(column.dtype == np.float64 for column in found.values())
     assert numbers_of(None) == {}
+    years = [str(1990 + i) for i in range(20)]
+    odd = {n: [*years[n:], *["V"] * n] for n in (2, 3)}
+    many = pd.DataFrame({"item": years, "two": odd[2], "three": odd[3]})
+    assert list(numbers_of(many)) == ["two"]
+    assert np.isnan(numbers_of(many)["two"]).tolist() == [False] * 18 + [True] * 2
     assert list(columns_of(table)[1]) == ["year", "mixed"]  # filters by value as well

@@ -79,6 +79,17 @@ def test_recommendations_are_the_recommenders(client, recommender):
     assert got["source"] == "folded"
 
 
+@pytest.mark.parametrize("value", ["5..8", 7, 7.0, [3, "40..", 9.5]])
+def test_numbers_and_ranges_are_filters(client, recommender, value):
+    """The fixture's item i has the length i."""
+    got = client.post("/recommend", json={"history": [], "where": {"length": value}})
+    texts = [str(v) for v in value] if isinstance(value, list) else str(value)
+    filters = Filters(where={"length": texts})
+    expected = recommender.recommend(history=[], filters=filters).items
+    assert got.json()["items"] == plain([asdict(item) for item in expected])
+    assert expected
+
+
 def test_similar_items(client, recommender):
     got = client.post("/similar", json={"item": "i5", "k": 3})
     expected = [asdict(item) for item in recommender.similar("i5", 3)]
@@ -136,6 +147,11 @@ REFUSED = {
         422, json.dumps({"user": "u/3", "only": [""] * 10_001})[:19_999].encode(),
     ),
     "column unknown": (422, b'{"user": "u/3", "where": {"actor": "x"}}'),
+    "value true": (422, b'{"user": "u/3", "where": {"length": true}}'),
+    "value NaN": (422, b'{"user": "u/3", "where": {"length": NaN}}'),
+    "value infinite": (422, b'{"user": "u/3", "where": {"length": [1e999]}}'),
+    "value endless": (422, b'{"user": "u/3", "where": {"x": ' + b"9" * 5000 + b"}}"),
+    "value no range": (422, b'{"user": "u/3", "where": {"length": "20..5"}}'),
     "value unknown": (422, b'{"user": "u/3", "where": {"genre": "x"}}'),
     "deep": (422, b'{"user": ' + b"[" * 9_000 + b"]" * 9_000 + b"}"),
     "surrogate": (422, b'{"user": "\\ud800"}'),
