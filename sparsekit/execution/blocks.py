@@ -111,7 +111,7 @@ class BlockLinear(PackedLinear):
             ValueError: for sizes that are no multiples, both `keep` and `mask`, a mask
                 of parts of blocks, or one whose block rows differ, naming the row.
         """
-        weight = module.weight.detach()
+        weight = module.weight
         blocks = _blocks(weight, block)  # (O, in / b, b, b)
         if keep is not None:
             if mask is not None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +79,18 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def _version(name: str) -> str:
+    """Of a library; "source" if it runs from a folder and was not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "source"
+
+
 def machine() -> str:
     """What a time depends on beside the layer: processor, threads and versions."""
-    libraries = " ".join(f"{n} {version(n)}" for n in ("torch", "numba", "sparsekit"))
+    names = "torch", "numba", "sparsekit"
+    libraries = " ".join(f"{name} {_version(name)}" for name in names)
     return f"{_processor()} | {torch.get_num_threads()} threads | {libraries}"
 
 

@@ -166,8 +166,9 @@ def unsupported(module: nn.Conv2d) -> str | None:
         padding = (0, 0)
     if side not in ((3, 3), (1, 1)):
         return f"kernels are 3x3 or 1x1, not {side}"
-    if padding != (side[0] // 2,) * 2 or module.padding_mode != "zeros":
-        return f"padding is {side[0] // 2} zeros, not {padding} {module.padding_mode}"
+    half = max(side) // 2
+    if padding != (half, half) or module.padding_mode != "zeros":
+        return f"padding is {half} zeros, not {padding} {module.padding_mode}"
     if module.stride not in ((1, 1), (2, 2)):
         return f"stride is 1 or 2, not {module.stride}"
     if module.groups != 1 or module.dilation != (1, 1):

@@ -80,7 +80,7 @@ class SharedColumnsLinear(PackedLinear):
             ValueError: for sizes that do not fit, or for a mask that is no such
                 pattern, naming the row.
         """
-        weight = module.weight.detach()
+        weight = module.weight
         out, inputs = weight.shape
         tile = out if tile is None else tile
         if tile < 1 or out % tile or (tile < MIN_TILE and tile != out):

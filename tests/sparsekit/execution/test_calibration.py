@@ -159,3 +159,13 @@ def test_the_file_of_times_is_made_to_be_read(cache):
     expected = json.dumps({"a": 0.25, "b": 0.5}, indent=1) + "\n"
     assert cache.read_text() == expected
     assert calibration._Cache().times == {"a": 0.25, "b": 0.5}
+
+
+def test_a_folder_that_was_not_installed_has_no_version(monkeypatch):
+    def version(name):
+        if name == "sparsekit":
+            raise calibration.PackageNotFoundError
+        return "1.2"
+
+    monkeypatch.setattr(calibration, "version", version)
+    assert calibration.machine().endswith("| torch 1.2 numba 1.2 sparsekit source")

@@ -1075,3 +1075,19 @@ def test_a_mask_names_what_the_model_has():
     for mask in (torch.ones(4, 3), torch.ones(3, 4) > 0):
         with pytest.raises(ValueError, match=r"'0.weight' is bool of shape \(4, 3\)"):
             compact(model, {"0.weight": mask})
+
+
+def test_masks_go_by_either_name_of_a_shared_layer():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = self.b = nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.b(self.a(x))
+
+    model = Shared()
+    mask = torch.rand(3, 3) < 0.5
+    for name in ("a.weight", "b.weight"):
+        small = compact(model, {name: mask})
+        assert torch.equal(small.a.weight, model.a.weight * mask)

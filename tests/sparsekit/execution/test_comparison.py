@@ -2,6 +2,7 @@ import copy
 import json
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -347,3 +348,33 @@ def test_memory_is_unknown_where_the_system_does_not_tell(monkeypatch):
     assert calls == [1]
     monkeypatch.setattr(comparison, "rss", lambda: 8_000_000)
     assert comparison._peak_mb(lambda: None) == 0
+
+
+def test_nine_rounds_unless_told_otherwise():
+    dense = Slow(0)
+    benchmark(dense, Slow(0), torch.randn(2, 3), engines=[])
+    assert dense.seen.count((False, True, False)) == 1 + 1 + 9 + 1
+
+
+def test_notes_begin_in_one_column():
+    notes = [replace(ROWS[2], engine=f"e{n}", note="x" * n) for n in (1, 9)]
+    table = Benchmark([*ROWS, *notes], "inference", (3,), "m")
+    lines = str(table).splitlines()[-3:-1]
+    assert lines[0].index("x") == lines[1].index("x")
+
+
+def test_a_session_of_onnxruntime_computes_with_as_many_threads_as_torch(monkeypatch):
+    import onnxruntime
+
+    given = []
+    session = onnxruntime.InferenceSession
+
+    def noted(content, options, providers):
+        given.append((options.intra_op_num_threads, providers))
+        return session(content, options, providers=providers)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", noted)
+    model, x = nn.Linear(3, 2).eval(), torch.randn(4, 3)
+    (found,) = comparison._run("onnxruntime", model, model, x, False, None, None)()
+    torch.testing.assert_close(torch.from_numpy(found), model(x))
+    assert given == [(torch.get_num_threads(), ["CPUExecutionProvider"])]

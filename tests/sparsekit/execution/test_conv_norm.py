@@ -475,3 +475,18 @@ def test_frozen_parts_get_no_gradient():
     residual = sparse(blocked_input()).requires_grad_()
     conv_norm(sparse, norm, blocked_input(), 3, residual)[0].sum().backward()
     assert torch.equal(residual.grad, torch.ones_like(residual))
+
+
+def test_gradients_of_any_layout():
+    found = []
+    *_, sparse, norm = subject(bias=True)
+    x = blocked_input().requires_grad_()
+    y, other, _ = conv_norm(sparse, norm, x, 3, fork=True)
+    grads = [torch.randn_like(t).transpose(2, 3).contiguous() for t in (y, x)]
+    for turned in (True, False):
+        given = [g.transpose(2, 3) for g in grads]
+        given = given if turned else [g.contiguous() for g in given]
+        leaves = x, sparse.values, norm.weight
+        found.append(torch.autograd.grad((y, other), leaves, given, retain_graph=True))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)

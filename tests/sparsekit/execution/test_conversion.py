@@ -599,3 +599,18 @@ def test_a_mask_with_holes_keeps_the_whole_block():
     assert made.columns.tolist() == [[0], [1]]
     assert torch.equal(made.to_dense(), kept * mask)
     assert torch.equal(linear.weight, kept)
+
+
+def test_a_layer_that_is_called_by_name_is_not_timed(times):
+    class ByName(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.layer(input=x)
+
+    (choice,) = convert(
+        ByName(), "values", example=torch.randn(2, 5)
+    ).conversion.choices
+    assert (choice.form, choice.reason) == ("values", "not timed")

@@ -336,6 +336,17 @@ def test_flattened_samples_stay_innermost(layouts, batch, layout):
     assert layouts[flat] == layout
 
 
+@pytest.mark.parametrize(
+    ("batch", "layout"), [(33, "blocked"), (MANY, "blocked"), (3, "rows"), (1, "rows")]
+)
+def test_means_of_images_stay_where_the_images_are(layouts, batch, layout):
+    made = Made(4, 7, 7)
+    mean = made.average(made.conv("input", 4))
+    made.linear(made.flatten(mean), 3)
+    assert_computes(made, batch)
+    assert layouts[mean] == layout
+
+
 # ---- the kernels ---------------------------------------------------------------------
 
 

@@ -423,6 +423,16 @@ def test_tensors_that_are_no_buffers_and_constants_of_the_forward_go_along():
     assert set(network.state_dict()) == set(Constants().state_dict())
 
 
+def test_activations_of_the_layout_change_nothing_in_place():
+    model = nn.Sequential(
+        sparse(3, 4), nn.Hardswish(inplace=True), sparse(4, 4), nn.ReLU(inplace=True),
+        nn.SiLU(inplace=True), nn.Dropout(0.0, inplace=True),
+    )  # fmt: skip
+    network = as_network(model, X)
+    flags = [getattr(m, "inplace", None) for m in network.children()]
+    assert flags == [None, False, None, True, False, True]
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
