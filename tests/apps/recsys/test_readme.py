@@ -129,7 +129,7 @@ def test_the_service_with_curl(folder):
                 assert process.poll() is None
                 time.sleep(0.1)
         answers = {line: answered(line, port) for line in lines}
-        assert len(answers) == 5
+        assert len(answers) == 6
         assert all(answer.status_code == 200 for answer in answers.values())
         titles = [item["title"] for item in answers[lines[0]].json()["items"]]
         assert "Return of the Jedi" in titles
