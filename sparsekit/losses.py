@@ -73,7 +73,7 @@ def as_it_was(model: nn.Module) -> Iterator[None]:
         id(buffer)
         for layer in model.modules()
         if isinstance(layer, SparseLayer)
-        for buffer in layer.buffers(recurse=False)
+        for buffer in layer.buffers()
     }
     buffers = [b for b in model.buffers() if id(b) not in indices]
     before = [buffer.clone() for buffer in buffers]

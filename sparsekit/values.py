@@ -90,7 +90,7 @@ class ValuesWeight(Weight):
         return self.layer.scatter(values)
 
     def stored(self) -> list[Tensor]:
-        return [self.parameter, *self.layer.buffers(recurse=False)]
+        return [self.parameter, *self.layer.buffers()]
 
     def require_held(self, model: nn.Module) -> None:
         held = model.get_submodule(self.name.removesuffix("weight").removesuffix("."))

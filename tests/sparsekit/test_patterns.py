@@ -191,3 +191,9 @@ def test_sizes_are_integers_of_at_least_one():
     for sparsity in (1.0, -0.1):
         with pytest.raises(ValueError, match="share of zeros"):
             NM(1, 2).count((2, 4), sparsity)
+
+
+def test_the_smallest_weight_has_one_entry():
+    for pattern in (Rows(), Columns(), Block(1, 1), NM(1, 1)):
+        assert pattern.count((1, 1), 0.0) == 1
+        assert pattern.mask(torch.ones(1, 1), 1).tolist() == [[True]]

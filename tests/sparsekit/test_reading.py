@@ -1,5 +1,6 @@
 """What a method and a user read of a Sparsifier: plain numbers, and nothing changes."""
 
+import copy
 from dataclasses import dataclass
 
 import pytest
@@ -264,3 +265,97 @@ def test_attaching_again_after_detaching() -> None:
     backward(model, sparsifier)
     with pytest.raises(ValueError, match="absent weights"):  # that step wrote to them
         sparsifier.optimizer.step()
+
+
+# ---- a checkpoint, before and after the Sparsifier -----------------------------------
+
+
+def run(model: nn.Module, sparsifier: Sparsifier, n: int) -> None:
+    for _ in range(n):
+        backward(model, sparsifier)
+        finish(sparsifier)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_a_model_may_be_loaded_before_the_sparsifier_or_after(form, order) -> None:
+    """The new one's own first masks leave no trace, in weights and in moments."""
+
+    def build(seed: int, load=None) -> tuple[nn.Module, Sparsifier]:
+        torch.manual_seed(7)
+        model = nn.Sequential(nn.Linear(9, 7), nn.Tanh(), nn.BatchNorm1d(7))
+        model.append(nn.Linear(7, 3))
+        if form == "values":
+            for place in (0, 3):
+                dense = model[place]
+                mask = torch.rand_like(dense.weight) > 0.3
+                model[place] = SparseLinear.from_dense(dense, mask)
+        optimizer = torch.optim.Adam(model.parameters(), 0.1)
+        if load is not None:
+            load(model, optimizer)
+        return model, Sparsifier(model, optimizer, Static(0.5), seed=seed)
+
+    model, sparsifier = build(seed=1)
+    run(model, sparsifier, 3)
+    weights = {n: t.clone() for n, t in model.state_dict().items()}
+    moments = copy.deepcopy(sparsifier.optimizer.state_dict())  # it shares tensors
+    masks = sparsifier.state_dict()
+
+    def load(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        model.load_state_dict(weights)
+        optimizer.load_state_dict(moments)
+
+    if order == "before":
+        again, second = build(seed=2, load=load)
+    else:
+        again, second = build(seed=2)
+        load(again, second.optimizer)
+    second.load_state_dict(masks)
+    assert (second.step, second.seed) == (3, 1)
+    for n, tensor in again.state_dict().items():
+        assert torch.equal(tensor, weights[n]), n
+    run(model, sparsifier, 2)
+    run(again, second, 2)
+    for (n, one), two in zip(
+        model.state_dict().items(), again.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, two), n
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_was_trained_since_is_not_put_back(form: str) -> None:
+    """Loading into a Sparsifier that has stepped zeroes what is absent."""
+    model, sparsifier = made(form, Static(0.5))
+    state = sparsifier.state_dict()
+    run(model, sparsifier, 2)
+    trained = {n: t.clone() for n, t in model.state_dict().items()}
+    sparsifier.load_state_dict(state)
+    for n, tensor in model.state_dict().items():
+        assert torch.equal(tensor, trained[n]), n
+
+
+def test_frozen_weights_of_both_forms_keep_their_bits_and_thaw() -> None:
+    for form in FORMS:
+        model, sparsifier = made(form, Static(0.5))
+        name = "0.weight"
+        half = torch.zeros(7, 9, dtype=torch.bool)
+        half[:4] = True
+        sparsifier.set_trainable(name, half)
+        weight = sparsifier._weights[name]
+        before = weight.dense().clone()
+        run(model, sparsifier, 2)
+        assert torch.equal(weight.dense()[4:], before[4:])
+        assert not torch.equal(weight.dense()[:4], before[:4])
+        sparsifier.set_trainable(name, torch.ones_like(half))
+        before = weight.dense().clone()
+        run(model, sparsifier, 1)
+        moved = weight.dense() != before
+        assert torch.equal(moved[4:], moved[4:] & sparsifier.alive[name][4:])
+        assert moved[4:].any()
+        with pytest.raises(ValueError, match=r"no weight 'x'; there are 0\.weight, 3"):
+            sparsifier.set_trainable("x", half)
+        for wrong in (half[:4], half.float()):
+            with pytest.raises(
+                ValueError, match=r"must be a bool mask of shape \(7, 9"
+            ):
+                sparsifier.set_trainable(name, wrong)

@@ -69,3 +69,42 @@ def test_rounding_carries_no_value_past_the_end():
     # 0.001 + (0.009 - 0.001) is 0.009000000000000001, and 1 - 1e-18 is 1.
     assert cubic(0.001, 0.009, 0, 10**6)(10**6 - 1) <= 0.009
     assert cubic(0.009, 0.001, 0, 10**6)(10**6 - 1) >= 0.001
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_named(value):
+    for schedule, names in (
+        (linear, ("start", "end", "begin", "finish")),
+        (exponential, ("start", "end", "begin", "finish")),
+        (cubic, ("start", "end", "begin", "finish")),
+    ):
+        for name in names:
+            given = {"start": 1.0, "end": 2.0, "begin": 0.0, "finish": 5.0, name: value}
+            named = {"begin", "finish"} if name in ("begin", "finish") else {name}
+            with pytest.raises(
+                ValueError, match=f"({'|'.join(named)}) is a finite num"
+            ):
+                schedule(**given)
+    with pytest.raises(ValueError, match="value is a finite number"):
+        constant(value)
+
+
+def test_signs_of_an_exponential():
+    assert exponential(-1.0, -4.0, 0, 2)(1) == pytest.approx(-2)
+    for start, end in ((1.0, -1.0), (0.0, 1.0), (1.0, 0.0), (-2.0, 0.5)):
+        with pytest.raises(ValueError, match="of one sign and not 0"):
+            exponential(start, end, 0, 1)
+    assert exponential(0.25, 0.5, 0, 1)(0) == 0.25
+
+
+def test_before_the_first_and_after_the_last_step():
+    for schedule in (linear, cubic, exponential):
+        made = schedule(1.0, 0.25, 2, 6)
+        assert [made(step) for step in (-5, 0, 2)] == [1.0] * 3
+        assert [made(step) for step in (6, 7, 100)] == [0.25] * 3
+        assert 0.25 < made(2.5) < 1.0
+        assert 0.25 < made(5.5) < 1.0
+        at_once = schedule(1.0, 0.25, 3, 3)
+        assert [at_once(step) for step in (2, 3, 4)] == [1.0, 0.25, 0.25]
+        with pytest.raises(ValueError, match="begin <= finish is needed, got 4 > 3"):
+            schedule(1.0, 0.25, 4, 3)
