@@ -250,6 +250,21 @@ def test_the_scoreboard_is_whole_without_scripts(real_site, serve, browser):
     context.close()
 
 
+def test_a_dark_page_is_printed_in_light_colours(mini_site, serve, browser):
+    with Visit(browser, serve(mini_site), scheme="dark") as visit:
+        for path in ("chapters/tiny.html", "scoreboard.html"):
+            page = visit.open(path)
+            page.emulate_media(media="print", color_scheme="dark")
+            page.wait_for_function("document.documentElement.dataset.theme === 'light'")
+            page.add_style_tag(content="* { transition: none !important }")
+            assert page.evaluate(FAINT) == [], path
+            for pressed in (".scoreboard-controls", ".copybtn", ".toggle-button"):
+                assert not page.locator(f"{pressed}:visible").count(), path
+            page.emulate_media(media="screen", color_scheme="dark")
+            page.wait_for_function("document.documentElement.dataset.theme === 'dark'")
+        assert visit.problems == []
+
+
 def test_solution_unfolds_and_menu_opens_on_a_phone(mini_site, serve, browser):
     with Visit(browser, serve(mini_site), width=PHONE) as visit:
         page = visit.open("chapters/tiny.html")
