@@ -243,3 +243,10 @@ def test_by_layer_says_which_sparsity_fits():
         by_layer({"a": 0.5})({"a": (10, 8), "b": (10, 12)}, 0.99)
     with pytest.raises(ValueError, match=r"no tensor 'fc' .* did you mean 'fc1'"):
         by_layer({"fc": 0.5})({"fc1": (10, 8)}, 0.5)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan, -0.5])
+def test_a_share_is_a_finite_count(value):
+    with pytest.raises(ValueError, match="share of 'b' is a finite count, got"):
+        apportion({"a": 1.0, "b": value}, 2, {"a": 3, "b": 3})
+    assert apportion({"a": 0.0, "b": 2.0}, 2, {"a": 3, "b": 3}) == {"a": 1, "b": 1}

@@ -147,3 +147,16 @@ def test_masks_may_be_loaded_into_a_model_that_is_dense() -> None:
     assert torch.equal(fresh.model.weight != 0, alive)
     assert torch.equal(fresh.sparsifier.alive["weight"], alive)
     step(fresh)
+
+
+def test_loading_between_the_two_lines_begins_a_new_step() -> None:
+    made = training(Static(0.5))
+    state = made.sparsifier.state_dict()
+    step(made, finish=False)
+    with pytest.raises(RuntimeError, match="save after after_step"):
+        made.sparsifier.state_dict()
+    made.sparsifier.load_state_dict(state)
+    with pytest.raises(RuntimeError, match="after_step was called without before"):
+        made.sparsifier.after_step()
+    step(made)
+    assert made.sparsifier.step == 1

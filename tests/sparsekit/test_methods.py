@@ -854,3 +854,21 @@ def test_sparsity_over_time_by_hand() -> None:
     assert at(task, 1, 2, 4, 5, 10) == [0.5, 0.4, 0.4, 0.5, 0.5]
     assert at(replace(task, every=9), 2, 9, 10) == [0.4, 0.4, 0.5]
     assert at(replace(task, every=(2, 5), sparsity=0.05), 2, 3, 4) == [0, 0, 0.05]
+
+
+def test_tdm_reads_no_loss_that_weighs_nothing() -> None:
+    model = Branches()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    x = torch.ones(2, 7)
+    sparsifier = Sparsifier(
+        model, optimizer,
+        TDM(0.5, every=1, end=3, intra=0.1, beta=0.0, variant="paper"),
+        losses={"current": lambda m: m(x).square().mean()},
+    )  # fmt: skip
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        sparsifier.before_step()  # no loss "buffer" is asked for
+        optimizer.step()
+        sparsifier.after_step()
+    assert sparsifier.step == 3

@@ -197,3 +197,11 @@ def test_the_smallest_weight_has_one_entry():
     for pattern in (Rows(), Columns(), Block(1, 1), NM(1, 1)):
         assert pattern.count((1, 1), 0.0) == 1
         assert pattern.mask(torch.ones(1, 1), 1).tolist() == [[True]]
+
+
+@pytest.mark.parametrize("pattern", [Rows(), Columns(), Block(2, 2), NM(1, 2)])
+def test_vectors_are_refused_by_every_pattern_of_matrices(pattern):
+    with pytest.raises(ValueError, match=r"needs a weight .*, got shape \(6,\) in 'b'"):
+        pattern.count((6,), 0.5, "b")
+    with pytest.raises(ValueError, match=r"needs a weight .*, got shape \(6,\)$"):
+        pattern.mask(torch.ones(6), 2)

@@ -249,3 +249,32 @@ def test_looking_for_the_last_layer_leaves_no_trace():
         assert torch.equal(tensor, before[name]), name
     assert not model[0]._forward_hooks
     assert not model[3]._forward_hooks
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_one_entry_that_is_not_finite_is_enough(value):
+    logits = torch.zeros(3, 4)
+    logits[1, 2] = value
+    with pytest.raises(
+        ValueError, match="infinite for 1 of 3 examples, first for numb"
+    ):
+        el2n(nn.Identity(), logits, torch.tensor([0, 1, 2]))
+
+
+def test_looking_for_the_last_layer_draws_nothing_and_trains_nothing():
+    class Draws(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Linear(4, 3)
+
+        def forward(self, x):
+            assert not self.training
+            torch.rand(2)
+            return self.last(x)
+
+    model = Draws()
+    state = torch.get_rng_state()
+    grand(model, torch.ones(2, 4), torch.tensor([0, 1]), params="last")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    assert not model.last._forward_hooks

@@ -327,3 +327,9 @@ def test_scores_of_a_graph_are_read_and_left_alone():
     kept = select(scores * 2, 3, "top")
     assert kept.tolist() == [3, 4, 5]
     assert scores.grad is None
+
+
+def test_the_warning_points_to_the_call():
+    with pytest.warns(UserWarning, match="'top' keeps") as found:
+        select(torch.arange(10.0), 2, "top")
+    assert found[0].filename == __file__
