@@ -40,7 +40,8 @@ def shapes_of_starts(
 def row_order(crow: Integers, col: Integers, taps: int, channels: int) -> Integers:
     """The `starts` of a weight matrix in rows, whose columns stay as they are."""
     block = channels_of_a_block(len(col), len(crow) - 1, channels, taps)
-    return row_starts(crow, col, block * taps, -(-channels // block))[None]
+    starts = row_starts(crow, col, block * taps, -(-channels // block))
+    return starts.reshape(1, *starts.shape)  # [None] would have a stride of 0
 
 
 def column_order(
