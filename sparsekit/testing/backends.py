@@ -10,7 +10,7 @@ import torch
 from sparsekit.execution.layer import SparseLayer
 from sparsekit.method import Method
 from sparsekit.parameters import weights
-from sparsekit.testing.repetition import resumed, run_scaled
+from sparsekit.testing.repetition import check_scaler, resumed
 from sparsekit.testing.subject import Subject
 from sparsekit.testing.training import FAMILIES, Training, load, require, require_equal
 
@@ -24,7 +24,7 @@ def check_backends(subject: Subject) -> None:
         check_same(subject, optimizer)
     check_same(subject, "Adam, amsgrad", moments="mean")
     check_values_resume(subject)
-    check_values_scaler(subject)
+    check_scaler(subject, ["AdamW"], values=True)  # a skipped step leaves no gradient
 
 
 def check_same(subject: Subject, optimizer: str, moments: str = "zero") -> None:
@@ -134,20 +134,3 @@ def packed_masks(state: dict) -> dict[str, torch.Tensor]:
         for kind in ("alive", "trainable", "visited")
         for name, mask in state[kind].items()
     }
-
-
-def check_values_scaler(subject: Subject) -> None:
-    """Hooks and GradScaler; a skipped step that was due leaves no gradient behind."""
-    due = [t for t in range(1, subject.steps - 1) if subject.method.due(t)]
-    for skipped in {1, *due[:1]}:
-        scaled = subject.training(optimizer="AdamW", values=True, attached=True)
-        run_scaled(scaled, subject.steps, skipped)
-        plain = subject.training(optimizer="AdamW", values=True)
-        for t in range(subject.steps):
-            if t != skipped:
-                plain.step(t)
-        require_equal(
-            scaled.tensors(buffers=False),
-            plain.tensors(buffers=False),
-            f"in values mode, GradScaler that skips step {skipped}",
-        )

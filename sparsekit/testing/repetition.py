@@ -1,5 +1,7 @@
 """Two trainings that must be the same, bit for bit."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -123,24 +125,29 @@ def check_gradients(subject: Subject) -> None:
     )
 
 
-def check_scaler(subject: Subject) -> None:
+def check_scaler(
+    subject: Subject,
+    optimizers: Sequence[str] = ("momentum", "AdamW", "AdamW, fused"),
+    values: bool = False,
+) -> None:
     """GradScaler: a step skipped for an infinite gradient is as if it had not been.
 
     The scale is a power of two, so the result equals that without a scaler exactly.
     """
     due = [t for t in range(1, subject.steps - 1) if subject.method.due(t)]
-    for optimizer in ("momentum", "AdamW", "AdamW, fused"):
+    for optimizer in optimizers:
         for skipped in {1, *due[:1]}:
-            scaled = subject.training(optimizer=optimizer, attached=True)
+            scaled = subject.training(optimizer=optimizer, attached=True, values=values)
             run_scaled(scaled, subject.steps, skipped)
-            plain = subject.training(optimizer=optimizer)
+            plain = subject.training(optimizer=optimizer, values=values)
             for t in range(subject.steps):
                 if t != skipped:
                     plain.step(t)
             require_equal(
                 scaled.tensors(buffers=False),
                 plain.tensors(buffers=False),
-                f"GradScaler that skips step {skipped} with {optimizer}",
+                f"{'in values mode, ' if values else ''}GradScaler with {optimizer} "
+                f"that skips step {skipped}",
             )
 
 

@@ -69,7 +69,7 @@ VALUES = {
     values.KeepsDenseMask: "keeps a tensor of 90 entries, but has",
     values.LosesFirstMove: "resumed after 6 of 13 steps: .* differ",
     values.AddsSkippedGradient: "gradient of '0.weight' has NaN",
-    values.ShowsScaledGradient: "GradScaler that skips step 1: .* differ",
+    values.ShowsScaledGradient: "GradScaler with AdamW that skips step 1: .* differ",
     values.DoublesDenseGradient: "step 3 .* differ",
     values.MovesLate: "gradient of absent weights of .* was not collected",
 }
