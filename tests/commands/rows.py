@@ -170,7 +170,8 @@ ROWS = {
         writes="augmented", slow=True,
     ),
     "recsys export": Row(
-        "--dataset log.csv --model ease --out model.safetensors",
+        "--dataset log.csv --model ease --out model.safetensors", ("recsys train",),
+        also="--run run --fold-in 0.1 1 --out other.safetensors",
         missing="--run nowhere --out model.safetensors", absent="nowhere",
         writes="model.safetensors",
     ),
