@@ -54,6 +54,11 @@ def export(
     result = load_result(run)
     _, described = RunFolder(run).read_tensors("samples.safetensors")
     facts = json.loads(described["run"])
+    if "mean" not in facts:
+        raise ValueError(
+            f"{run} is of an older version, which did not keep how inputs are "
+            "standardised: train it again"
+        )
     shape = facts["shape"]
     folder = run if out is None else out
     folder.mkdir(parents=True, exist_ok=True)

@@ -80,6 +80,19 @@ def test_counts_of_words_are_not_standardised(done, tmp_path, monkeypatch) -> No
     assert json.loads(written.about.read_text())["standardise"] is None
 
 
+def test_an_older_run_is_refused(done, tmp_path, monkeypatch) -> None:
+    config, _ = done
+    plain = RunFolder.read_tensors
+
+    def older(self, name):
+        tensors, metadata = plain(self, name)
+        return tensors, {k: v.replace('"mean"', '"m"') for k, v in metadata.items()}
+
+    monkeypatch.setattr(RunFolder, "read_tensors", older)
+    with pytest.raises(ValueError, match="train it again"):
+        export(config.out, tmp_path)
+
+
 def test_the_command_writes_beside_the_run(done, capsys) -> None:
     config, _ = done
     assert main(["export", "--run", str(config.out)]) == 0
