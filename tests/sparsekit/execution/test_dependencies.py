@@ -183,6 +183,14 @@ def test_images_side_by_side(meet, left):
 # ---- sizes ---------------------------------------------------------------------------
 
 
+class Scaled(Net):
+    """Its outputs are scaled by a number that is read off what a gives."""
+
+    def forward(self, x):
+        y = self.a(x)
+        return self.b(y) * self.between(y)
+
+
 @pytest.mark.parametrize(
     ("factor", "gone"),
     [
@@ -199,12 +207,7 @@ def test_images_side_by_side(meet, left):
     ],
 )  # fmt: skip
 def test_sizes_of_images_that_are_read(factor, gone):
-    class Scaled(Net):
-        def forward(self, x):
-            y = self.a(x)
-            return self.b(y) * factor(y)
-
-    net = Scaled(nn.Conv2d(3, 6, 3, padding=1), lambda self, y: y, nn.Conv2d(6, 4, 3))
+    net = Scaled(nn.Conv2d(3, 6, 3, padding=1), factor, nn.Conv2d(6, 4, 3))
     assert goes(net) is gone
 
 
@@ -218,12 +221,7 @@ def test_sizes_of_images_that_are_read(factor, gone):
     ],
 )  # fmt: skip
 def test_sizes_of_rows_that_are_read(factor, gone):
-    class Scaled(Net):
-        def forward(self, x):
-            y = self.a(x)
-            return self.b(y) * factor(y)
-
-    net = Scaled(nn.Linear(3, 6), lambda self, y: y, nn.Linear(6, 4))
+    net = Scaled(nn.Linear(3, 6), factor, nn.Linear(6, 4))
     assert goes(net) is gone
 
 

@@ -141,16 +141,17 @@ def test_what_is_not_known_reads_ordinary_tensors(name):
 
 
 class Branches(nn.Module):
-    """Two branches of the same images, put together along a dimension."""
+    """Two convolutions of the images, or of a part each, and what they meet in."""
 
-    def __init__(self, meet):
+    def __init__(self, meet, widths, n_in, halves=False):
         super().__init__()
         torch.manual_seed(0)
-        self.a, self.b = sparse(3, 4), sparse(3, 5)
-        self.last, self.meet = sparse(9, 4), meet
+        self.a, self.b = (sparse(3, width) for width in widths)
+        self.last, self.meet, self.halves = sparse(n_in, 4), meet, halves
 
     def forward(self, x):
-        return self.last(self.meet(self.a(x), self.b(x)))
+        first, second = (x[:9], x[9:]) if self.halves else (x, x)
+        return self.last(self.meet(self.a(first), self.b(second)))
 
 
 @pytest.mark.parametrize(
@@ -161,56 +162,22 @@ class Branches(nn.Module):
     ],
 )  # fmt: skip
 def test_channels_side_by_side_stay(meet):
-    network = as_network(Branches(meet), X)
+    network = as_network(Branches(meet, (4, 5), 9), X)
     assert (count(network, "to_blocked"), count(network, "from_blocked")) == (1, 1)
     assert count(network, "cat") == 1
-
-
-class Images(nn.Module):
-    """Concatenation along other dimensions, and of other images."""
-
-    def __init__(self, meet):
-        super().__init__()
-        torch.manual_seed(0)
-        self.a, self.b, self.last, self.meet = (
-            sparse(3, 4),
-            sparse(3, 4),
-            sparse(4, 4),
-            meet,
-        )
-
-    def forward(self, x):
-        return self.last(self.meet(self.a(x), self.b(x), x))
 
 
 @pytest.mark.parametrize(
     "meet",
     [
-        lambda a, b, x: torch.cat([a, b]), lambda a, b, x: torch.cat([a, b], 2),
-        lambda a, b, x: torch.cat([a, b], dim=-1), lambda a, b, x: torch.cat([a, b], 3),
-        lambda a, b, x: torch.cat([a[:, :2], b[:, 2:]], 1),
+        lambda a, b: torch.cat([a, b]), lambda a, b: torch.cat([a, b], 2),
+        lambda a, b: torch.cat([a, b], dim=-1), lambda a, b: torch.cat([a, b], 3),
+        lambda a, b: torch.cat([a[:, :2], b[:, 2:]], 1),
     ],
 )  # fmt: skip
 def test_other_concatenations_are_those_of_ordinary_tensors(meet):
-    network = as_network(Images(meet), X)
+    network = as_network(Branches(meet, (4, 4), 4), X)
     assert count(network, "to_blocked") == 2
-
-
-class Halves(nn.Module):
-    """Convolutions of different numbers of images, which meet again."""
-
-    def __init__(self, meet):
-        super().__init__()
-        torch.manual_seed(0)
-        self.a, self.b, self.last, self.meet = (
-            sparse(3, 4),
-            sparse(3, 4),
-            sparse(8, 4),
-            meet,
-        )
-
-    def forward(self, x):
-        return self.last(self.meet(self.a(x[:9]), self.b(x[9:])))
 
 
 @pytest.mark.parametrize(
@@ -220,7 +187,7 @@ class Halves(nn.Module):
     ],
 )  # fmt: skip
 def test_images_of_two_batches_are_not_taken_for_those_of_one(meet):
-    as_network(Halves(meet), X)
+    as_network(Branches(meet, (4, 4), 8, halves=True), X)
 
 
 def test_the_number_of_images_is_known_in_the_layout():
