@@ -14,6 +14,7 @@ from apps.recsys.evaluation import evaluate
 from apps.recsys.interactions import Interactions
 from apps.recsys.splits import random_ratio
 from benchmarks import reports, scale, unlearning_settings
+from tests.examples import assert_examples_hold, modules_with_examples
 
 ROOT = Path(__file__).parents[1]
 FILES = ("density", "gpu_sparse", "inference", "mlp_training", "per_sample_norms")
@@ -29,6 +30,11 @@ def made(
     env = {**os.environ, **environment}
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env=env)
     return json.loads(path.read_text()), path.with_suffix(".md").read_text()
+
+
+@pytest.mark.parametrize("name", modules_with_examples("benchmarks"))
+def test_examples(name):
+    assert_examples_hold(name)
 
 
 def test_streamed_scores(tmp_path):
