@@ -18,9 +18,9 @@ import numpy as np
 
 from apps.recsys.augmentation import LLMRecSettings, save
 from apps.recsys.config import Config
-from apps.recsys.evaluation import Evaluation
+from apps.recsys.evaluation import Evaluation, of_items
 from apps.recsys.ingredients import Ingredients
-from apps.recsys.metrics import by_popularity, only_items, ranking_metrics
+from apps.recsys.metrics import by_popularity
 from apps.recsys.result import CHOSEN_BY, Result
 from apps.recsys.splits import Dataset
 from apps.recsys.train import train
@@ -171,6 +171,6 @@ def sliced(evaluation: Evaluation, data: Dataset, cold: np.ndarray) -> dict[str,
         "cold": float(np.nanmean(each[cold])), "warm": float(np.nanmean(each[~cold])),
     }  # fmt: skip
     for name, chosen in by_popularity(data.train).items():
-        part = ranking_metrics(evaluation.ranked, only_items(data.test, chosen), [20])
-        found[name] = float(np.nanmean(part["ndcg@20"]))
+        part = of_items(evaluation, data, chosen, [20])["ndcg@20"]
+        found[name] = float(np.nanmean(part))
     return found

@@ -21,14 +21,12 @@ from apps.recsys.budget_cli import BUDGET_VERBS
 from apps.recsys.compare import compare
 from apps.recsys.comparison import load_comparison
 from apps.recsys.config import MODELS, PRESETS, Config, Source
-from apps.recsys.evaluation import new_users
+from apps.recsys.evaluation import new_users, of_items
 from apps.recsys.forget_cli import FORGET_VERBS
 from apps.recsys.forgetting.forget import AUDIT
 from apps.recsys.metrics import (
     by_activity,
     by_popularity,
-    only_items,
-    ranking_metrics,
     summary,
 )
 from apps.recsys.result import Result, load_result
@@ -130,8 +128,7 @@ def slices(result: Result, k: int = 20) -> dict[str, dict[str, Interval]]:
     for name, chosen in by_activity(data.train).items():
         values[f"{name} users"] = {m: v[chosen] for m, v in tested.values.items()}
     for name, chosen in by_popularity(data.train).items():
-        part = only_items(data.test, chosen)
-        values[f"{name} items"] = ranking_metrics(tested.ranked, part, [k])
+        values[f"{name} items"] = of_items(tested, data, chosen, [k])
     return {name: summary({m: v[m] for m in wanted}) for name, v in values.items()}
 
 

@@ -67,6 +67,19 @@ def evaluate(
     return Evaluation(part, ranked, known_to_it)
 
 
+def of_items(
+    tested: Evaluation, data: Dataset, items: np.ndarray, ks: Sequence[int]
+) -> metrics.Metrics:
+    """The metrics of the same lists by test interactions with some items alone.
+
+    items: [I] bool. NaN for users who were not ranked for, or have none of the items.
+    """
+    part = metrics.only_items(data.part(tested.part), items)
+    left_out = np.isnan(next(iter(tested.values.values())))
+    values = metrics.ranking_metrics(tested.ranked, part, ks)
+    return {name: np.where(left_out, np.nan, v) for name, v in values.items()}
+
+
 def new_users(data: Dataset, part: str) -> int:
     """Users of a part without training interactions, who are not ranked for."""
     there = np.diff(data.part(part).indptr) > 0

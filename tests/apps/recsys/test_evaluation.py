@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from apps.recsys.evaluation import evaluate, new_users, select
+from apps.recsys.evaluation import evaluate, new_users, of_items, select
 from apps.recsys.models.closed_form import EASE
 from apps.recsys.splits import Dataset
 from tests.apps.recsys.artefacts import dataset
@@ -41,6 +41,22 @@ def test_new_users_are_left_out_and_counted(whole, later):
         np.testing.assert_array_equal(found.values[name], expected)
         assert found.means[name] == np.nanmean(expected)
     assert (found.ranked[NEW] == -1).all()
+
+
+def test_slices_of_items_leave_them_out_too(later):
+    """The parts by items add up to the whole, for those who are ranked for."""
+    tested = evaluate(EASE(20).fit(later.train), later, "test")
+    low = np.arange(later.shape[1]) < 20
+    of_low, of_high = (of_items(tested, later, part, [20]) for part in (low, ~low))
+    hits = np.zeros(later.shape[0])
+    for part, values in ((low, of_low), (~low, of_high)):
+        n = np.diff(sp.csr_array(later.test[:, part]).indptr)
+        assert np.isnan(values["recall@20"][NEW]).all()
+        hits += np.nan_to_num(values["recall@20"]) * n
+    n = np.diff(later.test.indptr)
+    wanted = np.nan_to_num(tested.values["recall@20"]) * n
+    np.testing.assert_allclose(hits, wanted)
+    assert hits.sum() > 0
 
 
 def test_settings_are_chosen_by_known_users(later):
