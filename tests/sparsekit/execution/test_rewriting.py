@@ -304,90 +304,68 @@ def test_gradients_of_a_block_are_those_of_its_layers():
         torch.testing.assert_close(b.grad, a.grad, rtol=1e-3, atol=1e-3, msg=name)
 
 
-def test_a_norm_that_two_read_is_written_before():
-    """Nobody may take over what the other still needs."""
+class Free(nn.Module):
+    """Layers, and a forward pass that is a function of them and the images."""
 
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            torch.manual_seed(0)
-            self.a, self.end, self.norm = sparse(3, 4), sparse(4, 4), _norms(4)[0]
+    def __init__(self, call):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = sparse(3, 4), sparse(4, 4), sparse(3, 4)
+        self.norm, self.same, self.call = _norms(4)[0], nn.Identity(), call
 
-        def forward(self, x):
-            y = self.norm(self.a(x))
-            return self.end(F.relu(y) + y)
-
-    as_network(Twice(), X)
+    def forward(self, x):
+        return self.call(self, x)
 
 
-def test_a_convolution_that_two_read_is_written_before():
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            torch.manual_seed(0)
-            self.a, self.end, self.norm = sparse(3, 4), sparse(4, 4), _norms(4)[0]
-
-        def forward(self, x):
-            y = self.a(x)
-            return self.end(self.norm(y) + y)
-
-    as_network(Twice(), X)
+def a_norm_that_two_read(self, x):
+    y = self.norm(self.a(x))
+    return self.b(F.relu(y) + y)
 
 
-def test_a_view_that_changes_in_place_is_read_again():
+def a_convolution_that_two_read(self, x):
+    y = self.a(x)
+    return self.b(self.norm(y) + y)
+
+
+def a_view_that_changes_in_place(self, x):
     """x was converted for the first convolution, and is another one for the second."""
-
-    class View(nn.Module):
-        def __init__(self):
-            super().__init__()
-            torch.manual_seed(0)
-            self.a, self.b = sparse(3, 4), sparse(3, 4)
-
-        def forward(self, x):
-            x = torch.sigmoid(x)
-            y = self.a(x)
-            part = x[:, :1]
-            part.add_(1.0)
-            return y + self.b(x)
-
-    as_network(View(), X)
+    x = torch.sigmoid(x)
+    y = self.a(x)
+    x[:, :1].add_(1.0)
+    return y + self.c(x)
 
 
-def test_what_is_changed_in_place_has_its_new_value_under_all_names():
-    class Names(nn.Module):
-        def __init__(self):
-            super().__init__()
-            torch.manual_seed(0)
-            self.a, self.b, self.norm = sparse(3, 4), sparse(4, 4), _norms(4)[0]
-            self.same = nn.Identity()
+def new_values_under_old_names(self, x):
+    y = self.a(x)
+    z = self.same(y)
+    y.relu_()
+    w = self.norm(z)
+    w += y
+    return self.b(w) + z
 
-        def forward(self, x):
-            y = self.a(x)
-            z = self.same(y)
-            y.relu_()
-            w = self.norm(z)
-            w += y
-            return self.b(w) + z
 
-    as_network(Names(), X)
+@pytest.mark.parametrize(
+    "call",
+    [
+        a_norm_that_two_read, a_convolution_that_two_read,
+        a_view_that_changes_in_place, new_values_under_old_names,
+    ],
+)  # fmt: skip
+def test_nobody_takes_over_or_misses_what_others_need(call):
+    as_network(Free(call), X)
 
 
 def test_tensors_that_are_no_buffers_and_constants_of_the_forward_go_along():
-    class Constants(nn.Module):
-        def __init__(self):
-            super().__init__()
-            torch.manual_seed(0)
-            self.a, self.b = sparse(3, 4), sparse(4, 4)
-            self.shift = torch.randn(4, 1, 1)
+    def call(self, x):
+        x = self.a(x)[:, torch.tensor([1, 0, 3, 2])]
+        return self.b(x + self.shift)
 
-        def forward(self, x):
-            x = self.a(x)[:, torch.tensor([1, 0, 3, 2])]
-            return self.b(x + self.shift)
-
-    network = as_network(Constants(), X)
+    model = Free(call)
+    model.shift, names = torch.randn(4, 1, 1), set(model.state_dict())
+    network = as_network(model, X)
     copied = copy.deepcopy(network)
     assert torch.equal(copied(X), network(X))
-    assert set(network.state_dict()) == set(Constants().state_dict())
+    assert set(network.state_dict()) == names
 
 
 def test_activations_of_the_layout_change_nothing_in_place():
