@@ -41,7 +41,8 @@ def ended(command: Callable[[], int]) -> int:
     """The command's exit status; 130 for Ctrl-C, 0 if nobody reads on."""
     try:
         status = command()
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None: it was closed from the start, as by >&-
+            sys.stdout.flush()
         return status
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)

@@ -172,6 +172,8 @@ def check_command(argv: list[str]) -> None:
     cls = options.method_class(verbs.required(config.method or None, "method"))
     if cls is None:
         raise ValueError("dense is no method: there is nothing to check")
+    if not __debug__:
+        raise ValueError("python -O leaves out what the check is made of: run without")
     from sparsekit.testing import check_method  # slow to import, for this verb only
 
     try:

@@ -75,8 +75,14 @@ def _listed(*words: str) -> list[str]:
 
 
 def _help(*words: str) -> str:
+    """A help; none if a command lacks the packages that it needs."""
+    if not words:
+        return cli.usage(cli.commands())
     shown = io.StringIO()
     wide = patch.dict("os.environ", COLUMNS="9999")
-    with wide, contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
-        cli.main([*words, "--help"])
+    ends = contextlib.suppress(SystemExit, ImportError)
+    with wide, contextlib.redirect_stdout(shown), ends:
+        points = cli.commands()
+        run = points[words[0]].load() if words[0] in points else cli.methods
+        run([*words[1:], "--help"])
     return shown.getvalue()

@@ -23,7 +23,7 @@ class Row:
     words: of its small run. after: rows whose small runs come first. missing: words of
     a run one of whose inputs, `absent`, is not there. writes: what the small run
     writes; "" for nothing. again: words after a kill; default: the same.
-    also: of a run that uses the flags that the small one need not.
+    also: of runs that use the flags that the small one need not.
     not_here: {column: why it does not apply, or where it is tested}. prepare: makes
     what else is needed in the folder. environ: of the process. slow: it takes seconds,
     and is left to `make contracts`.
@@ -36,7 +36,7 @@ class Row:
     writes: str = ""
     again: str = ""
     not_here: tuple[tuple[str, str], ...] = ()
-    also: str = ""
+    also: tuple[str, ...] = ()
     prepare: Callable[[Path], None] | None = None
     environ: tuple[tuple[str, str], ...] = ()
     slow: bool = False
@@ -143,7 +143,7 @@ ROWS = {
     "data-pruning report": report("data-pruning"),
     "continual data": Row(
         "--dataset digits.npz", missing="--dataset absent.npz", absent="absent.npz",
-        also="--dataset digits.npz --scenario domain",
+        also=("--dataset digits.npz --scenario domain",),
     ),
     "continual train": trained(f"{DIGITS} --batch 20 --buffer 20 --strategy er"),
     "continual evaluate": reads("--run run", ("continual train",)),
@@ -168,10 +168,16 @@ ROWS = {
         "--out augmented",
         missing="--dataset absent.csv --out augmented", absent="absent.csv",
         writes="augmented", slow=True,
+        also=(
+            "--side none --items genres --chooser random --store replies.db "
+            "--out augmented",
+            "--side ask --endpoint.url http://127.0.0.1:9/v1 --endpoint.model m "
+            "--endpoint.local --store replies.db --dry-run",
+        ),
     ),
     "recsys export": Row(
         "--dataset log.csv --model ease --out model.safetensors", ("recsys train",),
-        also="--run run --fold-in 0.1 1 --out other.safetensors",
+        also=("--run run --fold-in 0.1 1 --out other.safetensors",),
         missing="--run nowhere --out model.safetensors", absent="nowhere",
         writes="model.safetensors",
     ),

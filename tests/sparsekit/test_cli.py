@@ -280,6 +280,12 @@ def test_statuses_are_those_of_the_command(tmp_path, monkeypatch, capsys) -> Non
     assert capsys.readouterr().err.startswith("sparsekit methods: error: unknown")
 
 
+def test_a_stdout_that_is_closed_is_no_error() -> None:
+    line = f"'{SCRIPT}' --version >&-; echo $?"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
 def test_flags_are_written_in_full(capsys) -> None:
     parser = cli.Parser(prog="p")
     parser.add_argument("--long-name")

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from dataclasses import fields
 from pathlib import Path
@@ -24,8 +26,16 @@ def test_the_readme_runs_as_it_stands(tmp_path: Path, monkeypatch, capsys) -> No
     assert set(run_readme(cli, "classify", capsys)) == set(cli.VERBS)
     out = capsys.readouterr().out
     assert "LargestAtStart keeps the contract" in out
+
     assert "static *" in out
     assert Path("runs/compare/compare.svg").stat().st_size > 1000
+
+
+def test_a_check_without_assertions_is_refused() -> None:
+    command = [sys.executable, "-O", "-m", "apps.classify", "check", "--method", "set"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "error: python -O leaves out what the check is made of" in done.stderr
 
 
 def test_train_writes_a_folder_that_loads(tmp_path: Path, capsys) -> None:
