@@ -14,6 +14,7 @@ from apps.recsys.data import load as load_data
 from apps.recsys.evaluation import Evaluation
 from apps.recsys.ingredients import Ingredients
 from apps.recsys.preparation import COLD, make
+from apps.recsys.splits import Dataset
 
 SPLIT = 3
 
@@ -146,11 +147,8 @@ def test_slices_by_hand():
     ndcg = np.array([1.0, 1 / np.log2(3), np.nan])
     values = {"ndcg@20": ndcg, "recall@20": np.array([1.0, 1.0, np.nan])}
 
-    class Parts:
-        pass
-
-    parts = Parts()
-    parts.train, parts.test = train, test
+    ids = np.array(list("abcd"), object)
+    parts = Dataset("toy", "by hand", train, test, test, ids[:3], ids)
     found = ablation.sliced(
         Evaluation("test", ranked, values), parts, np.array([True, False, False])
     )
