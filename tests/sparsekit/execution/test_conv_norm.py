@@ -398,21 +398,21 @@ def test_a_global_hook_sees_both_layers():
 
 
 @pytest.mark.parametrize(
-    ("x", "batch"),
+    ("make", "batch"),
     [
-        (torch.randn(3, INPUTS, 7, 5), 3),
-        (blocked_input(), 17),
-        (blocked_input(batch=17), 3),
-        (blocked_input(INPUTS + 1), 3),
-        (blocked_input().double(), 3),
-        (blocked_input()[..., :8], 3),
-        (blocked_input().transpose(2, 3), 3),
-        (blocked_input(batch=1, size=(1, 1)), 1),
+        (lambda: torch.randn(3, INPUTS, 7, 5), 3),
+        (blocked_input, 17),
+        (lambda: blocked_input(batch=17), 3),
+        (lambda: blocked_input(INPUTS + 1), 3),
+        (lambda: blocked_input().double(), 3),
+        (lambda: blocked_input()[..., :8], 3),
+        (lambda: blocked_input().transpose(2, 3), 3),
+        (lambda: blocked_input(batch=1, size=(1, 1)), 1),
     ],
 )
-def test_inputs_that_do_not_fit_run_one_by_one(x, batch):
+def test_inputs_that_do_not_fit_run_one_by_one(make, batch):
     *_, sparse, norm = subject()
-    assert plain(sparse, norm, x, batch) is False
+    assert plain(sparse, norm, make(), batch) is False
 
 
 def test_sizes_of_one_value_are_told_by_what_comes_out():
