@@ -102,6 +102,7 @@ def table(path: Path, tree: Path) -> dict[str, Any]:
 
 
 NONE = "–"
+ENOUGH = 0.99  # share of all faults whose parts were tried
 ALL = "all, each part by its weight"
 WHAT = (
     "Faults planted in `sparsekit/`, a random sample of each part, and what the tests "
@@ -144,18 +145,20 @@ def _row(total: Mapping[str, int], counts: Mapping[str, Counter[str]]) -> dict:
 def _share(
     total: Mapping[str, int], counts: Mapping[str, Counter[str]], what: str
 ) -> str:
-    """Of a stratified sample: "86 % [84, 88] of 512"; a part without faults is a dash.
+    """Of a stratified sample: "86 % [84, 88] of 512"; a dash if a part was not tried.
 
-    Intervals are as wide as if two faults more had been noticed and two more had not,
+    A part so small that it hardly counts may be missing: of integrations all faults
+    were tried early. Intervals are as wide as if two faults more had been noticed and two more had not,
     which is Agresti and Coull's advice.
     """
     share = variance = 0.0
     n_all = sum(counts[name][what] for name in total)
-    for name, faults in total.items():
+    tried = {name: faults for name, faults in total.items() if counts[name][what]}
+    if not tried or sum(tried.values()) < ENOUGH * sum(total.values()):
+        return NONE
+    for name, faults in tried.items():
         n, noticed = counts[name][what], counts[name][f"{what}, noticed"]
-        if n == 0:
-            return NONE
-        weight = faults / sum(total.values())
+        weight = faults / sum(tried.values())
         p, left = (noticed + 2) / (n + 4), max(0.0, 1 - n / faults)
         share += weight * noticed / n
         variance += weight**2 * left * p * (1 - p) / (n + 4)

@@ -293,3 +293,12 @@ def test_the_share_of_new_faults_comes_first(tmp_path: Path) -> None:
     assert "new" not in table["columns"]
     assert table["what"] == scores.WHAT
     assert all(list(row) == list(table["columns"]) for row in table["rows"].values())
+
+
+def test_a_part_that_hardly_counts_may_be_missing() -> None:
+    counts = {"a": scores.Counter({"new": 4, "new, noticed": 3}), "b": scores.Counter()}
+    alone = scores._share({"a": 99}, counts, "new")
+    assert alone.startswith("75 % [")
+    assert scores._share({"a": 99, "b": 1}, counts, "new") == alone
+    assert scores._share({"a": 99, "b": 2}, counts, "new") == scores.NONE
+    assert scores._share({"b": 2}, counts, "new") == scores.NONE
