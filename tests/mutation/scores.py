@@ -148,8 +148,8 @@ def _share(
     """Of a stratified sample: "86 % [84, 88] of 512"; a dash if a part was not tried.
 
     A part so small that it hardly counts may be missing: of integrations all faults
-    were tried early. Intervals are as wide as if two faults more had been noticed and two more had not,
-    which is Agresti and Coull's advice.
+    were tried early. Intervals are as wide as if two faults more had been noticed and
+    two more had not, which is Agresti and Coull's advice.
     """
     share = variance = 0.0
     n_all = sum(counts[name][what] for name in total)
