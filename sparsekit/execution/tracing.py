@@ -58,6 +58,9 @@ def trace(
             f"masks of no weight in the model: {sorted(set(masks) - names)}"
         )
     graph = _Tracer().trace(model)
+    inputs = graph.find_nodes(op="placeholder")
+    if len(inputs) > 1:
+        raise _unsupported(inputs[1], "a network has one input")
     with torch.no_grad():
         ShapeProp(fx.GraphModule(model, graph)).propagate(example)
     return _Translation(model, masks, len(example)).run(graph)
@@ -75,8 +78,6 @@ class _Translation:
     def run(self, graph: fx.Graph) -> list[Layer]:
         for node in graph.nodes:
             if node.op == "placeholder":
-                if self.results:
-                    raise _unsupported(node, "a network has one input")
                 self.results[node] = "input", NO_PADS
             elif node.op == "output":
                 self._check_output(node)

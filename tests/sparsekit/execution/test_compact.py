@@ -1091,3 +1091,13 @@ def test_masks_go_by_either_name_of_a_shared_layer():
     for name in ("a.weight", "b.weight"):
         small = compact(model, {name: mask})
         assert torch.equal(small.a.weight, model.a.weight * mask)
+
+
+def test_a_model_in_training_is_checked_in_evaluation():
+    model = mlp(nn.Dropout(0.5), nn.BatchNorm1d(13)).float().train()
+    kill(model[0])
+    before = model[2].running_mean.clone()
+    small = compact(model, example=torch.randn(5, 7))
+    assert all(module.training for module in small.modules())
+    assert len(small[0].weight) == 7
+    assert torch.equal(model[2].running_mean, before)

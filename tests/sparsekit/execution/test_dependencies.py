@@ -438,3 +438,12 @@ def test_layers_of_another_width_than_known_are_inputs():
     net.b.weight.data[:, 1] = 0
     small = shrunk(net, ROWS)
     assert (small.a.out_features, small.b.in_features) == (6, 3)
+
+
+def test_a_layer_of_rows_that_reads_images_needs_every_channel():
+    """It mixes pixels, so that channels are none of its inputs."""
+    net = Net(nn.Conv2d(3, 6, 1), lambda self, y: y, nn.Linear(5, 4))
+    net.a.bias.data[DEAD] = 0
+    small = shrunk(net, IMAGES)
+    assert len(small.a.weight) == 6
+    assert small.compaction.kept == [Kept("a", 1, "'b' (Linear)")]

@@ -330,3 +330,10 @@ def test_moved_between_forward_and_backward():
     layers.require_unmoved(3, 3)
     with pytest.raises(RuntimeError, match="3 connections went forward, 4 are left"):
         layers.require_unmoved(3, 4)
+
+
+def test_the_dense_gradient_while_all_weights_exist():
+    layer, x = sparse_linear(torch.ones(4, 5) > 0), torch.randn(3, 5)
+    layer.watch_dense_gradient()
+    layer(x).sum().backward()
+    torch.testing.assert_close(layer.take_dense_gradient(), x.sum(0).expand(4, 5))

@@ -368,6 +368,15 @@ def test_tensors_that_are_no_buffers_and_constants_of_the_forward_go_along():
     assert set(network.state_dict()) == names
 
 
+def test_buffers_that_are_not_saved_stay_so():
+    model = Free(lambda self, x: self.b(self.a(x) + self.shift))
+    model.register_buffer("shift", torch.randn(4, 1, 1), persistent=False)
+    names = set(model.state_dict())
+    network = as_network(model, X)
+    assert set(network.state_dict()) == names
+    assert "shift" in dict(network.named_buffers())
+
+
 def test_activations_of_the_layout_change_nothing_in_place():
     model = nn.Sequential(
         sparse(3, 4), nn.Hardswish(inplace=True), sparse(4, 4), nn.ReLU(inplace=True),

@@ -324,3 +324,27 @@ def test_steps_hold_no_graph() -> None:
         assert not step.weight.requires_grad
         assert not step.bias.requires_grad
         assert step.weight.dtype == step.bias.dtype == torch.float64
+
+
+def test_a_network_of_two_inputs_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"placeholder 'y' \(y\): .* has one input"):
+        trace(Two().eval(), torch.randn(2, 6))
+
+
+def test_what_is_refused_is_called_by_its_kind() -> None:
+    for call, named in (
+        (nn.Sequential(nn.GELU()), "cannot export module '0' "),
+        (Of(lambda m, x: torch.sin(x)), "cannot export call function '<built-in"),
+        (Of(lambda m, x: x.exp()), "cannot export call method 'exp' "),
+    ):
+        with pytest.raises(ValueError, match=named):
+            trace(settled(call), torch.randn(2, 6))
+
+
+def test_bounds_of_activations() -> None:
+    for module, low, high in (
+        (nn.ReLU(), 0.0, None), (nn.ReLU6(), 0.0, 6.0), (nn.Hardtanh(-2, 3), -2.0, 3.0),
+        (Of(lambda m, x: F.relu6(x)), 0.0, 6.0), (Of(lambda m, x: x.relu()), 0.0, None),
+    ):  # fmt: skip
+        (step,) = trace(nn.Sequential(module).eval(), torch.randn(2, 6))
+        assert (step.entry["low"], step.entry["high"]) == (low, high)
