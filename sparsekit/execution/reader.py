@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> int:
     model_path, input_path, output_path = arguments
     try:
         model = load(model_path)
-        x = np.load(input_path)  # no pickles
+        x = np.load(input_path, allow_pickle=False)
         np.save(output_path, model(np.asarray(x, np.float32)))
     except (OSError, ValueError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
