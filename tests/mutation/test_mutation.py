@@ -176,6 +176,28 @@ def test_a_fault_is_planted_in_the_process_that_imports_it(planted: bool) -> Non
     assert done.stdout.split() == (["None", "None"] if planted else ["1", "5"])
 
 
+LEAVES_A_FOLDER_AND_RETURNS = """
+import pathlib
+from tests.mutation import child
+kernels = "tests/sparsekit/execution/kernels"
+tests = [
+    f"{kernels}/test_dense.py::test_dense[1-window0]",
+    "tests/sparsekit/test_masks.py::test_topk_of_a_view_a_scalar_and_a_leaf",
+    f"{kernels}/test_depthwise.py::test_small_depthwise[0-window0]",
+]
+result = child.run_tests(pathlib.Path.cwd(), {}, [tests])
+print("failed:", result["failed"], "ran:", len(result["seconds"]))
+"""
+
+
+def test_fixtures_of_a_folder_are_found_when_tests_of_another_come_between() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVES_A_FOLDER_AND_RETURNS],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1:] == ["failed: [] ran: 3"], done.stdout[-2000:]
+
+
 def test_the_package_is_not_imported_before_a_fault_is_planted() -> None:
     program = "import sys, tests.mutation.__main__; print('sparsekit' in sys.modules)"
     done = subprocess.run(
