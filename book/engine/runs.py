@@ -26,6 +26,7 @@ from book.engine.progress import Reporter, reporter
 # Time limit of one cell, seconds: against one that hangs, not against a slow or busy
 # machine. `full` runs by hand, on other machines.
 CELL_SECONDS = {"smoke": 600, "laptop": 3600, "full": None}
+GRACE = 5.0  # seconds that an interrupted chapter has to end its kernel
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -104,8 +105,7 @@ class Processes:
             yield process
             process.wait()
         except BaseException:
-            process.terminate()  # its kernel ends with it
-            process.wait()
+            end(process)
             raise
         finally:
             with self._lock:
@@ -114,8 +114,25 @@ class Processes:
     def stop(self) -> None:
         with self._lock:
             self._stopped = True
-            for process in self._running:
-                process.terminate()
+            running = list(self._running)
+        for process in running:
+            process.terminate()
+        for process in running:
+            end(process)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Ends a chapter's process; its kernel ends with it.
+
+    nbclient answers SIGTERM by ending the kernel, and then waits for one that had just
+    been started until its time limit.
+    """
+    process.terminate()
+    try:
+        process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def environment(chapter: Chapter, results: Path, claims: Path) -> dict[str, str]:

@@ -11,11 +11,11 @@ import nbformat
 import psutil
 import pytest
 
-from book.engine import cache
+from book.engine import cache, runs
 from book.engine.__main__ import main
 from book.engine.chapter import ChapterError, read_chapter, read_contents
 from book.engine.execution import check_executed, fold_parameters, output_problem
-from book.engine.runs import ROOT, Book, RunError, run_chapters
+from book.engine.runs import ROOT, Book, Processes, RunError, run_chapters
 
 PARAMETERS = """\
 ```{code-cell} ipython3
@@ -156,6 +156,23 @@ def test_an_interrupted_build_ends_its_processes_and_goes_on_from_there(tmp_path
     assert again.returncode == 0, again.stderr
     assert "good: unchanged, from the cache" in again.stdout
     assert "slow: ran in" in again.stdout
+
+
+def test_a_process_that_does_not_listen_is_ended(monkeypatch):
+    monkeypatch.setattr(runs, "GRACE", 0.5)
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    deaf += "print('deaf', flush=True); signal.pause()"
+    command = [sys.executable, "-c", deaf]
+    processes = Processes()
+    with processes.started(*command, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == "deaf\n"
+        processes.stop()
+        assert process.returncode == -signal.SIGKILL
+    with (
+        pytest.raises(InterruptedError, match="no process is started any more"),
+        processes.started(*command),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(
