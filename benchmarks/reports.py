@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from apps.common.provenance import stored_provenance
 from sparsekit import atomic
 
 ROOT = Path(__file__).parents[1]
@@ -38,9 +39,13 @@ def parser(
 
 
 def setting(args: argparse.Namespace) -> dict[str, Any]:
-    """The whole numbers that were asked for, the machine, and torch."""
+    """The whole numbers that were asked for, the machine, torch, and provenance."""
     numbers = {name: value for name, value in vars(args).items() if type(value) is int}
-    return numbers | {"machine": platform.machine(), "torch": version("torch")}
+    return numbers | {
+        "machine": platform.machine(),
+        "torch": version("torch"),
+        "provenance": stored_provenance("full"),
+    }
 
 
 def fresh(name: str, *arguments: object, **environment: str) -> Any:
