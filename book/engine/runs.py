@@ -122,11 +122,7 @@ class Processes:
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    """Ends a chapter's process; its kernel ends with it.
-
-    nbclient answers SIGTERM by ending the kernel, and then waits for one that had just
-    been started until its time limit.
-    """
+    """Ends a chapter's process, and its kernel with it, whether it listens or not."""
     process.terminate()
     try:
         process.wait(GRACE)

@@ -120,6 +120,7 @@ def test_the_book_is_built_without_a_chapter_that_fails(tmp_path, monkeypatch, c
 
 
 BUILD = """
+import signal
 import sys
 from pathlib import Path
 import book.engine.__main__ as command
@@ -127,6 +128,7 @@ folder = Path(sys.argv[1])
 build = folder / "build"
 mine = command.Book(folder, build, folder, build / "results")  # nobody edits it
 command.Book = lambda: mine
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
 sys.exit(command.main(["--profile", "smoke", "--no-site", "--jobs", "1"]))
 """
 
